@@ -1,0 +1,33 @@
+"""Operations that plugins share; each room has a PyTorch reference, some a Triton kernel.
+
+Letters in the shapes: B batch, H query heads, N key/value heads (query head h reads key/value
+head h // (H // N)), W observation window, S positions, D head dim, R rank of a head's output
+projection, K kept, M model dim. The window is the last W of the S positions, oldest first.
+"""
+
+from kvpolicy_kernels.gather_kv import gather_kv
+from kvpolicy_kernels.pool_scores import pool_scores
+from kvpolicy_kernels.reconstruction_error import (
+    head_factors,
+    odds,
+    reconstruction_error,
+    weighted_values,
+    windowed_reconstruction_error,
+)
+from kvpolicy_kernels.row_statistics import row_statistics
+from kvpolicy_kernels.select import select
+from kvpolicy_kernels.window_attention import WindowAttention, window_attention
+
+__all__ = [
+    "WindowAttention",
+    "gather_kv",
+    "head_factors",
+    "odds",
+    "pool_scores",
+    "reconstruction_error",
+    "row_statistics",
+    "select",
+    "weighted_values",
+    "window_attention",
+    "windowed_reconstruction_error",
+]

@@ -1,0 +1,33 @@
+"""Checks at the doors: what was wrong, and the value."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
+    if not holds:
+        raise ValueError(message)
+
+
+def require_groups(heads: int, kv_heads: int) -> None:
+    """Raise ValueError unless every key/value head serves equally many query heads."""
+    require(
+        kv_heads > 0 and heads % kv_heads == 0,
+        f"{heads} query heads do not divide among {kv_heads} key/value heads",
+    )
+
+
+def require_window(queries: Tensor, keys: Tensor) -> None:
+    """Raise ValueError unless queries [B H W D] are a window over keys [B N S D]."""
+    require(
+        queries.shape[0] == keys.shape[0] and queries.shape[-1] == keys.shape[-1],
+        f"queries {tuple(queries.shape)} and keys {tuple(keys.shape)} differ in batch or dim",
+    )
+    require_groups(queries.shape[1], keys.shape[1])
+    window, positions = queries.shape[2], keys.shape[2]
+    require(
+        1 <= window <= positions,
+        f"a window of {window} queries needs 1 <= window <= positions, which are {positions}",
+    )

@@ -1,0 +1,79 @@
+"""The Triton kernel: one program copies a block of rows of one head's keys and values."""
+
+# Triton has no types, and its kernels name their sizes by the letters of the shapes.
+# ruff: noqa: ANN001, ANN202, N803
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK_K = 32
+
+
+@triton.jit
+def _copy_rows(
+    source, target, row, written, readable, row_stride, dim_stride,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+    inside = (d < D)[None, :]
+    taken = tl.load(
+        source + row[:, None] * row_stride + d[None, :] * dim_stride,
+        mask=readable[:, None] & inside,
+        other=0,
+    )
+    tl.store(target + d[None, :], taken, mask=written[:, None] & inside)
+
+
+@triton.jit
+def _gather_kv_kernel(
+    keys, values, rows, kept_keys, kept_values,
+    N, S, K,
+    keys_b, keys_n, keys_s, keys_d,
+    values_b, values_n, values_s, values_d,
+    rows_b, rows_n, rows_k,
+    D: tl.constexpr, DV: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0).to(tl.int64)
+    b, n = head // N, head % N
+    k = tl.program_id(1).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    written = k < K
+    row = tl.load(rows + b * rows_b + n * rows_n + k * rows_k, mask=written, other=0).to(tl.int64)
+    # A row that does not exist becomes zeros: the host could only ask by waiting for the GPU.
+    readable = written & (row >= 0) & (row < S)
+    kept = (head * K + k)[:, None]
+    _copy_rows(
+        keys + b * keys_b + n * keys_n, kept_keys + kept * D,
+        row, written, readable, keys_s, keys_d, D, BLOCK_D,
+    )  # fmt: skip
+    _copy_rows(
+        values + b * values_b + n * values_n, kept_values + kept * DV,
+        row, written, readable, values_s, values_d, DV, BLOCK_DV,
+    )  # fmt: skip
+
+
+def gather_kv(
+    keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
+) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+    """Gather rows of the position axis, keys and values in one launch."""
+    batch, heads, positions, dim = keys.shape
+    kept, value_dim = rows.shape[-1], values.shape[-1]
+    kept_keys = torch.empty(batch, heads, kept, dim, dtype=keys.dtype, device=keys.device)
+    kept_values = torch.empty(batch, heads, kept, value_dim, dtype=values.dtype, device=keys.device)
+    if rows.numel() == 0:
+        return kept_keys, kept_values
+    # Triton launches on the current device, which need not be the one that holds this layer.
+    with torch.cuda.device_of(keys):
+        _gather_kv_kernel[(batch * heads, triton.cdiv(kept, BLOCK_K))](
+            keys, values, rows, kept_keys, kept_values, heads, positions, kept,
+            *keys.stride(), *values.stride(), *rows.stride(),
+            D=dim, DV=value_dim, BLOCK_K=BLOCK_K,
+            BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(value_dim),
+        )  # fmt: skip
+    return kept_keys, kept_values

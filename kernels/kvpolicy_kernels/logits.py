@@ -1,0 +1,73 @@
+"""Attention logits of a window of queries, a bounded block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
+
+
+class QueryBlock(NamedTuple):
+    """Logits of a few queries of one sequence; the caller may overwrite them."""
+
+    batch: int
+    kv_head: int
+    heads: slice
+    window: slice
+    logits: Float32[Tensor, "h w V"]
+    """Over the V positions that the block's last query sees; -inf where an earlier one does not."""
+
+
+def query_blocks(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    *,
+    scaling: float,
+    softcap: float | None,
+) -> Iterator[QueryBlock]:
+    """Walk over all rows; a block holds whole windows of one key/value head while they fit.
+
+    All heads of a group share one product: it reads the keys once and has enough rows to be fast.
+    A block's logits are valid until the next block.
+    """
+    batch, heads, window, _ = queries.shape
+    kv_heads, positions = keys.shape[1:3]
+    group = heads // kv_heads
+    rows = max(1, LOGITS_BYTES // (4 * positions))
+    window_step = min(window, rows)
+    head_step = min(group, max(1, rows // window))
+    memory = torch.empty(
+        head_step * window_step * positions, dtype=torch.float32, device=keys.device
+    )
+    for b, n in product(range(batch), range(kv_heads)):
+        for h in spans(n * group, (n + 1) * group, head_step):
+            for w in spans(0, window, window_step):
+                block = queries[b, h, w].float() * scaling
+                seen = keys[b, n, : positions - window + w.stop]
+                yield QueryBlock(b, n, h, w, _logits(block, seen, softcap, memory))
+
+
+def _logits(
+    queries: Float32[Tensor, "h w D"],
+    keys: Float[Tensor, "V D"],
+    softcap: float | None,
+    memory: Float32[Tensor, " size"],
+) -> Float32[Tensor, "h w V"]:
+    heads, window, dim = queries.shape
+    visible = keys.shape[0]
+    flat = memory[: heads * window * visible].view(heads * window, visible)
+    for s in spans(0, visible, rows_per_block(dim, keys.device)):
+        torch.mm(queries.reshape(-1, dim), keys[s].float().T, out=flat[:, s])
+    if softcap is not None:
+        flat.div_(softcap).tanh_().mul_(softcap)
+    logits = flat.view(heads, window, visible)
+    if window > 1:
+        later = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu_(1)
+        logits[..., visible - window :].masked_fill_(later, -torch.inf)
+    return logits

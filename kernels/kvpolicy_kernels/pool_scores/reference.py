@@ -1,0 +1,91 @@
+"""Shifted pooling of per-head widths in PyTorch: the specification, and the CPU path."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float32, Int
+from torch import Tensor
+from torch.nn import functional
+
+from kvpolicy_kernels.checks import require
+from kvpolicy_kernels.chunking import rows_per_block, spans
+
+
+@torch.no_grad()
+def pool_scores(
+    scores: Float32[Tensor, "B H S"],
+    widths: Int[Tensor, "B H"] | int,
+    shifts: Int[Tensor, "B H"] | int = 0,
+    *,
+    mode: Literal["avg", "max"] = "avg",
+    edges: Literal["replicate", "zero"] = "replicate",
+) -> Float32[Tensor, "B H S"]:
+    """Pool the heads of equal width and shift together; most layers have few such groups."""
+    rows = scores.flatten(0, 1)
+    groups = _groups(widths, shifts, len(rows))
+    for width, _ in groups:
+        require(width >= 1 and width % 2 == 1, f"a width must be odd and at least 1: {width}")
+    if scores.numel() == 0:
+        return scores.clone()
+    pooled = torch.empty_like(rows)
+    block = rows_per_block(rows.shape[1], rows.device)
+    for (width, shift), members in groups.items():
+        for part in spans(0, len(members), block):
+            pooled[members[part]] = _pool(rows[members[part]], width, shift, mode, edges)
+    return pooled.view(scores.shape)
+
+
+def _groups(
+    widths: Int[Tensor, "B H"] | int, shifts: Int[Tensor, "B H"] | int, rows: int
+) -> dict[tuple[int, int], list[int]]:
+    width_of, shift_of = (
+        [option] * rows if isinstance(option, int) else option.flatten().tolist()
+        for option in (widths, shifts)
+    )
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, pair in enumerate(zip(width_of, shift_of, strict=True)):
+        groups.setdefault(pair, []).append(row)
+    return groups
+
+
+def _pool(
+    rows: Float32[Tensor, "n S"], width: int, shift: int, mode: str, edges: str
+) -> Float32[Tensor, "n S"]:
+    outside = None if edges == "replicate" else 0.0 if mode == "avg" else -torch.inf
+    padded = _window(rows, shift - width // 2, shift + width // 2, outside)
+    if mode == "max":
+        return functional.max_pool1d(padded, width, stride=1)
+    return _sliding_sums(padded, width).div_(width)
+
+
+def _window(
+    rows: Float32[Tensor, "n S"], first: int, last: int, outside: float | None
+) -> Float32[Tensor, "n P"]:
+    """Columns first .. S - 1 + last, where those outside 0 .. S - 1 hold a number or the edge."""
+    columns = rows.shape[1]
+    length = columns + last - first
+    before = min(max(-first, 0), length)
+    inside = rows[:, max(first, 0) : max(columns + last, 0)]
+    edges = rows[:, :1], rows[:, -1:]
+    if outside is not None:
+        edges = torch.full_like(edges[0], outside), torch.full_like(edges[1], outside)
+    after = length - before - inside.shape[1]
+    return torch.cat([edges[0].expand(-1, before), inside, edges[1].expand(-1, after)], dim=1)
+
+
+def _sliding_sums(rows: Float32[Tensor, "n P"], width: int) -> Float32[Tensor, "n S"]:
+    """Sum every `width` neighbours with two additions each (van Herk, 1992).
+
+    A window is the end of one block of `width` columns and the start of the next, so two running
+    sums per block serve all windows. Unlike differences of one running sum over the row, a huge
+    score stays out of the windows that do not hold it.
+    """
+    count, length = rows.shape
+    blocks = -(-length // width)
+    tiles = functional.pad(rows, (0, blocks * width - length)).view(count, blocks, width)
+    ends = tiles.flip(-1).cumsum(-1).flip(-1).view(count, -1)
+    starts = functional.pad(tiles.cumsum(-1)[..., :-1], (1, 0)).view(count, -1)
+    sums = length - width + 1
+    return ends[:, :sums] + functional.pad(starts, (0, width))[:, width : width + sums]

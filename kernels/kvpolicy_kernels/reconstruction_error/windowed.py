@@ -1,0 +1,77 @@
+"""The error of every query's own output in PyTorch: the specification, and the CPU path."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.reconstruction_error.reference import odds
+
+LEAST_NORM = 2.0**-60
+"""Keeps the relative error of a vanishing output finite."""
+
+
+@torch.no_grad()
+def windowed_reconstruction_error(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    values: Float[Tensor, "B N S Dv"],
+    weights: Float[Tensor, " W"],
+    factors: Float[Tensor, "H R Dv"] | None,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    normalize: bool = False,
+) -> Float32[Tensor, "B H S"]:
+    """Hold the softmax rows of a block of queries, and walk over the positions twice."""
+    scores = weights.new_zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32)
+    for b, n, h, w, logits in query_blocks(queries, keys, scaling=scaling, softcap=softcap):
+        attention = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+        attention.div_(attention.sum(-1, keepdim=True))
+        seen = values[b, n, : logits.shape[-1]]
+        factor = None if factors is None else factors[h].float()
+        output = _project(_outputs(attention, seen), factor)
+        share = weights[w].float().expand(attention.shape[:2])
+        if normalize:
+            share = share / torch.linalg.vector_norm(output, dim=-1).clamp_min(LEAST_NORM)
+        _add_errors(scores[b, h], attention, seen, output, factor, share)
+    return scores
+
+
+def _project(
+    vectors: Float32[Tensor, "h n Dv"], factors: Float32[Tensor, "h R Dv"] | None
+) -> Float32[Tensor, "h n R"]:
+    return vectors if factors is None else vectors @ factors.mT
+
+
+def _outputs(
+    attention: Float32[Tensor, "h w V"], values: Float[Tensor, "V Dv"]
+) -> Float32[Tensor, "h w Dv"]:
+    outputs = attention.new_zeros(*attention.shape[:2], values.shape[1])
+    for s in spans(0, *_blocks(values, values.shape[1])):
+        outputs += attention[..., s] @ values[s].float()
+    return outputs
+
+
+def _add_errors(
+    scores: Float32[Tensor, "h S"],
+    attention: Float32[Tensor, "h w V"],
+    values: Float[Tensor, "V Dv"],
+    output: Float32[Tensor, "h w R"],
+    factors: Float32[Tensor, "h R Dv"] | None,
+    share: Float32[Tensor, "h w"],
+) -> None:
+    heads, window, rank = output.shape
+    together = heads * (values.shape[1] + 2 * rank + 3 * window)
+    for s in spans(0, *_blocks(values, together)):
+        projected = _project(values[s].float().expand(heads, -1, -1), factors)
+        # Not through products: o . o - 2 o . v + v . v loses every digit of a value close to o.
+        distance = torch.cdist(output, projected, compute_mode="donot_use_mm_for_euclid_dist")
+        scores[:, s] += (share[:, None] @ odds(attention[..., s]).mul_(distance))[:, 0]
+
+
+def _blocks(values: Tensor, floats: int) -> tuple[int, int]:
+    return values.shape[0], rows_per_block(floats, values.device)

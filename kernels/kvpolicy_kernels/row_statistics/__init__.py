@@ -1,0 +1,34 @@
+"""Where in the sequence each query of the window looks."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from kvpolicy_kernels.checks import require, require_window
+from kvpolicy_kernels.row_statistics import reference
+
+__all__ = ["row_statistics"]
+
+
+def row_statistics(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    count: int,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> Float64[Tensor, "B H W"]:
+    """Mean position of the `count` most attended positions of every query.
+
+    Query t sees the positions 0 .. S - W + t; one that sees fewer than `count` uses them all. Of
+    equal logits at the cut the lower positions count.
+
+    >>> import torch
+    >>> keys = torch.tensor([[[[3.0], [2.0], [1.0], [0.0]]]])
+    >>> row_statistics(torch.tensor([[[[1.0], [-1.0]]]]), keys, 2, scaling=1.0)
+    tensor([[[0.5000, 2.5000]]], dtype=torch.float64)
+    """
+    require_window(queries, keys)
+    require(count >= 1, f"count must be at least 1: {count}")
+    return reference.row_statistics(queries, keys, count, scaling=scaling, softcap=softcap)

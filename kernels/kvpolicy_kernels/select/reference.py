@@ -1,0 +1,36 @@
+"""Selection by threshold in PyTorch: the specification, and the CPU path."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+
+@torch.no_grad()
+def select(
+    scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"], *, count: int | None = None
+) -> Int64[Tensor, "B N K"]:
+    """Mark what is above each row's budget-th score, then the first that equal it."""
+    if count is None:
+        count = int(budgets.max()) if budgets.numel() else 0
+    positions = scores.shape[-1]
+    most = min(count, positions)
+    if most == 0:
+        return budgets.new_full((*budgets.shape, count), positions, dtype=torch.int64)
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    room = budgets.to(scores.device, torch.int64).clamp(0, most)[..., None]
+    threshold = scores.topk(most).values.gather(-1, (room - 1).clamp_min(0))
+    above = scores > threshold
+    equal = scores == threshold
+    first = equal.cumsum(-1) <= room - above.sum(-1, keepdim=True)
+    return _positions((above | (equal & first)) & (room > 0), count)
+
+
+def _positions(chosen: Bool[Tensor, "B N S"], count: int) -> Int64[Tensor, "B N K"]:
+    """Ascending positions of the chosen; `nonzero` would tell a GPU's host how many there are."""
+    positions = chosen.shape[-1]
+    place = torch.where(chosen, chosen.cumsum(-1) - 1, count)
+    source = torch.arange(positions, device=chosen.device).expand_as(place)
+    result = place.new_full((*place.shape[:-1], count + 1), positions)
+    return result.scatter_(-1, place, source)[..., :count]

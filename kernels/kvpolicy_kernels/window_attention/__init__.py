@@ -1,0 +1,38 @@
+"""Attention of the observation window, averaged over its queries."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy_kernels.checks import require, require_window
+from kvpolicy_kernels.window_attention import reference
+from kvpolicy_kernels.window_attention.reference import WindowAttention
+
+__all__ = ["WindowAttention", "window_attention"]
+
+
+def window_attention(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    weights: Float[Tensor, " W"],
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> WindowAttention:
+    """Average the window's causal attention over its queries, without storing [B H W S].
+
+    attention_i = sum_t weights_t softmax_i(scaling q_t . k_i), where query t sees the positions
+    0 .. S - W + t. With `softcap` c the logits x become c tanh(x / c) before the softmax.
+
+    >>> import torch
+    >>> queries, keys = torch.zeros(1, 2, 2, 8), torch.zeros(1, 1, 4, 8)
+    >>> window_attention(queries, keys, torch.tensor([0.0, 1.0]), scaling=1.0).attention[0, 0]
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    require_window(queries, keys)
+    require(
+        weights.shape == queries.shape[2:3],
+        f"{tuple(weights.shape)} weights for a window of {queries.shape[2]} queries",
+    )
+    return reference.window_attention(queries, keys, weights, scaling=scaling, softcap=softcap)
