@@ -1,0 +1,55 @@
+"""A budget: how many positions each key/value head and layer may keep."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, TypeAlias
+
+from kvpolicy.errors import InvalidValueError
+
+Budget: TypeAlias = int | float
+"""Positions (int), or the share of the prompt that is kept (float in (0, 1])."""
+
+
+def checked_budget(budget: Any) -> Budget:
+    """Return a budget that makes sense, or say what is wrong with it.
+
+    >>> checked_budget(0.25), checked_budget(1024)
+    (0.25, 1024)
+    """
+    if isinstance(budget, numbers.Integral) and not isinstance(budget, bool):
+        positions = int(budget)
+        if positions < 1:
+            raise InvalidValueError(
+                f"budget must be at least 1 position, but is {positions}. Give positions as an int "
+                "(budget=1024) or a share of the prompt as a float (budget=0.25)."
+            )
+        return positions
+    if isinstance(budget, numbers.Real) and not isinstance(budget, bool):
+        share = float(budget)
+        if not 0 < share <= 1:
+            whole = share > 1 and share.is_integer()
+            hint = f" For positions give an int: budget={int(share)}." if whole else ""
+            raise InvalidValueError(
+                f"a float budget is a share of the prompt, above 0 and at most 1, "
+                f"but is {share!r}.{hint}"
+            )
+        return share
+    raise InvalidValueError(
+        f"budget must be an int (positions) or a float (share of the prompt), but is {budget!r}."
+    )
+
+
+def positions_of(budget: Budget, seen: int, *, protected: int) -> int:
+    """Return the positions that `budget` allows after `seen` tokens.
+
+    A share is rounded down, but never below what sinks and recent tokens protect.
+
+    >>> positions_of(0.25, 1000, protected=32), positions_of(0.25, 60, protected=32)
+    (250, 32)
+    """
+    if isinstance(budget, int):
+        return budget
+    # 0.29 * 100 is 28.999999999999996: a share of 29 % of 100 positions is 29.
+    return max(1, protected, math.floor(budget * seen + 1e-9))

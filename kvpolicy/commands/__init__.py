@@ -1,0 +1,1 @@
+"""The commands of `kvpolicy`, a module for each."""

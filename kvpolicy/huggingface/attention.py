@@ -1,0 +1,121 @@
+"""Observe: wrap the attention function that a model already uses, and show its calls to caches."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from kvpolicy.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from kvpolicy.huggingface.layer import PolicyLayer
+
+PREFIX = "kvpolicy_"
+"""What is put before the name of the wrapped implementation: 'kvpolicy_sdpa' wraps 'sdpa'."""
+
+_HANDED_OUT_BY = "_kvpolicy_layer"
+
+
+def decoder_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the config that the model's attention layers read."""
+    return model.config.get_text_config(decoder=True)
+
+
+def attach(config: PreTrainedConfig) -> None:
+    """Let the attention of every model with this config be observed; nothing else changes."""
+    if is_attached(config):
+        return
+    name = config._attn_implementation or "eager"
+    AttentionInterface.register(PREFIX + name, _observed(name))
+    if name in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    _set(config, PREFIX + name)
+
+
+def is_attached(config: PreTrainedConfig) -> bool:
+    """Whether attention is being observed."""
+    return (config._attn_implementation or "").startswith(PREFIX)
+
+
+def detach(config: PreTrainedConfig) -> None:
+    """Give the attention back as it was found."""
+    if is_attached(config):
+        _set(config, config._attn_implementation.removeprefix(PREFIX))
+
+
+def _set(config: PreTrainedConfig, name: str) -> None:
+    # The mapping form leaves sub-configs (a vision tower's, say) as they are.
+    config._attn_implementation = {"": name}
+
+
+def restore(model: PreTrainedModel) -> None:
+    """Bring a model's attention back as `policy.cache(model)` found it."""
+    detach(decoder_config(model))
+
+
+def hand_out(keys: Tensor, layer: PolicyLayer) -> Tensor:
+    """Mark keys so that the attention call that receives them finds their layer."""
+    # A weak reference: the tensor outlives the call in autograd graphs and debuggers.
+    setattr(keys, _HANDED_OUT_BY, weakref.ref(layer))
+    return keys
+
+
+def _layer_of(keys: Tensor) -> PolicyLayer | None:
+    reference = getattr(keys, _HANDED_OUT_BY, None)
+    return None if reference is None else reference()
+
+
+def _observed(name: str) -> Callable[..., Any]:
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        interface, eager = _interface(type(module).forward, name)
+        wrapped = interface.get_interface(name, eager)
+        layer = _layer_of(key)
+        if layer is None:
+            return wrapped(module, query, key, value, mask, *args, **kwargs)
+        _refuse_biases(module, kwargs)
+        own = layer.mask_for(mask, query, name)
+        result = wrapped(module, query, key, value, own, *args, **kwargs)
+        layer.observe(
+            module,
+            query,
+            mask,
+            scaling=kwargs.get("scaling"),
+            softcap=kwargs.get("softcap"),
+        )
+        return result
+
+    return attention
+
+
+@cache
+def _interface(forward: Callable[..., Any], name: str) -> tuple[AttentionInterface, Any]:
+    """Return where the model itself looks its attention up: its file may override entries."""
+    scope = getattr(inspect.unwrap(forward), "__globals__", {})
+    interface = scope.get("ALL_ATTENTION_FUNCTIONS")
+    eager = scope.get("eager_attention_forward")
+    if interface is None or (name == "eager" and eager is None):
+        raise UnsupportedModelError(
+            f"{forward.__qualname__} does not call transformers' attention interface, so its "
+            "queries cannot be observed."
+        )
+    return interface, eager
+
+
+def _refuse_biases(module: Any, kwargs: dict[str, Any]) -> None:
+    for bias in ("s_aux", "position_bias"):
+        if kwargs.get(bias) is not None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} adds {bias!r} to its attention logits, which policies "
+                "are not shown yet: their scores would be wrong."
+            )

@@ -1,0 +1,174 @@
+"""The cache that a policy gives to transformers: `generate` uses it without knowing it."""
+
+from __future__ import annotations
+
+import weakref
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from kvpolicy.errors import CacheStateError, UnsupportedModelError
+from kvpolicy.huggingface.attention import attach, detach, is_attached
+from kvpolicy.huggingface.layer import PolicyLayer
+from kvpolicy.huggingface.report import CacheReport, LayerReport
+from kvpolicy.huggingface.state import CacheState
+from kvpolicy.huggingface.support import plain_layers, supported_config
+
+if TYPE_CHECKING:
+    from kvpolicy.policy import Policy
+
+_open: weakref.WeakSet[PolicyCache] = weakref.WeakSet()
+
+
+class PolicyCache(Cache):
+    """Keys and values of one conversation (or batch), evicted layer by layer as a policy says.
+
+    It evicts when a prompt ends: at the end of every forward of more than one token. While it is
+    in use the model's attention is observed; leaving `with`, or `kvpolicy.restore(model)`, brings
+    the model back as found.
+
+    Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
+    """
+
+    def __init__(self, policy: Policy, model: PreTrainedModel) -> None:
+        """Make an empty cache; nothing of the model changes if it is refused."""
+        config = supported_config(model)
+        layers = plain_layers(model, config)
+        count = sum(type(layer) is DynamicLayer for layer in layers)
+        self.state = CacheState(policy, config, count)
+        order = iter(range(count))
+        super().__init__(
+            layers=[
+                PolicyLayer(self.state, next(order)) if type(layer) is DynamicLayer else layer
+                for layer in layers
+            ]
+        )
+        self._found_attached = is_attached(config)
+        attach(config)
+        _open.add(self)
+
+    def __enter__(self) -> Self:
+        """Observe the model's attention until the block is left."""
+        attach(self.state.config)
+        _open.add(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Bring the model back as this cache found it, unless another open cache needs it."""
+        _open.discard(self)
+        needed = any(other.state.config is self.state.config for other in _open)
+        if not (needed or self._found_attached):
+            detach(self.state.config)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that evicts."""
+        return self.state.policy
+
+    @property
+    def policy_layers(self) -> list[PolicyLayer]:
+        """The layers that evict; others (sliding windows, say) are transformers' own."""
+        return [layer for layer in self.layers if isinstance(layer, PolicyLayer)]
+
+    @property
+    def positions(self) -> list[Int[Tensor, "B N K"]]:
+        """The true positions that each layer holds: ascending, -1 beyond a head's length.
+
+        Position p is the p-th real token of its own row, whatever padding stands before it.
+        """
+        return [_leftmost(_positions(layer)) for layer in self.layers]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes really held by all layers, slack and positions included."""
+        return self.report().nbytes
+
+    def report(self) -> CacheReport:
+        """Say what every layer has seen and holds; `print` it."""
+        return CacheReport(
+            layers=tuple(_layer_report(index, layer) for index, layer in enumerate(self.layers))
+        )
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Add the new tokens of one layer; see `PolicyLayer.update`."""
+        self.state.check()
+        if layer_idx == 0:
+            self._check_same_length()
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the sizes for the full layer that holds the most: they all share one mask."""
+        if not isinstance(self.layers[layer_idx], PolicyLayer):
+            sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
+            return sizes
+        longest = max(self.policy_layers, key=lambda layer: layer.held)
+        return longest.get_mask_sizes(query_length)
+
+    def reset(self) -> None:
+        """Forget the conversation, a failed one too."""
+        for layer in self.layers:
+            layer.reset()
+        self.state.failure = None
+
+    def activate_past_recording(self) -> NoReturn:
+        """Refuse: what a rejected draft evicted could not be brought back.
+
+        Raises UnsupportedModelError; transformers calls this for assisted decoding.
+        """
+        raise UnsupportedModelError(
+            "assisted decoding and prompt look-up roll the cache back, and an eviction cannot be "
+            "undone. Generate without assistant_model and prompt_lookup_num_tokens."
+        )
+
+    def _check_same_length(self) -> None:
+        seen = {layer.seen for layer in self.policy_layers}
+        if len(seen) > 1:
+            raise CacheStateError(
+                f"an earlier forward stopped on its way: layers have seen {min(seen)} to "
+                f"{max(seen)} tokens. Call cache.reset() and start over."
+            )
+
+
+def _positions(layer: Any) -> Int[Tensor, "B N K"]:
+    if isinstance(layer, PolicyLayer):
+        return layer.positions
+    keys: Tensor | None = getattr(layer, "keys", None)
+    if keys is None:
+        return torch.empty((0, 0, 0), dtype=torch.long)
+    seen = layer.get_seq_length()
+    return torch.arange(seen - keys.shape[-2], seen).expand(*keys.shape[:2], -1)
+
+
+def _leftmost(positions: Int[Tensor, "B N K"]) -> Int[Tensor, "B N K"]:
+    """Move padding behind the positions; storage has it before them."""
+    padding = positions < 0
+    last = torch.iinfo(torch.long).max
+    ordered = positions.masked_fill(padding, last).sort(-1).values
+    return ordered.masked_fill(ordered == last, -1)
+
+
+def _layer_report(index: int, layer: Any) -> LayerReport:
+    keys: Tensor | None = getattr(layer, "keys", None)
+    held = 0 if keys is None else keys.shape[-2]
+    owned = 0 if keys is None else keys.nbytes + layer.values.nbytes
+    return LayerReport(
+        layer=index,
+        evicts=isinstance(layer, PolicyLayer),
+        seen=layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else 0,
+        held=held,
+        nbytes=layer.nbytes if isinstance(layer, PolicyLayer) else owned,
+        full_nbytes=owned // held * layer.get_seq_length() if held else 0,
+    )

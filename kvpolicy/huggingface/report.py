@@ -1,0 +1,70 @@
+"""What a cache holds, for people."""
+
+from __future__ import annotations
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class LayerReport:
+    """One layer: tokens seen, slots held, bytes allocated; bytes a full cache would need."""
+
+    layer: int
+    evicts: bool
+    seen: int
+    held: int
+    nbytes: int
+    full_nbytes: int
+
+
+@attrs.frozen(kw_only=True)
+class CacheReport:
+    """Every layer of a cache; printing it gives a table.
+
+    >>> layer = LayerReport(layer=0, evicts=True, seen=100, held=25, nbytes=256, full_nbytes=1024)
+    >>> print(CacheReport(layers=(layer,)))
+    layer  seen  held     bytes  of full
+        0   100    25     256 B   25.0 %
+      all   100    25     256 B   25.0 %
+    """
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes that the keys and values of all tokens seen would need."""
+        return sum(layer.full_nbytes for layer in self.layers)
+
+    def __str__(self) -> str:
+        """Return the table."""
+        head = f"{'layer':>5} {'seen':>5} {'held':>5} {'bytes':>9} {'of full':>8}"
+        rows = [
+            _line(str(layer.layer), layer.seen, layer.held, layer.nbytes, layer.full_nbytes)
+            for layer in self.layers
+        ]
+        seen = max((layer.seen for layer in self.layers), default=0)
+        held = max((layer.held for layer in self.layers), default=0)
+        return "\n".join([head, *rows, _line("all", seen, held, self.nbytes, self.full_nbytes)])
+
+
+def readable_bytes(count: float) -> str:
+    """Return a size in the unit that fits it.
+
+    >>> readable_bytes(3 * 2**20)
+    '3.0 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _line(name: str, seen: int, held: int, nbytes: int, full: int) -> str:
+    share = f"{nbytes / full:.1%}".replace("%", " %") if full else "-"
+    return f"{name:>5} {seen:>5} {held:>5} {readable_bytes(nbytes):>9} {share:>8}"

@@ -1,0 +1,107 @@
+"""Which token each slot of a layer holds: true positions, padding, and how they move."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kvpolicy.errors import CacheStateError
+from kvpolicy.huggingface.masks import padding_counts
+
+
+class Slots:
+    """The token of every slot of one layer, by its position in its own row.
+
+    Position p is the p-th real token of its row; padding is -1 and stands leftmost. Slots added
+    since the last change of order need no tensor: they follow one another.
+    """
+
+    def __init__(self, batch: int, heads: int, device: torch.device) -> None:
+        """Start empty."""
+        self.batch = batch
+        self.heads = heads
+        self.held = 0
+        self.lengths = [0] * batch
+        """Real tokens held, for each row."""
+        self.seen = [0] * batch
+        """Real tokens seen, for each row."""
+        self._known = torch.empty((batch, 1, 0), dtype=torch.int32, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the positions take."""
+        return self._known.nbytes
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some row holds fewer real tokens than there are slots."""
+        return any(length != self.held for length in self.lengths)
+
+    @property
+    def follow_the_count(self) -> bool:
+        """Whether a mask made from token counts alone says which slots are padding."""
+        return all(
+            length == min(self.held, seen)
+            for length, seen in zip(self.lengths, self.seen, strict=True)
+        )
+
+    @property
+    def positions(self) -> Int[Tensor, "B N S"]:
+        """The position of every slot; -1 is padding, leftmost."""
+        added = self.held - self._known.shape[-1]
+        last = torch.tensor(self.seen, device=self._known.device, dtype=torch.long)
+        new = torch.arange(-added, 0, device=last.device) + last[:, None, None]
+        known = self._known.expand(-1, max(self._known.shape[1], new.shape[1]), -1)
+        positions = torch.cat([known, new.expand(-1, known.shape[1], -1)], -1)
+        return positions.expand(-1, self.heads, -1)
+
+    def append(self, count: int) -> None:
+        """Add slots of real tokens."""
+        self.held += count
+        self.lengths = [length + count for length in self.lengths]
+        self.seen = [seen + count for seen in self.seen]
+
+    def mark_padding(self, real: Bool[Tensor, "B Q"]) -> None:
+        """Correct the slots added last: some of them are padding on the left of their row."""
+        count, real = real.shape[1], real.to(self._known.device)
+        pads = padding_counts(real, [seen > count for seen in self.seen])
+        positions = self.positions[:, : self._known.shape[1]].clone()
+        slots = torch.arange(count, device=positions.device)
+        padding = torch.tensor(pads, device=positions.device)[:, None]
+        new = positions[..., -count:] - padding[..., None]
+        positions[..., -count:] = new.masked_fill((slots < padding)[:, None], -1)
+        self._known = positions.int()
+        self.lengths = [length - pad for length, pad in zip(self.lengths, pads, strict=True)]
+        self.seen = [seen - pad for seen, pad in zip(self.seen, pads, strict=True)]
+
+    def replace(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
+        """Hold other slots from now on: what an eviction or a crop has left."""
+        self._known = positions.int()
+        self.held = positions.shape[-1]
+        self.lengths = lengths
+
+    def forget_last(self, count: int) -> None:
+        """Drop the slots of each row's last `count` tokens; they are rightmost.
+
+        Raises CacheStateError where that is not the same number of slots everywhere.
+        """
+        positions = self.positions
+        first = torch.tensor([seen - count for seen in self.seen], device=positions.device)
+        low, high = (int(end) for end in (positions >= first[:, None, None]).sum(-1).aminmax())
+        if low != high:
+            raise CacheStateError(
+                f"cannot crop {count} tokens: {low} to {high} of them are still held, depending on "
+                "head and row, because an eviction came after them. Keep at least as many recent "
+                "tokens (recent=...), or start over with cache.reset()."
+            )
+        self.replace(positions[..., : self.held - high], [held - high for held in self.lengths])
+        self.seen = [seen - count for seen in self.seen]
+
+    def select_rows(self, batch: Tensor) -> None:
+        """Keep, repeat or reorder the sequences of the batch."""
+        rows = batch.tolist()
+        self._known = self._known.index_select(0, batch.to(self._known.device))
+        self.batch = len(rows)
+        self.lengths = [self.lengths[row] for row in rows]
+        self.seen = [self.seen[row] for row in rows]

@@ -1,0 +1,69 @@
+"""attrs validators for options and settings: each names what it refuses, with its value.
+
+    width: int = attrs.field(default=5, validator=kvpolicy.options.odd_count)
+
+They raise InvalidValueError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from attrs import Attribute
+
+from kvpolicy.errors import InvalidValueError, suggest
+
+
+def natural(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Refuse all but an int of at least 0."""
+    _check_int(option, value, least=0)
+
+
+def count(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Refuse all but an int of at least 1."""
+    _check_int(option, value, least=1)
+
+
+def odd_count(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Refuse all but an odd int of at least 1."""
+    count(instance, option, value)
+    if value % 2 == 0:
+        raise InvalidValueError(
+            f"{option.name!r} must be odd, so that a position has as many neighbours on its left "
+            f"as on its right, not {value}"
+        )
+
+
+def as_float(value: Any) -> Any:
+    """Return an int as a float, and leave the rest for the validator to see."""
+    return float(value) if type(value) is int else value
+
+
+def positive(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Refuse all but a finite number above 0."""
+    if not isinstance(value, float):
+        raise InvalidValueError(f"{option.name!r} must be a number, not {value!r}")
+    if not 0 < value < math.inf:
+        raise InvalidValueError(f"{option.name!r} must be above 0 and finite, not {value}")
+
+
+def one_of(*choices: str) -> Callable[[Any, Attribute[Any], Any], None]:
+    """Return a validator that refuses all but `choices`."""
+
+    def validate(instance: object, option: Attribute[Any], value: Any) -> None:
+        if value not in choices:
+            raise InvalidValueError(
+                f"{option.name!r} must be one of {', '.join(map(repr, choices))}, not {value!r}."
+                f"{suggest(str(value), choices)}"
+            )
+
+    return validate
+
+
+def _check_int(option: Attribute[Any], value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidValueError(f"{option.name!r} must be an int, not {value!r}")
+    if value < least:
+        raise InvalidValueError(f"{option.name!r} must be at least {least}, not {value}")

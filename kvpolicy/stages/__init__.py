@@ -1,0 +1,1 @@
+"""The stages of eviction, in order: observe, score, smooth, allocate, select, compact."""

@@ -1,0 +1,67 @@
+"""Select: pick the positions to keep, within the budget."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import attrs
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.stages.observation import Observation
+from kvpolicy_kernels import select
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Selection:
+    """The kept rows of a layer: ascending for each head, the first `lengths` of them valid.
+
+    Beyond a head's length the indices hold S, which is no row.
+    """
+
+    indices: Int[Tensor, "B N K"]
+    lengths: Int[Tensor, "B N"]
+
+    @classmethod
+    def everything(cls, observation: Observation) -> Selection:
+        """Keep every row.
+
+        >>> from kvpolicy.testing import observation
+        >>> Selection.everything(observation(positions=3)).indices[0, 0]
+        tensor([0, 1, 2])
+        """
+        shape = observation.keys.shape[:3]
+        rows = torch.arange(observation.length, device=observation.keys.device)
+        return cls(indices=rows.expand(shape), lengths=torch.full(shape[:2], observation.length))
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Picks positions by score."""
+
+    def select(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
+        """Return as many rows for each head as its budget says.
+
+        A score of +inf marks a protected position (attention sinks, recent tokens): it is kept
+        before all others.
+        """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class TopKSelector:
+    """Keeps the positions with the highest scores; of equal ones, the earlier."""
+
+    def select(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
+        """Return the `budgets` best rows of each head."""
+        return Selection(indices=select(scores, budgets), lengths=budgets)
+
+
+def protect(
+    scores: Float[Tensor, "B N S"], observation: Observation, *, sinks: int, recent: int
+) -> Float[Tensor, "B N S"]:
+    """Mark the first `sinks` and the last `recent` tokens of the sequence as to be kept."""
+    positions = observation.positions
+    protected = (positions < sinks) | (positions >= observation.seen - recent)
+    return scores.masked_fill(protected, torch.inf)

@@ -1,0 +1,70 @@
+"""Smooth: make scores robust over time (the window's queries) and space (neighbours)."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Fold
+
+
+@runtime_checkable
+class Smoother(Protocol):
+    """Folds time into one row, then spreads scores over positions."""
+
+    def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
+        """Fold the window's queries, oldest first, into one row."""
+        ...
+
+    def spatial(
+        self, scores: Float[Tensor, "B H S"], observation: Observation
+    ) -> Float[Tensor, "B H S"]:
+        """Spread scores over neighbouring positions, per query head."""
+        ...
+
+
+@runtime_checkable
+class LinearSmoother(Smoother, Protocol):
+    """A smoother whose temporal part is a weighted sum, so that kernels can fold as they go."""
+
+    def weights(self, window: int) -> Float[Tensor, " W"]:
+        """Return the weight of each query, oldest first."""
+        ...
+
+
+def fold_of(smoother: Smoother) -> Fold:
+    """Return the temporal part of `smoother`, with its weights if it is linear.
+
+    >>> fold_of(MeanSmoother())(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([2., 3.])
+    """
+    weights = smoother.weights if isinstance(smoother, LinearSmoother) else None
+    return Fold(smoother.temporal, weights)
+
+
+@attrs.frozen(kw_only=True)
+class MeanSmoother:
+    """Averages over the window's queries and leaves positions as they are.
+
+    >>> MeanSmoother().weights(4)
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    def weights(self, window: int) -> Float[Tensor, " W"]:
+        """Return 1/W for every query."""
+        return torch.full((window,), 1 / window)
+
+    def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
+        """Average over the window's queries."""
+        return values.mean(-2)
+
+    def spatial(
+        self, scores: Float[Tensor, "B H S"], observation: Observation
+    ) -> Float[Tensor, "B H S"]:
+        """Return the scores as they are."""
+        return scores

@@ -1,0 +1,24 @@
+"""The contract that every plugin's parts are held to, and tools to test with.
+
+    test_contract = kvpolicy.testing.contract(plugin="myplugin")
+
+It needs the extra `testing` (`pip install kvpolicy[testing]`).
+"""
+
+from kvpolicy.testing.contract import contract
+from kvpolicy.testing.models import FAMILIES, tiny_model
+from kvpolicy.testing.promises import PROMISES, Promise, check
+from kvpolicy.testing.samples import observation
+from kvpolicy.testing.strategies import observations, scores
+
+__all__ = [
+    "FAMILIES",
+    "PROMISES",
+    "Promise",
+    "check",
+    "contract",
+    "observation",
+    "observations",
+    "scores",
+    "tiny_model",
+]

@@ -1,0 +1,140 @@
+"""The yardstick: a full cache in which the evicted entries are masked at their true positions.
+
+Every forward through a `PolicyCache` is recorded with the positions that each layer held, and
+replayed on the same model with transformers' full `DynamicCache` and an attention that sees only
+those positions. Nothing of kvpolicy's storage, masks or observation takes part in the replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from kvpolicy.huggingface.attention import decoder_config
+from kvpolicy.huggingface.cache import PolicyCache
+
+_NAME = "kvpolicy-masked-full-cache"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Call:
+    """One forward: its arguments, what each layer held before it, and the logits it gave."""
+
+    arguments: dict[str, Any]
+    positions: list[Int[Tensor, "B N K"]]
+    seen: int
+    logits: Float[Tensor, "B Q V"]
+
+    @property
+    def length(self) -> int:
+        """Q, the number of new tokens."""
+        tokens: Tensor = self.arguments["input_ids"]
+        return tokens.shape[1]
+
+    @property
+    def real(self) -> Bool[Tensor, "B T"]:
+        """Which of all tokens so far are not padding."""
+        mask = self.arguments.get("attention_mask")
+        if mask is None:
+            batch = self.logits.shape[0]
+            return torch.ones((batch, self.seen + self.length), dtype=torch.bool)
+        return torch.as_tensor(mask).bool()
+
+
+@contextmanager
+def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Call]]:
+    """Collect every forward of `model` that goes through `cache`."""
+    calls: list[Call] = []
+    before: list[Any] = []
+
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("past_key_values") is cache:
+            before.append(([held.clone() for held in cache.positions], cache.get_seq_length()))
+
+    def leave(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get("past_key_values") is cache:
+            (positions, seen), arguments = before.pop(), dict(kwargs)
+            calls.append(
+                Call(
+                    arguments=arguments,
+                    positions=positions,
+                    seen=seen,
+                    logits=output.logits.detach().clone(),
+                )
+            )
+
+    hooks = [
+        model.register_forward_pre_hook(enter, with_kwargs=True),
+        model.register_forward_hook(leave, with_kwargs=True),
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCache) -> float:
+    """Replay `calls` with a masked full cache; return the largest difference at any real token."""
+    config = decoder_config(model)
+    evicting = {index for index, layer in enumerate(cache.layers) if layer in cache.policy_layers}
+    full, found, worst = DynamicCache(config=config), config._attn_implementation, 0.0
+    AttentionMaskInterface.register(_NAME, eager_mask)
+    try:
+        for call in calls:
+            AttentionInterface.register(_NAME, _masked_attention(call, evicting))
+            config._attn_implementation = {"": _NAME}
+            with torch.no_grad():
+                logits = model(**call.arguments | {"past_key_values": full}).logits
+            real = call.real[:, -logits.shape[1] :]
+            difference = (logits - call.logits).abs().amax(-1)[real]
+            worst = max(worst, float(difference.max()))
+    finally:
+        config._attn_implementation = {"": found}
+    return worst
+
+
+def _masked_attention(call: Call, evicting: set[int]) -> Callable[..., Any]:
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        groups = query.shape[1] // key.shape[1]
+        if module.layer_idx in evicting:
+            allowed = _allowed(call, module.layer_idx, key.shape[1]).repeat_interleave(groups, 1)
+        else:
+            allowed = (mask == 0)[..., -key.shape[2] :]
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        scaling = kwargs.get("scaling")
+        logits = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        if (softcap := kwargs.get("softcap")) is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        # A padding query may see nothing; what it gives is never compared, but must not be NaN.
+        allowed = allowed | ~allowed.any(-1, keepdim=True)
+        weights = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def _allowed(call: Call, layer: int, heads: int) -> Bool[Tensor, "B N Q T"]:
+    """Return which tokens each new token sees: those held, and the new ones up to itself."""
+    real = call.real
+    batch, total = real.shape
+    held = torch.zeros((batch, heads, call.seen + 1), dtype=torch.bool)
+    if call.seen:
+        positions = call.positions[layer]
+        padding = total - real.sum(1)
+        column = positions + padding[:, None, None]
+        held.scatter_(2, column.masked_fill(positions < 0, call.seen), True)
+    new = torch.ones((call.length, call.length), dtype=torch.bool).tril()
+    new = new & real[:, None, None, call.seen :]
+    old = held[:, :, None, : call.seen].expand(-1, -1, call.length, -1)
+    return torch.cat([old, new.expand(-1, heads, -1, -1)], -1)

@@ -1,0 +1,68 @@
+"""What every allocator promises."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvpolicy.stages.allocation import Allocator
+from kvpolicy.stages.observation import Observation
+from kvpolicy.testing.promises.inputs import unchanged
+from kvpolicy.testing.promises.promise import Draw, promise
+from kvpolicy.testing.strategies import observations, scores
+
+
+@promise("allocator")
+def allocates_what_there_is(allocator: Allocator, draw: Draw) -> None:
+    """Each row and head gets a whole number from 0 to S."""
+    observation, scored, budget = _layer(draw)
+    counts = allocator.allocate(scored, observation, budget)
+    assert counts.shape == scored.shape[:2]
+    assert not counts.is_floating_point()
+    assert not counts.is_complex()
+    low, high = (int(bound) for bound in counts.aminmax())
+    assert low >= 0, f"{low} positions"
+    assert high <= observation.length, f"{high} of {observation.length} positions"
+
+
+@promise("allocator")
+def keeps_to_the_budget(allocator: Allocator, draw: Draw) -> None:
+    """Over all layers and heads of a sequence, counts average at most the budget."""
+    observation, scored, budget = _layer(draw)
+    layers = [
+        allocator.allocate(scored.roll(layer, -1), attrs.evolve(observation, layer=layer), budget)
+        for layer in range(observation.num_layers)
+    ]
+    average = torch.stack([counts.double().mean(1) for counts in layers]).mean(0)
+    assert (average <= budget + 1e-6).all(), f"{average.tolist()} positions of a budget {budget}"
+
+
+@promise("allocator")
+def takes_nothing_away_when_the_budget_grows(allocator: Allocator, draw: Draw) -> None:
+    """A larger budget never gives a head fewer positions."""
+    observation, scored, budget = _layer(draw)
+    larger = budget + draw(st.integers(1, 8))
+    counts = allocator.allocate(scored, attrs.evolve(observation, budget=budget), budget)
+    more = allocator.allocate(scored, attrs.evolve(observation, budget=larger), larger)
+    assert (more >= counts).all(), f"{more.tolist()} at {larger}, {counts.tolist()} at {budget}"
+
+
+@promise("allocator")
+def leaves_its_inputs_alone(allocator: Allocator, draw: Draw) -> None:
+    """Allocating writes to none of the tensors that it is shown."""
+    observation, scored, budget = _layer(draw)
+    with unchanged(scored, observation):
+        allocator.allocate(scored, observation, budget)
+
+
+def _layer(draw: Draw) -> tuple[Observation, Tensor, int]:
+    observation = draw(observations())
+    batch, heads, length, _ = observation.keys.shape
+    budget = draw(st.integers(1, length + 8))
+    return (
+        attrs.evolve(observation, budget=budget),
+        draw(scores(shape=(batch, heads, length))),
+        budget,
+    )

@@ -1,0 +1,74 @@
+"""What every compactor promises."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kvpolicy.stages.compaction import Compactor
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.selection import Selection, TopKSelector
+from kvpolicy.testing.promises.inputs import unchanged
+from kvpolicy.testing.promises.promise import Draw, promise
+from kvpolicy.testing.samples import normal
+from kvpolicy.testing.strategies import SEEDS, observations
+
+
+@promise("compactor")
+def changes_nothing_in_a_full_selection(compactor: Compactor, draw: Draw) -> None:
+    """Keeping every position gives back the same keys and values, bit for bit."""
+    observation = draw(observations())
+    every = Selection.everything(observation)
+    keys, values = compactor.compact(observation.keys, observation.values, every)
+    assert torch.equal(keys, observation.keys)
+    assert torch.equal(values, observation.values)
+
+
+@promise("compactor")
+def writes_a_row_for_each_that_is_kept(compactor: Compactor, draw: Draw) -> None:
+    """Keys and values come out finite, in their own dtype, as many as are kept."""
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    observation = draw(observations(dtype=dtype))
+    selection = _selection(observation, draw)
+    kept = selection.indices.shape
+    for got, given in zip(
+        compactor.compact(observation.keys, observation.values, selection),
+        (observation.keys, observation.values),
+        strict=True,
+    ):
+        assert got.shape == (*kept, given.shape[-1])
+        assert got.dtype == given.dtype
+        assert got.isfinite().all(), "rows beyond a head's length must be finite as well"
+
+
+@promise("compactor")
+def keeps_rows_in_order(compactor: Compactor, draw: Draw) -> None:
+    """The rows of the smaller cache follow one another as they did in the larger one."""
+    observation = draw(observations())
+    selection = _selection(observation, draw)
+    numbered = [
+        torch.arange(observation.length, dtype=torch.float32)[:, None].expand_as(given)
+        for given in (observation.keys, observation.values)
+    ]
+    for got in compactor.compact(numbered[0], numbered[1], selection):
+        for head, length in zip(got.flatten(0, 1), selection.lengths.flatten(), strict=True):
+            assert (head[:length].diff(dim=0) >= 0).all(), "rows are out of order"
+
+
+@promise("compactor")
+def leaves_its_inputs_alone(compactor: Compactor, draw: Draw) -> None:
+    """Compacting writes to neither keys nor values nor the selection."""
+    observation = draw(observations())
+    selection = _selection(observation, draw)
+    with unchanged(observation.keys, observation.values, selection.indices, selection.lengths):
+        compactor.compact(observation.keys, observation.values, selection)
+
+
+def _selection(observation: Observation, draw: Draw) -> Selection:
+    """Draw a selection of at least one row, with a length of its own for each head."""
+    seed = draw(SEEDS)
+    shape = observation.keys.shape[:3]
+    generator = torch.Generator().manual_seed(seed)
+    budgets: Tensor = torch.randint(1, shape[2] + 1, shape[:2], generator=generator)
+    return TopKSelector().select(normal(seed, *shape), budgets)

@@ -1,0 +1,35 @@
+"""ReST-KV: output-reconstruction scores, smoothed over time and space.
+
+An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvpolicy import hookimpl
+from kvpolicy.stages.scoring import Scorer
+from kvpolicy.stages.smoothing import Smoother
+from kvpolicy_restkv.scoring import ReconstructionScorer
+from kvpolicy_restkv.smoothing import SpatiotemporalSmoother
+
+__all__ = ["ReconstructionScorer", "SpatiotemporalSmoother"]
+
+
+@hookimpl
+def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
+    """Offer the reconstruction error."""
+    return {"restkv": ReconstructionScorer}
+
+
+@hookimpl
+def kvpolicy_smoothers() -> Mapping[str, Callable[..., Smoother]]:
+    """Offer the exponential average with adaptive pooling."""
+    return {"spatiotemporal": SpatiotemporalSmoother}
+
+
+@hookimpl
+def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
+    """Offer the published setting, which is the parts' defaults."""
+    return {"restkv": {"scorer": "restkv", "smoother": "spatiotemporal"}}

@@ -1,0 +1,53 @@
+"""How far attention moves while the window is read, and the pooling that follows it."""
+
+from __future__ import annotations
+
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from kvpolicy.stages.observation import Observation
+from kvpolicy_kernels import row_statistics
+
+
+def attention_drift(observation: Observation) -> Float64[Tensor, "B H"] | None:
+    """Mean position attended by the window's older half of queries, less that by its newer half.
+
+    A query attends to its n most attended rows of the cache, window included, where n is the
+    budget without the window. None where there is nothing to measure: one query has no halves, and
+    a budget of no more than the window leaves no n.
+    """
+    window = observation.window
+    count = min(observation.budget, observation.length) - window
+    if window < 2 or count < 1:
+        return None
+    means = row_statistics(
+        observation.queries,
+        observation.keys,
+        count,
+        scaling=observation.scaling,
+        softcap=observation.softcap,
+    )
+    # As sums of integers they add up exactly in any order: equal halves drift by exactly 0.
+    sums = (means * count).round()
+    front, rear = sums[..., : window // 2], sums[..., window // 2 :]
+    return (front.mean(-1) - rear.mean(-1)) / count
+
+
+def adaptive_pooling(
+    drift: Float64[Tensor, "B H"], *, width: int, scale: float
+) -> tuple[Int64[Tensor, "B H"], Int64[Tensor, "B H"]]:
+    """Return each head's pooling width and shift for a drift of T positions.
+
+    K = max(width, 2 floor(|T| / scale) + 1);  shift = floor(T / scale), plus 1 unless T > 0
+
+    The plus 1 is the authors' code: it rounds a negative T / scale towards zero, except that exact
+    multiples come out 1 higher, 0 among them.
+
+    >>> import torch
+    >>> drift = torch.tensor([[-7.0, 0.0, 3.0, 7.0]], dtype=torch.float64)
+    >>> adaptive_pooling(drift, width=3, scale=2.0)
+    (tensor([[7, 3, 3, 7]]), tensor([[-3,  1,  1,  3]]))
+    """
+    widths = 2 * (drift.abs() / scale).floor().long() + 1
+    shifts = (drift / scale).floor().long() + (drift <= 0)
+    return widths.clamp(min=width), shifts

@@ -1,0 +1,89 @@
+"""Exponential average over the window's queries, drift-adaptive pooling over positions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+import torch
+from attrs.validators import and_, in_, le
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from kvpolicy.options import as_float, odd_count, positive
+from kvpolicy.stages.observation import Observation
+from kvpolicy_kernels import pool_scores
+from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
+
+Averaging = Literal["ema", "mean", "none", "inverse"]
+Pooling = Literal["adaptive", "avg", "max", "none"]
+
+
+@attrs.frozen(kw_only=True)
+class SpatiotemporalSmoother:
+    """Weighs late queries more, and spreads scores over neighbours, further where attention drifts.
+
+    Time, by `averaging`: "ema" is s_t = alpha x_t + (1 - alpha) s_(t-1) with s_0 = x_0, as one
+    weighted sum; "inverse" is the same backwards in time; "none" is the newest query alone.
+
+    Space, by `pooling`, over the past only: the window's scores stay as they are. "adaptive" is a
+    mean of `width` positions or more, shifted against the drift of attention, which counts in units
+    of `scale` positions (see `kvpolicy_restkv.drift`); `drift` is measured per batch "row", or in
+    the "first" row for all. "avg" counts positions outside as zeros, as the authors' code does.
+
+    An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm.
+
+    >>> SpatiotemporalSmoother(alpha=0.5).weights(3)
+    tensor([0.2500, 0.2500, 0.5000])
+    """
+
+    averaging: Averaging = attrs.field(
+        default="ema", validator=in_(("ema", "mean", "none", "inverse"))
+    )
+    alpha: float = attrs.field(default=0.3, converter=as_float, validator=and_(positive, le(1)))
+    pooling: Pooling = attrs.field(
+        default="adaptive", validator=in_(("adaptive", "avg", "max", "none"))
+    )
+    width: int = attrs.field(default=5, validator=odd_count)
+    scale: float = attrs.field(default=2000.0, converter=as_float, validator=positive)
+    drift: Literal["row", "first"] = attrs.field(default="row", validator=in_(("row", "first")))
+
+    def weights(self, window: int) -> Float[Tensor, " W"]:
+        """Return w_t = alpha (1 - alpha)^(W - 1 - t) and w_0 = (1 - alpha)^(W - 1), for "ema"."""
+        return self._weights(window).float()
+
+    def _weights(self, window: int) -> Float64[Tensor, " W"]:
+        if self.averaging == "mean":
+            return torch.full((window,), 1 / window, dtype=torch.float64)
+        alpha = 1.0 if self.averaging == "none" else self.alpha
+        age = torch.arange(window - 1, -1, -1, dtype=torch.float64)
+        weights = alpha * (1 - alpha) ** age
+        weights[0] = (1 - alpha) ** (window - 1)
+        return weights.flip(0) if self.averaging == "inverse" else weights
+
+    def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
+        """Sum the window's queries by their weights."""
+        weights = self._weights(values.shape[-2]).to(values)
+        return torch.einsum("...ws,w->...s", values, weights)
+
+    def spatial(
+        self, scores: Float[Tensor, "B H S"], observation: Observation
+    ) -> Float[Tensor, "B H S"]:
+        """Pool the scores of the past."""
+        if self.pooling == "none":
+            return scores
+        past = observation.length - observation.window
+        pooled = self._pool(scores[..., :past], observation)
+        return torch.cat([pooled, scores[..., past:]], dim=-1)
+
+    def _pool(
+        self, past: Float[Tensor, "B H P"], observation: Observation
+    ) -> Float[Tensor, "B H P"]:
+        if self.pooling in ("avg", "max"):
+            return pool_scores(past, self.width, mode=self.pooling, edges="zero")
+        drift = attention_drift(observation)
+        if drift is None:
+            return pool_scores(past, self.width)
+        if self.drift == "first":
+            drift = drift[:1].expand_as(drift)
+        return pool_scores(past, *adaptive_pooling(drift, width=self.width, scale=self.scale))

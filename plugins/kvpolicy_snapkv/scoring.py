@@ -1,0 +1,32 @@
+"""Importance by attention: how much the window's queries look at a position."""
+
+from __future__ import annotations
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import count
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+
+
+@attrs.frozen(kw_only=True)
+class AttentionScorer:
+    """Scores a position by the attention that the window pays to it.
+
+    Li et al., NeurIPS 2024, https://arxiv.org/abs/2404.14469.
+
+    >>> import torch
+    >>> from kvpolicy import Observation
+    >>> layer = Observation(queries=torch.zeros(1, 1, 2, 1), keys=torch.zeros(1, 1, 4, 1),
+    ...                     values=torch.zeros(1, 1, 4, 1))
+    >>> AttentionScorer(window=2).score(layer, lambda attention: attention.sum(-2))
+    tensor([[[0.5833, 0.5833, 0.5833, 0.2500]]])
+    """
+
+    window: int = attrs.field(default=32, validator=count)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Fold the window's attention into one row."""
+        return observation.folded_attention(reduce)

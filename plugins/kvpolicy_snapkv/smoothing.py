@@ -1,0 +1,55 @@
+"""Mean over the window's queries, pooling of one width over positions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+import torch
+from attrs.validators import in_
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import odd_count
+from kvpolicy.stages.observation import Observation
+from kvpolicy_kernels import pool_scores
+
+
+@attrs.frozen(kw_only=True)
+class PoolingSmoother:
+    """Averages over the window's queries, and pools neighbouring positions of the past.
+
+    The window's scores stay as they are. Positions outside the past count as zeros in an average
+    and not at all in a maximum.
+
+    Li et al., NeurIPS 2024, https://arxiv.org/abs/2404.14469.
+
+    >>> from kvpolicy import Observation
+    >>> layer = Observation(queries=torch.ones(1, 1, 1, 1), keys=torch.ones(1, 1, 5, 1),
+    ...                     values=torch.ones(1, 1, 5, 1))
+    >>> PoolingSmoother(width=3).spatial(torch.tensor([[[3.0, 0.0, 0.0, 6.0, 9.0]]]), layer)
+    tensor([[[1., 1., 2., 2., 9.]]])
+    """
+
+    pooling: Literal["avg", "max", "none"] = attrs.field(
+        default="avg", validator=in_(("avg", "max", "none"))
+    )
+    width: int = attrs.field(default=5, validator=odd_count)
+
+    def weights(self, window: int) -> Float[Tensor, " W"]:
+        """Return 1/W for every query."""
+        return torch.full((window,), 1 / window)
+
+    def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
+        """Average over the window's queries."""
+        return values.mean(-2)
+
+    def spatial(
+        self, scores: Float[Tensor, "B H S"], observation: Observation
+    ) -> Float[Tensor, "B H S"]:
+        """Pool the scores of the past."""
+        if self.pooling == "none":
+            return scores
+        past = observation.length - observation.window
+        pooled = pool_scores(scores[..., :past], self.width, mode=self.pooling, edges="zero")
+        return torch.cat([pooled, scores[..., past:]], dim=-1)

@@ -1,0 +1,27 @@
+"""StreamingLLM: attention sinks and the most recent positions.
+
+Xiao et al., ICLR 2024, https://arxiv.org/abs/2309.17453
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvpolicy import hookimpl
+from kvpolicy.stages.scoring import Scorer
+from kvpolicy_streamingllm.scoring import RecencyScorer
+
+__all__ = ["RecencyScorer"]
+
+
+@hookimpl
+def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
+    """Offer recency."""
+    return {"streamingllm": RecencyScorer}
+
+
+@hookimpl
+def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
+    """Offer the paper's four sinks; the rest of the budget goes to the most recent positions."""
+    return {"streamingllm": {"scorer": "streamingllm", "sinks": 4}}

@@ -1,0 +1,35 @@
+"""Importance by recency: the later, the better."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import count
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+
+
+@attrs.frozen(kw_only=True)
+class RecencyScorer:
+    """Scores a position by its rank among those held, which float32 counts exactly to 2^24.
+
+    Xiao et al., ICLR 2024, https://arxiv.org/abs/2309.17453.
+
+    >>> from kvpolicy import Observation
+    >>> layer = Observation(queries=torch.ones(1, 1, 1, 1), keys=torch.ones(1, 1, 4, 1),
+    ...                     values=torch.ones(1, 1, 4, 1))
+    >>> RecencyScorer().score(layer, lambda attention: attention.mean(-2))
+    tensor([[[0., 1., 2., 3.]]])
+    """
+
+    window: int = attrs.field(default=1, validator=count)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Return 0, 1, ... S - 1 for every head; the attention is not looked at."""
+        ranks = torch.arange(
+            observation.length, dtype=torch.float32, device=observation.keys.device
+        )
+        return ranks.expand(*observation.queries.shape[:2], -1)

@@ -1,0 +1,118 @@
+"""An evicted cache answers as a full cache does whose evicted entries are masked."""
+
+import attrs
+import pytest
+import torch
+
+import kvpolicy
+from kvpolicy.stages.selection import Selection
+from kvpolicy.testing.exactness import max_logit_difference, recorded
+from kvpolicy.testing.models import FAMILIES, tiny_model
+from kvpolicy.testing.usage import USAGES, tokens
+
+LIMIT = 1e-4
+"""float32: the order of sums differs between the two, nothing else."""
+
+
+def small(recipe="restkv", **changes):
+    """A recipe whose window fits prompts of 60 tokens."""
+    scorer = kvpolicy.recipe(recipe).to_dict()["scorer"]
+    scorer["window"] = min(scorer["window"], 8)
+    return kvpolicy.recipe(recipe, **{"scorer": scorer, "budget": 24} | changes)
+
+
+# transformers refuses Gemma 2's softcap with sdpa.
+MODELS = [(family, "eager") for family in FAMILIES] + [
+    (family, "sdpa") for family in FAMILIES if family != "gemma2"
+]
+
+
+@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize(("family", "attention"), MODELS)
+def test_every_usage_is_exact_on_every_family(family, attention, usage):
+    model = tiny_model(family, attn_implementation=attention)
+
+    assert USAGES[usage](model, small()) <= (0 if usage == "nothing to evict" else LIMIT)
+
+
+@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"recipe": "snapkv"},
+        {"recipe": "streamingllm"},
+        {"recipe": "random"},
+        {"budget": 0.4},
+        {"every": 3},
+        {"budget": 0.4, "every": 3},
+        {"sinks": 2, "group": "max"},
+    ],
+    ids=str,
+)
+def test_every_usage_is_exact_under_every_kind_of_policy(policy, usage):
+    assert USAGES[usage](tiny_model("llama"), small(**policy)) <= LIMIT
+
+
+@attrs.frozen
+class Funnel:
+    """Gives each layer half of what the layer before it has."""
+
+    def allocate(self, scores, observation, budget):
+        count = max(budget // 2**observation.layer, 8)
+        return torch.full(scores.shape[:2], min(count, scores.shape[-1]))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("usage", USAGES)
+def test_layers_may_hold_different_numbers_of_positions(usage, attention):
+    model = tiny_model("llama", num_hidden_layers=3, attn_implementation=attention)
+
+    assert USAGES[usage](model, small(allocator=Funnel())) <= LIMIT
+
+
+def test_the_yardstick_sees_a_position_that_is_off_by_one():
+    model, policy = tiny_model("llama"), small()
+    cache = policy.cache(model)
+    with recorded(model, cache) as calls:
+        for seed, length in enumerate((60, 5)):
+            model(input_ids=tokens(seed, length), past_key_values=cache)
+    late = [positions.clone() for positions in calls[1].positions]
+    late[0][0, 0, 3] += 1
+    moved = [calls[0], attrs.evolve(calls[1], positions=late)]
+
+    assert max_logit_difference(model, calls, cache) <= LIMIT
+    assert max_logit_difference(model, moved, cache) > 10 * LIMIT
+
+
+def test_a_row_keeps_what_its_prompt_alone_keeps():
+    model, policy = tiny_model("llama"), small(budget=0.5)
+    ids = tokens(0, batch=2)
+    mask = torch.ones_like(ids)
+    mask[1, :20] = 0
+    together, alone = policy.cache(model), policy.cache(model)
+
+    model(input_ids=ids, attention_mask=mask, past_key_values=together)
+    model(input_ids=ids[1:, 20:], past_key_values=alone)
+
+    for padded, plain in zip(together.positions, alone.positions, strict=True):
+        held = plain.shape[-1]
+        assert torch.equal(padded[1, :, :held], plain[0])
+        assert (padded[1, :, held:] == -1).all()
+
+
+def test_a_layer_keeps_exactly_the_rows_of_its_selection():
+    model, policy = tiny_model("llama"), small()
+    chosen = []
+
+    @attrs.frozen
+    class Spy:
+        def compact(self, keys, values, selection: Selection):
+            chosen.append((keys.clone(), selection.indices.clone()))
+            return policy.compactor.compact(keys, values, selection)
+
+    cache = attrs.evolve(policy, compactor=Spy()).cache(model)
+    model(input_ids=tokens(0), past_key_values=cache)
+
+    for layer, (keys, rows) in zip(cache.policy_layers, chosen, strict=True):
+        expected = keys.gather(2, rows[..., None].expand(-1, -1, -1, keys.shape[-1]))
+        assert torch.equal(layer.keys, expected)

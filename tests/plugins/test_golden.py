@@ -1,0 +1,186 @@
+"""What the authors' own code keeps, on the inputs and with the settings in golden/."""
+
+import json
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+import kvpolicy
+from kvpolicy.policy import reduce_groups
+from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
+ARRAYS = np.load(GOLDEN / "golden.npz")
+
+POOLING = {"adaptive": "adaptive", "avgpool": "avg", "maxpool": "max", "none": "none"}
+AVERAGING = {"ema": "ema", "mean": "mean", "none": "none", "inv-ema": "inverse"}
+
+
+@attrs.frozen(kw_only=True)
+class FixedAllocator:
+    """What the authors' pyramid gives to the layer of a case."""
+
+    count: int
+
+    def allocate(self, scores, observation, budget):
+        return torch.full(scores.shape[:2], self.count)
+
+
+def restkv(params):
+    return {
+        "scorer": {
+            "name": "restkv",
+            "window": params["window_size"],
+            "mode": params["metric_mode"],
+            "projection": "output" if params["use_wo"] else "value",
+            "tau": params["tau"],
+            "normalize": params["use_norm"],
+        },
+        "smoother": {
+            "name": "spatiotemporal",
+            "averaging": "ema" if params["use_ema"] else "mean",
+            "alpha": params["alpha"],
+            "pooling": POOLING[params["pooling"]],
+            "width": params["kernel_size"],
+            "scale": params["scale"],
+            "drift": "first",
+        },
+    }
+
+
+def restkv_ablation(params):
+    if params["indicator"] == "attn":
+        # The authors' code always averages and pools this one, whatever `ts` and `ss` say.
+        return snapkv(params | {"kernel_size": 5, "pooling": "avgpool"})
+    return {
+        "scorer": {"name": "restkv", "window": params["window_size"]},
+        "smoother": {
+            "name": "spatiotemporal",
+            "averaging": AVERAGING[params["ts"]],
+            "pooling": POOLING[params["ss"]],
+        },
+    }
+
+
+def snapkv(params):
+    return {
+        "scorer": {"name": "snapkv", "window": params["window_size"]},
+        "smoother": {
+            "name": "pooling",
+            "pooling": POOLING[params["pooling"]],
+            "width": params["kernel_size"],
+        },
+        "group": params.get("gqa_score_agg") or params.get("gqa_func") or "mean",
+    }
+
+
+def streamingllm_prefill(params):
+    window, budget = params["window_size"], params["max_capacity_prompt"]
+    return {"scorer": "streamingllm", "sinks": budget - window, "recent": window}
+
+
+PARTS = {
+    "restkv": restkv,
+    "restkv_ablation": restkv_ablation,
+    "snapkv": snapkv,
+    "snapkv_gqa": snapkv,
+    "streamingllm_prefill": streamingllm_prefill,
+}
+
+
+def policy_of(case):
+    params = case["params"]
+    parts = PARTS[case["method"]](params)
+    if params.get("use_pyramid"):
+        count = case["n_selected_from_past"] + params["window_size"]
+        parts["allocator"] = FixedAllocator(count=count)
+    return kvpolicy.compose(**parts, budget=params["max_capacity_prompt"])
+
+
+def observation_of(case):
+    queries, keys, values, weight = (
+        torch.from_numpy(ARRAYS[f"input/{case['input']}/{name}"]).float()
+        for name in ("q", "k", "v", "wo")
+    )
+    return kvpolicy.Observation(
+        queries=queries[:, :, -case["params"]["window_size"] :],
+        keys=keys,
+        values=values,
+        output_weight=weight,
+        budget=case["params"]["max_capacity_prompt"],
+    )
+
+
+def array(case, name):
+    return torch.from_numpy(ARRAYS[f"{case['id']}/{name}"])
+
+
+def cases_with(name):
+    chosen = [case for case in CASES if name in case["arrays"]]
+    assert chosen
+    return pytest.mark.parametrize("case", chosen, ids=[case["id"] for case in chosen])
+
+
+def summed_over_the_window(case):
+    """Whether the code adds up the window where kvpolicy averages: W times our scores."""
+    snapkv = case["method"] in ("snapkv", "snapkv_gqa") and "AdaKV" not in case["source"]
+    return snapkv or case["params"].get("indicator") == "attn"
+
+
+@cases_with("scores_before_topk")
+def test_scores_are_the_authors(case):
+    policy, observation = policy_of(case), observation_of(case)
+    expected = array(case, "scores_before_topk")
+
+    scores = reduce_groups(policy.score(observation), observation.keys.shape[1], policy.group)
+    past = scores[..., : observation.length - observation.window]
+    if summed_over_the_window(case):
+        past = past * observation.window
+
+    torch.testing.assert_close(past, expected, rtol=2e-4, atol=0)
+
+
+@cases_with("kept_in_emitted_order")
+def test_kept_positions_are_the_authors(case):
+    assert not case.get("exact_ties_at_cut"), "compare the scores that are kept, not the positions"
+
+    selection = policy_of(case).select(observation_of(case))
+
+    expected = array(case, "kept_in_emitted_order").long().sort(-1).values
+    assert torch.equal(selection.indices, expected)
+    assert (selection.lengths == expected.shape[-1]).all()
+
+
+@cases_with("t_shift")
+def test_drift_widths_and_shifts_are_the_authors(case):
+    smoother = policy_of(case).smoother
+
+    drift = attention_drift(observation_of(case))
+    widths, shifts = adaptive_pooling(drift, width=smoother.width, scale=smoother.scale)
+
+    torch.testing.assert_close(drift[0].float(), array(case, "t_shift"), rtol=1e-5, atol=1e-5)
+    left, right = array(case, "pad_left_right").long().unbind(-1)
+    assert widths[0].tolist() == case["kernel_per_head"] == (left + right + 1).tolist()
+    assert shifts[0].tolist() == case["shift_per_head"] == ((right - left) // 2).tolist()
+
+
+@cases_with("kept")
+def test_streaming_keeps_the_original_slots(case):
+    params = case["params"]
+    held = torch.zeros(1, 1, params["seq_len"], 8)
+    # To make room for new tokens is to have so much less budget.
+    budget = params["start_size"] + params["recent_size"] - (params["num_coming"] or 0)
+    policy = kvpolicy.recipe("streamingllm", sinks=params["start_size"], budget=budget)
+
+    selection = policy.select(kvpolicy.Observation(queries=held[:, :, -1:], keys=held, values=held))
+
+    assert selection.indices[0, 0].tolist() == array(case, "kept").tolist()
+
+
+def test_every_case_is_compared():
+    compared = [case for case in CASES if {"kept", "kept_in_emitted_order"} & set(case["arrays"])]
+    assert len(compared) == len(CASES) == 32
