@@ -22,6 +22,11 @@ from kvpolicy.huggingface.support import plain_layers, supported_config
 if TYPE_CHECKING:
     from kvpolicy.policy import Policy
 
+_NO_ROLLBACK = (
+    "Assisted decoding and prompt look-up roll the cache back, and an eviction cannot be undone: "
+    "generate without assistant_model and prompt_lookup_num_tokens."
+)
+
 _open: weakref.WeakSet[PolicyCache] = weakref.WeakSet()
 
 
@@ -128,10 +133,20 @@ class PolicyCache(Cache):
 
         Raises UnsupportedModelError; transformers calls this for assisted decoding.
         """
-        raise UnsupportedModelError(
-            "assisted decoding and prompt look-up roll the cache back, and an eviction cannot be "
-            "undone. Generate without assistant_model and prompt_lookup_num_tokens."
-        )
+        raise UnsupportedModelError(_NO_ROLLBACK)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.
+
+        Raises UnsupportedModelError for a positive count: a length, with which older transformers
+        roll back after assisted decoding.
+        """
+        if tokens_to_remove > 0:
+            raise UnsupportedModelError(
+                f"crop takes minus the number of tokens to forget, not the length "
+                f"{tokens_to_remove}. {_NO_ROLLBACK}"
+            )
+        super().crop(tokens_to_remove)
 
     def _check_same_length(self) -> None:
         seen = {layer.seen for layer in self.policy_layers}
