@@ -3,8 +3,9 @@ PYTHON ?= python3
 WORKERS ?= auto
 BIN := .venv/bin
 READY := .venv/.ready
+OLDEST := .venv-oldest/bin
 
-.PHONY: help demo test check needle-model bench exactness clean
+.PHONY: help demo test check oldest needle-model bench exactness clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +23,12 @@ check: $(READY) ## Check format, style, layers and types, then run the tests.
 	@$(BIN)/mypy --no-error-summary
 	@$(MAKE) --no-print-directory test
 
-needle-model: $(READY) ## Train the small model of the demo and the needle test anew.
-	@$(BIN)/python -m benchmarks.needle_model.train
+oldest: .venv-oldest/.ready ## Run the tests of the cache with the oldest transformers that is supported.
+	@$(OLDEST)/pytest -q -n $(WORKERS) tests/huggingface tests/plugins
+
+needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.needle_model.train
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.needle_model.evaluate
 
 bench: $(READY) ## Time the eviction of one layer.
 	@$(BIN)/python -m benchmarks.one_layer
@@ -32,16 +37,18 @@ exactness: $(READY) ## Compare evicted caches with full ones that mask what was 
 	@$(BIN)/python -m benchmarks.exactness
 
 clean: ## Remove the environment and everything that tools left behind.
-	@rm -rf .venv dist build kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
+	@rm -rf .venv .venv-oldest dist build kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
 	    .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+$(READY) .venv-oldest/.ready:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "kvpolicy needs Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11 ..."; \
 	    exit 1; }
-	@echo "Setting up .venv (minutes the first time, for PyTorch and transformers) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
-	    --constraint constraints.txt --editable '.[dev]'
+	@echo "Setting up $(@D) (minutes the first time, for PyTorch and transformers) ..."
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint $(lastword $^) --editable '.[dev]'
 	@touch $@

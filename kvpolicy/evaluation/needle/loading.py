@@ -1,0 +1,28 @@
+"""Loads the small model that ships with kvpolicy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL = Path(__file__).with_name("model")
+"""The folder of the model and its tokenizer, for `from_pretrained`."""
+
+
+def load(folder: Path = MODEL) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model, in float32 on the CPU and ready to answer, and its tokenizer.
+
+    Another folder holds a model that was trained anew; nothing is ever downloaded.
+
+    >>> model, tokenizer = load()
+    >>> tokenizer.tokenize("password amber")
+    ['password', 'amber']
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model, tokenizer
