@@ -82,6 +82,19 @@ def test_bytes_are_those_of_the_tensors_held():
     assert keys_and_values == cache.report().full_nbytes * 24 // 60
 
 
+def test_a_layer_is_evicted_before_the_next_one_is_filled():
+    model, held = tiny_model("llama"), []
+
+    def note(scores):
+        held.append([layer.held for layer in cache.policy_layers])
+        return scores
+
+    cache = faulty(note).cache(model)
+    logits(model, cache, tokens(0))
+
+    assert held == [[24, 60]]
+
+
 def test_slack_is_bounded_and_appending_copies_nothing():
     model = tiny_model("llama")
     cache = POLICY.cache(model)
