@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.attention import attach, detach, is_attached
 from kvpolicy.huggingface.layer import PolicyLayer
-from kvpolicy.huggingface.report import CacheReport, LayerReport
+from kvpolicy.huggingface.report import CacheReport, report_of
 from kvpolicy.huggingface.state import CacheState
 from kvpolicy.huggingface.support import plain_layers, supported_config
 
@@ -100,9 +100,7 @@ class PolicyCache(Cache):
 
     def report(self) -> CacheReport:
         """Say what every layer has seen and holds; `print` it."""
-        return CacheReport(
-            layers=tuple(_layer_report(index, layer) for index, layer in enumerate(self.layers))
-        )
+        return report_of(self)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -173,17 +171,3 @@ def _leftmost(positions: Int[Tensor, "B N K"]) -> Int[Tensor, "B N K"]:
     last = torch.iinfo(torch.long).max
     ordered = positions.masked_fill(padding, last).sort(-1).values
     return ordered.masked_fill(ordered == last, -1)
-
-
-def _layer_report(index: int, layer: Any) -> LayerReport:
-    keys: Tensor | None = getattr(layer, "keys", None)
-    held = 0 if keys is None else keys.shape[-2]
-    owned = 0 if keys is None else keys.nbytes + layer.values.nbytes
-    return LayerReport(
-        layer=index,
-        evicts=isinstance(layer, PolicyLayer),
-        seen=layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else 0,
-        held=held,
-        nbytes=layer.nbytes if isinstance(layer, PolicyLayer) else owned,
-        full_nbytes=owned // held * layer.get_seq_length() if held else 0,
-    )

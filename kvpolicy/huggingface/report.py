@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from kvpolicy.huggingface.layer import PolicyLayer
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +57,29 @@ class CacheReport:
         seen = max((layer.seen for layer in self.layers), default=0)
         held = max((layer.held for layer in self.layers), default=0)
         return "\n".join([head, *rows, _line("all", seen, held, self.nbytes, self.full_nbytes)])
+
+
+def report_of(cache: Cache) -> CacheReport:
+    """Say what every layer of any transformers cache has seen and holds."""
+    return CacheReport(
+        layers=tuple(_layer_report(index, layer) for index, layer in enumerate(cache.layers))
+    )
+
+
+def _layer_report(index: int, layer: Any) -> LayerReport:
+    keys: Tensor | None = getattr(layer, "keys", None)
+    held = 0 if keys is None else keys.shape[-2]
+    seen = layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else 0
+    owned = 0 if keys is None else keys.nbytes + layer.values.nbytes
+    evicts = isinstance(layer, PolicyLayer)
+    return LayerReport(
+        layer=index,
+        evicts=evicts,
+        seen=seen,
+        held=held,
+        nbytes=layer.nbytes if evicts else owned,
+        full_nbytes=owned // held * seen if held else 0,
+    )
 
 
 def readable_bytes(count: float) -> str:
