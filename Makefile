@@ -11,7 +11,7 @@ help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Watch policies compress the cache of a small model, and see what it still recalls.
-	@$(BIN)/kvpolicy demo
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy demo
 
 test: $(READY) ## Run the tests.
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup

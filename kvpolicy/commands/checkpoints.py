@@ -1,0 +1,119 @@
+"""Loads a model and its tokenizer, or says in a sentence why that is not possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from safetensors import SafetensorError
+
+from kvpolicy.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHOICES = (
+    "Give a folder with config.json, a tokenizer and *.safetensors, or the id of a model on the "
+    "Hugging Face Hub, such as organisation/name."
+)
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """Where a model is and how to load it; weights are read from safetensors only.
+
+    `attention` None leaves the choice to transformers; `trust_remote_code` runs Python code that
+    comes with the checkpoint.
+    """
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    attention: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the name stands for, or None if it is an id on the Hub.
+
+        Raises InvalidValueError if it can be neither.
+        """
+        folder = Path(self.name).expanduser()
+        if folder.exists():
+            if not (folder / "config.json").is_file():
+                raise InvalidValueError(
+                    f"{self.name!r} holds no config.json: nothing was loaded. {CHOICES}"
+                )
+            return folder
+        if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 or not self.name:
+            raise InvalidValueError(f"there is no {self.name!r}: nothing was loaded. {CHOICES}")
+        return None
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer.
+
+        Raises InvalidValueError with what transformers said.
+        """
+        from transformers import AutoTokenizer
+
+        address = self._address
+        with self._explained():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                address, trust_remote_code=self.trust_remote_code
+            )
+            return tokenizer
+
+    def model(self) -> PreTrainedModel:
+        """Load the model onto its device, ready to generate.
+
+        Raises InvalidValueError with what transformers said, or if there is no such device.
+        """
+        from transformers import AutoModelForCausalLM
+
+        address, device = self._address, self._found_device()
+        with self._explained():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                address,
+                dtype=self.dtype,
+                use_safetensors=True,
+                attn_implementation=self.attention,
+                trust_remote_code=self.trust_remote_code,
+            )
+            model: PreTrainedModel = loaded.to(device).eval()
+            return model
+
+    @property
+    def _address(self) -> str:
+        return str(self.folder or self.name)
+
+    def _found_device(self) -> str:
+        cuda = torch.cuda.is_available()
+        if self.device == "auto":
+            return "cuda" if cuda else "cpu"
+        if self.device == "cuda" and not cuda:
+            raise InvalidValueError("PyTorch finds no CUDA device here. Use --device cpu or auto.")
+        return self.device
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn what transformers raises into one sentence, and say what helps."""
+        try:
+            yield
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+            # Some messages go on with every architecture there is.
+            said = shorten(str(error), 320, placeholder=" …").rstrip(".")
+            raise InvalidValueError(
+                f"could not load {self.name!r}: {said}.{self._help(str(error))}"
+            ) from error
+
+    def _help(self, said: str) -> str:
+        if "trust_remote_code" in said:
+            return " --trust-remote-code runs that code; read it first."
+        if self.folder is None:
+            return f" {CHOICES}"
+        return " Weights are read from *.safetensors only." if "safetensors" in said else ""

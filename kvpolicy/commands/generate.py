@@ -1,0 +1,122 @@
+"""`kvpolicy generate`: text from a causal model of Hugging Face whose cache a policy evicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from kvpolicy.commands.budgets import read_budget
+from kvpolicy.compose import recipe as build_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from kvpolicy.policy import Policy
+
+FULL = "none"
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str, typer.Option(help="A folder with a checkpoint, or the id of one on the Hub.")
+    ],
+    recipe: Annotated[
+        str, typer.Option(help="See `kvpolicy list recipe`; none keeps the full cache.")
+    ],
+    budget: Annotated[
+        str, typer.Option(help="Positions per head (1024), or a share of the prompt (25%).")
+    ] = "1024",
+    prompt: Annotated[str | None, typer.Option(help="What the model goes on from.")] = None,
+    prompt_file: Annotated[
+        str | None, typer.Option(help="A file that holds the prompt; - reads standard input.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop there at the latest.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 always takes the likeliest token.")
+    ] = 0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
+    ] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
+    ] = "auto",
+    attention: Annotated[
+        str | None, typer.Option(help="sdpa, eager, flash_attention_2 ... as in transformers.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
+    ] = False,
+) -> None:
+    """Go on from a prompt, with a cache that a recipe keeps within a budget.
+
+    Only the text goes to standard output; what the cache holds goes to standard error.
+    """
+    from kvpolicy.commands.checkpoints import Checkpoint
+    from kvpolicy.commands.prompts import encoded, read_prompt
+
+    policy = None if recipe == FULL else build_recipe(recipe, budget=read_budget(budget))
+    text = read_prompt(prompt, prompt_file)
+    checkpoint = Checkpoint(
+        name=model,
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+    )
+    tokenizer = checkpoint.tokenizer()
+    tokens = encoded(tokenizer, text, chat=chat)
+    sampling = _sampling(temperature, seed) | {"max_new_tokens": max_new_tokens}
+    _stream(checkpoint.model(), tokenizer, tokens, policy, sampling)
+
+
+def _sampling(temperature: float, seed: int | None) -> dict[str, Any]:
+    """Return what `generate` is told, over whatever the checkpoint says."""
+    from transformers import set_seed
+
+    if seed is not None:
+        set_seed(seed)
+    if temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature}
+
+
+def _stream(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: dict[str, Tensor],
+    policy: Policy | None,
+    sampling: dict[str, Any],
+) -> None:
+    """Write the text as it comes, then say what the cache holds."""
+    from rich.console import Console
+    from transformers import TextStreamer
+
+    from kvpolicy.commands.holdings import holdings
+    from kvpolicy.commands.prefill import prefill_progress
+    from kvpolicy.commands.prompts import too_long
+    from kvpolicy.evaluation.caches import opened_cache
+    from kvpolicy.huggingface.report import report_of
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    inputs = {name: tensor.to(model.device) for name, tensor in tokens.items()}
+    read = inputs["input_ids"].shape[1]
+    if note := too_long(model, read):
+        console.print(note)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    with opened_cache(model, policy) as cache:
+        with prefill_progress(model, read, console):
+            said = model.generate(
+                **inputs, past_key_values=cache, streamer=streamer, num_beams=1, **sampling
+            )
+        written = said.shape[1] - read
+        console.print(holdings(report_of(cache), read=read, written=written))

@@ -1,0 +1,58 @@
+"""Shows, layer by layer, how far a model has read its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.utils.hooks import RemovableHandle
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def prefill_progress(model: PreTrainedModel, tokens: int, console: Console) -> Iterator[None]:
+    """Show a bar while `model` reads its next prompt; nothing of the model stays changed.
+
+    The bar and the hooks behind it go away as soon as the last attention layer is through. Without
+    a terminal there is no bar.
+    """
+    layers = _numbered(model)
+    if not (console.is_terminal and layers):
+        yield
+        return
+    columns = (TextColumn("reading {task.fields[tokens]:,} tokens, layer"), MofNCompleteColumn())
+    bar = Progress(*columns, BarColumn(), TimeElapsedColumn(), console=console, transient=True)
+    last = max(layers.values())
+    task = bar.add_task("", total=last + 1, tokens=tokens)
+    handles: list[RemovableHandle] = []
+
+    def finish() -> None:
+        bar.stop()
+        for handle in handles:
+            handle.remove()
+
+    def passed(layer: torch.nn.Module, *_: Any) -> None:
+        bar.update(task, completed=layers[layer] + 1)
+        if layers[layer] == last:
+            finish()
+
+    handles += [layer.register_forward_hook(passed) for layer in layers]
+    bar.start()
+    try:
+        yield
+    finally:
+        finish()
+
+
+def _numbered(model: PreTrainedModel) -> dict[torch.nn.Module, int]:
+    """Return the modules that know the index of their layer: attention, in transformers."""
+    numbers = {
+        module: getattr(module, "layer_idx", None) for module in model.get_decoder().modules()
+    }
+    return {module: number for module, number in numbers.items() if isinstance(number, int)}

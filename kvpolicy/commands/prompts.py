@@ -1,0 +1,83 @@
+"""Reads the prompt of `kvpolicy generate`, and turns it into tokens."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxtyping import Int
+from torch import Tensor
+
+from kvpolicy.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STDIN = "-"
+
+
+def read_prompt(text: str | None, file: str | None) -> str:
+    """Return the text, or what stands in the file; '-' reads standard input.
+
+    Raises InvalidValueError if there is no prompt, or more than one.
+    """
+    if text is not None and file is not None:
+        raise InvalidValueError("--prompt and --prompt-file were both given. Give one of them.")
+    if text is None and file is None:
+        raise InvalidValueError(
+            "there is no prompt. Give --prompt TEXT or --prompt-file FILE (- is standard input)."
+        )
+    prompt = text if text is not None else _contents(file or STDIN)
+    if not prompt.strip():
+        raise InvalidValueError("the prompt is empty. Give it some text to go on.")
+    return prompt
+
+
+def encoded(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
+) -> dict[str, Int[Tensor, "1 T"]]:
+    """Return the prompt's tokens and their mask; `chat` makes it a user's turn.
+
+    Raises InvalidValueError if a chat is asked of a tokenizer without chat template.
+    """
+    if not chat:
+        tokens = tokenizer(prompt, return_tensors="pt")
+    elif tokenizer.chat_template is None:
+        raise InvalidValueError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Leave --chat out, "
+            "or choose a model that was made for chat."
+        )
+    else:
+        tokens = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+    return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
+def too_long(model: PreTrainedModel, tokens: int) -> str | None:
+    """Return a warning if a prompt is longer than what the model was made for."""
+    longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if longest is None or tokens <= longest:
+        return None
+    return (
+        f"The prompt has {tokens:,} tokens, but the model was made for {longest:,}: "
+        "what it writes may be poor."
+    )
+
+
+def _contents(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidValueError(
+            f"cannot read --prompt-file {file!r}: {error.strerror or error}. Give a text file, or "
+            "- for standard input."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidValueError(
+            f"--prompt-file {file!r} is not UTF-8 text (byte {error.start}). Give a text file."
+        ) from error

@@ -1,0 +1,90 @@
+"""`kvpolicy demo` compares all recipes, writes a page, and says what was seen."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+SMALL = ("demo", "--tokens", "64", "--facts", "3", "--prompts", "2", "--budgets", "16,40")
+
+
+@pytest.fixture
+def small(run, tmp_path):
+    page = tmp_path / "page.html"
+    return lambda *more: (run(*SMALL, "--output", str(page), *more), page)
+
+
+def test_the_table_the_page_and_the_next_step_are_given(small):
+    result, page = small()
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:3] == ["policy", "budget", "right"]
+    assert lines[1].startswith("full cache")
+    assert any(line.split() == ["restkv", "16", "refused"] for line in lines)
+    assert any(line.startswith("With 16 of 64 positions (25 %), ") for line in lines)
+    assert f"The page: {page}" in lines
+    assert lines[-1].startswith("Next: kvpolicy generate --model PATH_OR_ID --recipe ")
+    assert "--tokens 64 --facts 3 --prompts 2 --seed 0" in page.read_text()
+
+
+def test_json_is_all_that_stands_on_standard_output(small):
+    result, page = small("--json")
+    data = json.loads(result.stdout)
+    assert {row["budget"] for row in data["rows"]} == {None, 16, 40}
+    assert "The page: " in result.stderr
+    assert page.exists()
+
+
+def test_the_pictures_are_written_where_they_are_wanted(small, tmp_path):
+    result, _ = small("--picture", str(tmp_path / "both.svg"))
+    assert result.exit_code == 0
+    assert "<svg" in (tmp_path / "both.svg").read_text()
+
+
+def test_an_installed_recipe_takes_part_without_being_named(small, install_plugin):
+    install_plugin(
+        "latest",
+        """
+        from kvpolicy import hookimpl
+
+        @hookimpl
+        def kvpolicy_recipes():
+            return {"latest": {"scorer": "streamingllm", "recent": 8}}
+        """,
+    )
+    result, page = small("--budgets", "25%")
+    assert any(line.split()[:2] == ["latest", "16"] for line in result.stdout.splitlines())
+    assert "latest" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--budgets", ","), "--budgets names no budget"),
+        (("--budgets", "many"), "budget must be positions (1024) or a share"),
+        (("--facts", "50"), "50 facts do not fit a prompt of 64 tokens"),
+        (("--tokens", "1000000"), "the demo's model reads at most"),
+        (("--picture", "both.jpg"), "a picture is written as .pdf, .png, .svg"),
+        (("--output", "not/there.html"), "give a file in a folder that exists"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(small, arguments, sentence):
+    result, _ = small(*arguments)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert result.stdout == ""
+
+
+def test_budgets_that_no_recipe_accepts_are_said_to_be_so(small, monkeypatch):
+    monkeypatch.setenv("KVPOLICY_BLOCK_PLUGINS", "random,snapkv,streamingllm")
+    from kvpolicy import registry
+
+    registry.refresh()
+    try:
+        result, _ = small("--budgets", "16")
+    finally:
+        monkeypatch.undo()
+        registry.refresh()
+    assert result.exit_code == 2
+    assert "no recipe could be compared. budget 16 is smaller" in result.stderr
