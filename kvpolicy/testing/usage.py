@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from kvpolicy.compose import recipe as policy_of
 from kvpolicy.huggingface.cache import PolicyCache
 from kvpolicy.policy import Policy
 from kvpolicy.testing.exactness import max_logit_difference, recorded
@@ -28,6 +29,17 @@ def tokens(seed: int, length: int = PROMPT, batch: int = 1) -> Int[Tensor, "B T"
     """Return random tokens, none of which is special."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(5, 128, (batch, length), generator=generator)
+
+
+def small_policy(recipe: str, **changes: Any) -> Policy:
+    """Return a recipe with a budget of 24 and a window of at most 8, to fit prompts of 60 tokens.
+
+    >>> small_policy("snapkv", sinks=2).scorer.window
+    8
+    """
+    scorer = policy_of(recipe).to_dict()["scorer"]
+    scorer["window"] = min(scorer["window"], 8)
+    return policy_of(recipe, **{"scorer": scorer, "budget": 24} | changes)
 
 
 def one_prompt(model: PreTrainedModel, policy: Policy) -> float:

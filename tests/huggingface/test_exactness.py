@@ -4,21 +4,13 @@ import attrs
 import pytest
 import torch
 
-import kvpolicy
 from kvpolicy.stages.selection import Selection
 from kvpolicy.testing.exactness import max_logit_difference, recorded
 from kvpolicy.testing.models import FAMILIES, tiny_model
-from kvpolicy.testing.usage import USAGES, tokens
+from kvpolicy.testing.usage import USAGES, small_policy, tokens
 
 LIMIT = 1e-4
 """float32: the order of sums differs between the two, nothing else."""
-
-
-def small(recipe="restkv", **changes):
-    """A recipe whose window fits prompts of 60 tokens."""
-    scorer = kvpolicy.recipe(recipe).to_dict()["scorer"]
-    scorer["window"] = min(scorer["window"], 8)
-    return kvpolicy.recipe(recipe, **{"scorer": scorer, "budget": 24} | changes)
 
 
 # transformers refuses Gemma 2's softcap with sdpa.
@@ -32,7 +24,9 @@ MODELS = [(family, "eager") for family in FAMILIES] + [
 def test_every_usage_is_exact_on_every_family(family, attention, usage):
     model = tiny_model(family, attn_implementation=attention)
 
-    assert USAGES[usage](model, small()) <= (0 if usage == "nothing to evict" else LIMIT)
+    assert USAGES[usage](model, small_policy("restkv")) <= (
+        0 if usage == "nothing to evict" else LIMIT
+    )
 
 
 @pytest.mark.parametrize("usage", USAGES)
@@ -50,7 +44,9 @@ def test_every_usage_is_exact_on_every_family(family, attention, usage):
     ids=str,
 )
 def test_every_usage_is_exact_under_every_kind_of_policy(policy, usage):
-    assert USAGES[usage](tiny_model("llama"), small(**policy)) <= LIMIT
+    assert (
+        USAGES[usage](tiny_model("llama"), small_policy(**{"recipe": "restkv"} | policy)) <= LIMIT
+    )
 
 
 @attrs.frozen
@@ -67,11 +63,11 @@ class Funnel:
 def test_layers_may_hold_different_numbers_of_positions(usage, attention):
     model = tiny_model("llama", num_hidden_layers=3, attn_implementation=attention)
 
-    assert USAGES[usage](model, small(allocator=Funnel())) <= LIMIT
+    assert USAGES[usage](model, small_policy("restkv", allocator=Funnel())) <= LIMIT
 
 
 def test_the_yardstick_sees_a_position_that_is_off_by_one():
-    model, policy = tiny_model("llama"), small()
+    model, policy = tiny_model("llama"), small_policy("restkv")
     cache = policy.cache(model)
     with recorded(model, cache) as calls:
         for seed, length in enumerate((60, 5)):
@@ -85,7 +81,7 @@ def test_the_yardstick_sees_a_position_that_is_off_by_one():
 
 
 def test_a_row_keeps_what_its_prompt_alone_keeps():
-    model, policy = tiny_model("llama"), small(budget=0.5)
+    model, policy = tiny_model("llama"), small_policy("restkv", budget=0.5)
     ids = tokens(0, batch=2)
     mask = torch.ones_like(ids)
     mask[1, :20] = 0
@@ -101,7 +97,7 @@ def test_a_row_keeps_what_its_prompt_alone_keeps():
 
 
 def test_a_layer_keeps_exactly_the_rows_of_its_selection():
-    model, policy = tiny_model("llama"), small()
+    model, policy = tiny_model("llama"), small_policy("restkv")
     chosen = []
 
     @attrs.frozen
