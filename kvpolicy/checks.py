@@ -71,6 +71,8 @@ def checked_selection(policy: Policy, selection: Any, budgets: Tensor, scores: T
         _refuse(policy, "selector", f"a {type(selection).__name__}", "a kvpolicy.Selection")
     indices, lengths = selection.indices, selection.lengths.to(budgets.device)
     length = scores.shape[-1]
+    if indices.dtype != torch.int64:
+        _refuse(policy, "selector", f"indices of {indices.dtype}", "indices of torch.int64")
     if (
         indices.shape[:2] != scores.shape[:2]
         or not torch.equal(lengths, budgets.to(lengths.dtype))
@@ -88,7 +90,25 @@ def checked_selection(policy: Policy, selection: Any, budgets: Tensor, scores: T
             "rows that repeat, are out of order or out of range",
             f"distinct ascending rows in 0 ... {length - 1}",
         )
+    protected = scores.isposinf()
+    kept = (protected.gather(-1, indices.clamp(0, length - 1)) & valid).sum(-1)
+    if not torch.equal(kept, protected.sum(-1).minimum(valid.sum(-1))):
+        _refuse(policy, "selector", "a selection without them", "all sinks and recent tokens")
     return selection
+
+
+def checked_compaction(
+    policy: Policy, compacted: Any, keys: Tensor, values: Tensor, selection: Selection
+) -> tuple[Tensor, Tensor]:
+    """Return keys and values with a row for each selected one, of the type they had."""
+    if not isinstance(compacted, tuple) or len(compacted) != 2:
+        _refuse(policy, "compactor", f"a {type(compacted).__name__}", "a pair of keys and values")
+    for got, whole in zip(compacted, (keys, values), strict=True):
+        expected = (*selection.indices.shape, whole.shape[-1])
+        if not isinstance(got, Tensor) or tuple(got.shape) != expected or got.dtype != whole.dtype:
+            described = f"{got.dtype} {tuple(got.shape)}" if isinstance(got, Tensor) else repr(got)
+            _refuse(policy, "compactor", described, f"{whole.dtype} {expected} (B, N, K, D)")
+    return compacted
 
 
 def _refuse(policy: Policy, kind: str, got: str, expected: str) -> NoReturn:

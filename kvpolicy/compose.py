@@ -58,7 +58,8 @@ def compose(
     parts: dict[str, Any] = {kind: _resolve(kind, part) for kind, part in given.items()}
     names = {kind: name for kind, part in given.items() if (name := _named(part)) is not None}
     if recent is None:
-        recent = parts["scorer"].window or 0
+        window = parts["scorer"].window
+        recent = window if isinstance(window, int) else 0
     return Policy(
         **parts, budget=budget, group=group, sinks=sinks, recent=recent, every=every, names=names
     )
@@ -122,6 +123,9 @@ def _resolve(kind: str, part: Any) -> Any:
     if not isinstance(part, Mapping):
         return _checked_object(kind, part)
     options = dict(part)
+    for option in options:
+        if not isinstance(option, str):
+            raise InvalidOptionError(f"options of a {kind} have names, strings, not {option!r}.")
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InvalidValueError(

@@ -11,7 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.budget import Budget, checked_budget, positions_of
-from kvpolicy.checks import at_work, checked_budgets, checked_scores, checked_selection
+from kvpolicy.checks import (
+    at_work,
+    checked_budgets,
+    checked_compaction,
+    checked_scores,
+    checked_selection,
+)
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.options import count, natural, one_of
 from kvpolicy.stages.allocation import Allocator
@@ -54,7 +60,13 @@ class Policy:
     names: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse a budget that is smaller than what it must hold."""
+        """Refuse a scorer without a window, and a budget smaller than what it must hold."""
+        window = self.scorer.window
+        if window is not None and (type(window) is not int or window < 1):
+            raise InvalidValueError(
+                f"the window of {type(self.scorer).__name__} must be an int of at least 1, or None "
+                f"for all queries, but is {window!r}."
+            )
         if isinstance(self.budget, int) and self.budget < self.protected:
             raise InvalidValueError(
                 f"budget {self.budget} is smaller than the {self.protected} positions that are "
@@ -120,7 +132,8 @@ class Policy:
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Write the selected rows into a smaller cache."""
         with at_work(self, "compactor"):
-            return self.compactor.compact(keys, values, selection)
+            compacted = self.compactor.compact(keys, values, selection)
+        return checked_compaction(self, compacted, keys, values, selection)
 
     def cache(self, model: PreTrainedModel) -> PolicyCache:
         """Return an empty cache for `generate`, `forward` or a pipeline of `model`.

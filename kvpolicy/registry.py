@@ -18,6 +18,7 @@ from kvpolicy.component import INTERFACES, Component
 from kvpolicy.errors import (
     BrokenPluginWarning,
     DuplicateComponentError,
+    InvalidValueError,
     UnknownComponentError,
     suggest,
 )
@@ -75,6 +76,8 @@ def find(kind: str, name: str) -> Component:
     Raises UnknownComponentError, with the names there are, or DuplicateComponentError if two
     plugins offer it.
     """
+    if not isinstance(name, str):
+        raise InvalidValueError(f"a {kind} is found by its name, a string, not by {name!r}.")
     matches = [part for part in installed(kind) if part.name == name]
     if not matches:
         raise _unknown(kind, name)

@@ -9,13 +9,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from kvpolicy.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
     from kvpolicy.huggingface.layer import PolicyLayer
 
@@ -59,6 +59,10 @@ def _set(config: PreTrainedConfig, name: str) -> None:
 
 def restore(model: PreTrainedModel) -> None:
     """Bring a model's attention back as `policy.cache(model)` found it."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"kvpolicy.restore needs a transformers PreTrainedModel, not a {type(model).__name__}."
+        )
     detach(decoder_config(model))
 
 
@@ -76,23 +80,26 @@ def _layer_of(keys: Tensor) -> PolicyLayer | None:
 
 def _observed(name: str) -> Callable[..., Any]:
     def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         interface, eager = _interface(type(module).forward, name)
         wrapped = interface.get_interface(name, eager)
         layer = _layer_of(key)
         if layer is None:
-            return wrapped(module, query, key, value, mask, *args, **kwargs)
-        _refuse_biases(module, kwargs)
-        own = layer.mask_for(mask, query, name)
-        result = wrapped(module, query, key, value, own, *args, **kwargs)
-        layer.observe(
-            module,
-            query,
-            mask,
-            scaling=kwargs.get("scaling"),
-            softcap=kwargs.get("softcap"),
-        )
+            return wrapped(module, query, key, value, attention_mask, *args, **kwargs)
+        with layer.state.recording_failure():
+            _refuse_what_is_not_shown(module, kwargs)
+            mask = layer.mask_for(attention_mask, query, name)
+            result = wrapped(module, query, key, value, mask, *args, **kwargs)
+            layer.observe(
+                module, query, scaling=kwargs.get("scaling"), softcap=kwargs.get("softcap")
+            )
         return result
 
     return attention
@@ -112,10 +119,17 @@ def _interface(forward: Callable[..., Any], name: str) -> tuple[AttentionInterfa
     return interface, eager
 
 
-def _refuse_biases(module: Any, kwargs: dict[str, Any]) -> None:
-    for bias in ("s_aux", "position_bias"):
-        if kwargs.get(bias) is not None:
+def _refuse_what_is_not_shown(module: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse attention that differs from a causal softmax of scaled, capped products."""
+    name = type(module).__name__
+    if getattr(module, "is_causal", True) is False:
+        raise UnsupportedModelError(
+            f"{name} is not causal: tokens read later would change what was evicted. An encoder "
+            "needs is_decoder=True to generate."
+        )
+    for extra in ("s_aux", "sinks", "position_bias", "indices", "block_indices"):
+        if kwargs.get(extra) is not None:
             raise UnsupportedModelError(
-                f"{type(module).__name__} adds {bias!r} to its attention logits, which policies "
-                "are not shown yet: their scores would be wrong."
+                f"{name} gives its attention {extra!r}, which policies are not shown yet: their "
+                "scores would be wrong."
             )

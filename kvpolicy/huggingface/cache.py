@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.attention import attach, detach, is_attached
+from kvpolicy.huggingface.attention import attach, detach
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.report import CacheReport, report_of
 from kvpolicy.huggingface.state import CacheState
@@ -53,7 +53,8 @@ class PolicyCache(Cache):
                 for layer in layers
             ]
         )
-        self._found_attached = is_attached(config)
+        self._last_updated = -1
+        self._entered = 0
         attach(config)
         _open.add(self)
 
@@ -61,6 +62,7 @@ class PolicyCache(Cache):
         """Observe the model's attention until the block is left."""
         attach(self.state.config)
         _open.add(self)
+        self._entered += 1
         return self
 
     def __exit__(
@@ -69,10 +71,12 @@ class PolicyCache(Cache):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Bring the model back as this cache found it, unless another open cache needs it."""
+        """Bring the model back as it was found, unless another open cache of it is alive."""
+        self._entered -= 1
+        if self._entered:
+            return
         _open.discard(self)
-        needed = any(other.state.config is self.state.config for other in _open)
-        if not (needed or self._found_attached):
+        if not any(other.state.config is self.state.config for other in _open):
             detach(self.state.config)
 
     @property
@@ -107,8 +111,8 @@ class PolicyCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Add the new tokens of one layer; see `PolicyLayer.update`."""
         self.state.check()
-        if layer_idx == 0:
-            self._check_same_length()
+        self._check_order(layer_idx)
+        self._last_updated = layer_idx
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return keys, values
 
@@ -124,7 +128,7 @@ class PolicyCache(Cache):
         """Forget the conversation, a failed one too."""
         for layer in self.layers:
             layer.reset()
-        self.state.failure = None
+        self.state.failure, self._last_updated = None, -1
 
     def activate_past_recording(self) -> NoReturn:
         """Refuse: what a rejected draft evicted could not be brought back.
@@ -144,14 +148,37 @@ class PolicyCache(Cache):
                 f"crop takes minus the number of tokens to forget, not the length "
                 f"{tokens_to_remove}. {_NO_ROLLBACK}"
             )
+        self._check_crop(-tokens_to_remove)
         super().crop(tokens_to_remove)
 
-    def _check_same_length(self) -> None:
-        seen = {layer.seen for layer in self.policy_layers}
-        if len(seen) > 1:
+    def _check_crop(self, count: int) -> None:
+        """Find out whether every layer can be cropped before one of them is."""
+        for index, layer in enumerate[Any](self.layers):
+            if isinstance(layer, PolicyLayer):
+                layer.check_crop(count)
+            elif layer.get_seq_length() >= getattr(layer, "sliding_window", torch.inf):
+                raise CacheStateError(
+                    f"cannot crop: layer {index} holds only its sliding window of "
+                    f"{layer.sliding_window} tokens. Start over with cache.reset()."
+                )
+
+    def _check_order(self, layer_idx: int) -> None:
+        """Refuse to go on where a layer was not observed, or a forward stopped on its way."""
+        if layer_idx > self._last_updated:
+            last = self.layers[self._last_updated] if self._last_updated >= 0 else None
+            if isinstance(last, PolicyLayer) and last.is_unobserved:
+                raise UnsupportedModelError(
+                    f"attention layer {self._last_updated} changed its keys after the cache gave "
+                    "them out, or belongs to another model than this cache: it cannot be observed."
+                )
+            return
+        counts = {
+            layer.get_seq_length() for layer in self.layers if isinstance(layer, CacheLayerMixin)
+        }
+        if len(counts) > 1 or any(layer.is_unobserved for layer in self.policy_layers):
             raise CacheStateError(
-                f"an earlier forward stopped on its way: layers have seen {min(seen)} to "
-                f"{max(seen)} tokens. Call cache.reset() and start over."
+                f"an earlier forward stopped on its way: layers have seen {min(counts)} to "
+                f"{max(counts)} tokens. Call cache.reset() and start over."
             )
 
 

@@ -68,11 +68,13 @@ def output_weight(module: nn.Module) -> Float[Tensor, "M H*Dv"] | None:
 
 
 def evict(policy: Policy, held: Held, shown: Shown) -> Kept:
-    """Let the policy choose, and compact what it chose; rows of unequal length one by one.
+    """Let the policy choose, and compact what it chose.
 
-    What is held is not changed: if a part raises, the layer still has it all.
+    Rows that differ in what they hold or have seen are shown one by one. What is held is not
+    changed: if a part raises, the layer still has it all.
     """
-    if all(length == held.keys.shape[2] for length in held.lengths):
+    whole = all(length == held.keys.shape[2] for length in held.lengths)
+    if whole and len(set(held.seen)) == 1:
         return _evict_rows(policy, held, shown, slice(None), held.lengths[0])
     rows = [
         _evict_rows(policy, held, shown, slice(row, row + 1), length)
@@ -82,7 +84,7 @@ def evict(policy: Policy, held: Held, shown: Shown) -> Kept:
 
 
 def _evict_rows(policy: Policy, held: Held, shown: Shown, rows: slice, length: int) -> Kept:
-    """Evict rows that hold the same number of real tokens, all of them rightmost."""
+    """Evict rows that hold and have seen equally many real tokens, all of them rightmost."""
     first = held.keys.shape[2] - length
     keys, values = held.keys[rows, :, first:], held.values[rows, :, first:]
     positions = held.positions[rows, :, first:]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from kvpolicy.errors import CacheStateError
+from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.attention import hand_out
 from kvpolicy.huggingface.eviction import Held, Shown, evict
 from kvpolicy.huggingface.masks import fit, with_own_padding
@@ -91,6 +91,11 @@ class PolicyLayer(DynamicLayer):
         queries = 0 if self._queries is None else self._queries.nbytes
         return queries + (0 if self._contents is None else self._contents.nbytes)
 
+    @property
+    def is_unobserved(self) -> bool:
+        """Whether keys were handed out that no attention has shown a query for yet."""
+        return self._unobserved
+
     def get_seq_length(self) -> int:
         """Return the tokens seen: rotary positions and `generate` count with them."""
         return self.seen
@@ -103,11 +108,6 @@ class PolicyLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add the new tokens and hand out all that is held."""
-        if self._unobserved:
-            raise CacheStateError(
-                f"the last forward did not reach the end of attention layer {self.index}, so it "
-                "cannot be evicted. Call cache.reset() and start over."
-            )
         batch, heads, length, _ = key_states.shape
         new_keys, new_values = key_states.detach(), value_states.detach()
         if self._contents is None:
@@ -122,41 +122,38 @@ class PolicyLayer(DynamicLayer):
         return hand_out(self._contents.keys.view, self), self._contents.values.view
 
     def mask_for(self, mask: Any, query: Tensor, backend: str) -> Any:
-        """Return the shared attention mask as it fits this layer's slots."""
-        slots = self._filled().slots
+        """Return the shared attention mask as it fits this layer's slots.
+
+        Raises InvalidValueError for a mask that the slots cannot follow.
+        """
+        slots, length = self._filled().slots, query.shape[2]
+        if not self._unobserved:
+            raise UnsupportedModelError(
+                f"attention layer {self.index} attends twice with the same keys; policies are "
+                "shown one attention only."
+            )
+        before = [seen - length for seen in slots.seen]
+        real = self.state.new_real_tokens(mask, before, length, slots.held)
+        if real is not None:
+            slots.mark_padding(real)
         mask = fit(mask, slots.held)
         if slots.follow_the_count:
             return mask
-        return with_own_padding(mask, slots.lengths, query.shape[2], slots.held, query, backend)
+        return with_own_padding(mask, slots.lengths, length, slots.held, query, backend)
 
     def observe(
         self,
         module: nn.Module,
         query: Float[Tensor, "B H Q D"],
-        mask: Any,
         *,
         scaling: float | None,
         softcap: float | None,
     ) -> None:
-        """Take note of the tokens just attended to, and evict where the policy says so."""
-        try:
-            self._note_padding(mask, query.shape[2])
-            queries = self._queries_if_due(query.detach())
-            if queries is not None:
-                self._evict(Shown.of(module, queries, scaling, softcap))
-        except BaseException as error:
-            self.state.failure = f"{type(error).__name__}: {error}"
-            raise
+        """Take note of the queries that just attended, and evict where the policy says so."""
+        queries = self._queries_if_due(query.detach())
+        if queries is not None:
+            self._evict(Shown.of(module, queries, scaling, softcap))
         self._unobserved = False
-
-    def _note_padding(self, mask: Any, length: int) -> None:
-        slots = self._filled().slots
-        # A decoded token is real, unless its row has had nothing but padding so far.
-        if length == 1 and 1 not in slots.seen:
-            return
-        real = self.state.real_tokens(mask, slots.batch, length, slots.held)
-        if real is not None:
-            slots.mark_padding(real)
 
     def _queries_if_due(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H W D"] | None:
         """Return the queries since eviction was last due if it is due now, else remember them.
@@ -221,6 +218,15 @@ class PolicyLayer(DynamicLayer):
         self._contents.keys.truncate(slots.held)
         self._contents.values.truncate(slots.held)
         self.seen -= count
+        self._decoded = max(0, self._decoded - count)
+        if self._queries is not None:
+            kept = self._queries[:, :, :-count]
+            self._queries = kept if kept.shape[2] else None
+
+    def check_crop(self, count: int) -> None:
+        """Raise CacheStateError if `crop(-count)` would."""
+        if self._contents is not None and 0 < count < self.seen:
+            self._contents.slots.held_of_last(count)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the sequences of the batch."""

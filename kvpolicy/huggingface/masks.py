@@ -11,31 +11,63 @@ from torch import Tensor
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 
 
-def real_tokens(mask: Any, batch: int, length: int, held: int) -> Bool[Tensor, "B Q"] | None:
-    """Return which of the last `length` of `held` columns are real tokens; None if all are.
+def visible_tokens(mask: Any, length: int) -> Bool[Tensor, "B T"]:
+    """Return which of a mask's columns the last of `length` new tokens sees.
 
     Understands what transformers builds for sdpa (bool), eager (0 or a large negative number),
-    flash (2D) and flex (BlockMask). Reading a mask waits for the device: once per forward.
+    flash (2D) and flex (BlockMask). Raises InvalidValueError for a mask that says more than which
+    tokens are padding: slots could not follow it once tokens are evicted.
     """
-    if mask is None:
-        return None
-    real = _last_row(mask, length, held)
-    if bool(real.all()):
-        return None
-    return real.expand(batch, -1)
-
-
-def _last_row(mask: Any, length: int, held: int) -> Bool[Tensor, "B Q"]:
     if not isinstance(mask, Tensor):
-        rows = torch.arange(mask.shape[0], device=mask.kv_num_blocks.device)[:, None]
-        columns = torch.arange(held - length, held, device=rows.device)[None]
-        last = torch.full_like(columns, length - 1)
-        real: Tensor = mask.mask_mod(rows, torch.zeros_like(columns), last, columns)
-        return real.bool()
+        return _last_row_of_blocks(mask, length)
     if mask.dim() == 2:
-        return mask[:, -length:].bool()
-    row = mask[:, 0, -1, -length:]
-    return row if row.dtype == torch.bool else row > torch.finfo(row.dtype).min / 2
+        return mask.bool()
+    seen = mask[:, 0]
+    seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    last, itself = seen[:, -1], seen.diagonal(mask.shape[-1] - length, dim1=1, dim2=2)
+    if mask.shape[1] > 1 or not torch.equal(itself, last[:, -length:]):
+        raise InvalidValueError(
+            "attention_mask does more than to hide padding from a causal model; an evicted cache "
+            "cannot follow it. Give a 2D attention_mask, or none."
+        )
+    return last
+
+
+def _last_row_of_blocks(mask: Any, length: int) -> Bool[Tensor, "B T"]:
+    rows = torch.arange(mask.shape[0], device=mask.kv_num_blocks.device)[:, None]
+    columns = torch.arange(mask.shape[-1], device=rows.device)[None]
+    last = torch.full_like(columns, length - 1)
+    seen: Tensor = mask.mask_mod(rows, torch.zeros_like(columns), last, columns)
+    return seen.bool()
+
+
+def new_real_tokens(
+    mask: Any, seen: list[int], length: int, held: int
+) -> Bool[Tensor, "B Q"] | None:
+    """Return which of the `length` new tokens are real; None if all are.
+
+    `seen` counts the real tokens of each row before them, `held` all columns of the mask. Raises
+    InvalidValueError if the mask is missing or says of older tokens what it did not say before.
+    Reading a mask waits for the device: once per forward.
+    """
+    older = held - length
+    padded = any(count < older for count in seen)
+    if mask is None:
+        if padded:
+            raise InvalidValueError(
+                "this batch was padded when it was read, so every forward needs its attention_mask."
+            )
+        return None
+    visible = visible_tokens(mask, length).expand(len(seen), -1)
+    real = torch.tensor(seen, device=visible.device)
+    expected = torch.arange(older, device=visible.device) >= older - real[:, None]
+    if not torch.equal(visible[:, :older], expected):
+        raise InvalidValueError(
+            "attention_mask says of earlier tokens what it did not say when they were read; an "
+            "evicted cache cannot take that back. Keep its old columns and append new ones."
+        )
+    new = visible[:, older:]
+    return None if bool(new.all()) else new
 
 
 def padding_counts(real: Bool[Tensor, "B Q"], started: list[bool]) -> list[int]:
@@ -52,7 +84,7 @@ def padding_counts(real: Bool[Tensor, "B Q"], started: list[bool]) -> list[int]:
         if not left or (pad and started[row]):
             raise InvalidValueError(
                 f"row {row} of attention_mask has padding behind a real token; an evicted cache "
-                "needs it on the left. Tokenize with padding_side='left'."
+                "needs it on the left, in the first turn. Tokenize with padding_side='left'."
             )
     return counts
 
@@ -62,9 +94,14 @@ def fit(mask: Any, held: int) -> Any:
 
     The mask is built for the layer that holds the most; slots are right-aligned.
     """
-    if isinstance(mask, Tensor) and mask.shape[-1] > held:
-        return mask[..., -held:]
-    return mask
+    if mask is None or mask.shape[-1] == held:
+        return mask
+    if not isinstance(mask, Tensor):
+        raise UnsupportedModelError(
+            "layers hold different numbers of positions, which flex_attention's block masks cannot "
+            "say here. Use sdpa or eager, or an allocator that treats layers alike."
+        )
+    return mask[..., -held:]
 
 
 def with_own_padding(

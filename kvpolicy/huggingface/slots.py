@@ -81,22 +81,29 @@ class Slots:
         self.held = positions.shape[-1]
         self.lengths = lengths
 
-    def forget_last(self, count: int) -> None:
-        """Drop the slots of each row's last `count` tokens; they are rightmost.
+    def held_of_last(self, count: int) -> int:
+        """Return how many of each row's last `count` tokens are held; they are rightmost.
 
         Raises CacheStateError where that is not the same number of slots everywhere.
         """
         positions = self.positions
-        first = torch.tensor([seen - count for seen in self.seen], device=positions.device)
-        low, high = (int(end) for end in (positions >= first[:, None, None]).sum(-1).aminmax())
+        first = [max(seen - count, 0) for seen in self.seen]
+        start = torch.tensor(first, device=positions.device)
+        low, high = (int(end) for end in (positions >= start[:, None, None]).sum(-1).aminmax())
         if low != high:
             raise CacheStateError(
-                f"cannot crop {count} tokens: {low} to {high} of them are still held, depending on "
-                "head and row, because an eviction came after them. Keep at least as many recent "
-                "tokens (recent=...), or start over with cache.reset()."
+                f"cannot crop {count} tokens: {low} to {high} of them are held, depending on head "
+                "and row, because an eviction came after them or a row has fewer. Keep at least as "
+                "many recent tokens (recent=...), or start over with cache.reset()."
             )
-        self.replace(positions[..., : self.held - high], [held - high for held in self.lengths])
-        self.seen = [seen - count for seen in self.seen]
+        return high
+
+    def forget_last(self, count: int) -> None:
+        """Drop the slots of each row's last `count` tokens, or raise as `held_of_last` does."""
+        dropped = self.held_of_last(count)
+        kept = self.positions[..., : self.held - dropped]
+        self.replace(kept, [length - dropped for length in self.lengths])
+        self.seen = [max(seen - count, 0) for seen in self.seen]
 
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from kvpolicy.errors import CacheStateError
 from kvpolicy.huggingface.attention import is_attached
-from kvpolicy.huggingface.masks import real_tokens
+from kvpolicy.huggingface.masks import new_real_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -49,17 +51,32 @@ class CacheState:
             )
         if not is_attached(self.config):
             raise CacheStateError(
-                "the model was restored while this cache was in use, so eviction cannot observe "
-                "it. Use the cache inside its `with`, or make a new one: policy.cache(model)."
+                "the model was restored, or its attention set anew "
+                f"({self.config._attn_implementation!r}), while this cache was in use, so eviction "
+                "cannot observe it. Use the cache inside its `with`, or make a new one: "
+                "policy.cache(model)."
             )
 
-    def real_tokens(
-        self, mask: Any, batch: int, length: int, held: int
+    def new_real_tokens(
+        self, mask: Any, seen: list[int], length: int, held: int
     ) -> Bool[Tensor, "B Q"] | None:
         """Read a mask once for all layers that are given it."""
         if mask is None:
-            return None
+            return new_real_tokens(None, seen, length, held)
         if self._mask is None or self._mask() is not mask:
-            self._real = real_tokens(mask, batch, length, held)
+            self._real = new_real_tokens(mask, seen, length, mask.shape[-1])
             self._mask = weakref.ref(mask)
         return self._real
+
+    @contextmanager
+    def recording_failure(self) -> Iterator[None]:
+        """Remember what went wrong in the middle of a forward."""
+        try:
+            yield
+        except BaseException as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is remembered of a mask: it belongs to one forward."""
+        return vars(self) | {"_mask": None, "_real": None}

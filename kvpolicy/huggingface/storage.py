@@ -14,7 +14,10 @@ class Rows:
 
     def __init__(self, first: Float[Tensor, "B N S D"]) -> None:
         """Take over the first rows as they are; there is no slack until the first append."""
-        self.buffer = first.contiguous()
+        first = first.contiguous()
+        # A view would keep alive what it is a view of.
+        owned = first.untyped_storage().nbytes() == first.nbytes
+        self.buffer = first if owned else first.clone()
         self.held = first.shape[2]
 
     @property

@@ -47,9 +47,16 @@ def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
     Raises UnsupportedModelError if there is none, or if there is one that can neither be evicted
     nor left alone.
     """
+    if getattr(config, "kv_sharing_modes", None) or getattr(config, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"layers of {type(model).__name__} share keys and values with others, which would "
+            "attend to what the first of them has evicted."
+        )
     layers = list(DynamicCache(config=config).layers)
     for index, layer in enumerate(layers):
-        if type(layer) is not DynamicLayer and type(layer) not in _LEFT_ALONE:
+        # Older transformers have no layers without attention.
+        nothing = type(layer).__name__ == "DummyLayer"
+        if type(layer) is not DynamicLayer and type(layer) not in _LEFT_ALONE and not nothing:
             raise UnsupportedModelError(
                 f"layer {index} of {type(model).__name__} keeps its state in a "
                 f"{type(layer).__name__}, which policies cannot evict from yet. Served are full "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -14,11 +15,20 @@ _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def output_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float[Tensor, "H R Dv"]:
     """Return the R factor of every head's columns of `weight`, remembered while `weight` lives.
 
-    A weight that was written to in place since (its version counter moved) is factorised anew.
+    A weight that has changed since is factorised anew. Its version counter would not tell: merging
+    adapters writes through `.data`.
     """
-    version = 0 if weight.is_inference() else weight._version
+    mark = (heads, weight.dtype, weight.device, _fingerprint(weight.detach()))
     known = _factors.get(weight)
-    if known is None or known[0] != (version, heads):
-        known = _factors[weight] = ((version, heads), head_factors(weight.detach(), heads))
+    if known is None or known[0] != mark:
+        known = _factors[weight] = (mark, head_factors(weight.detach(), heads))
     factors: Tensor = known[1]
     return factors
+
+
+def _fingerprint(weight: Float[Tensor, "M columns"]) -> float:
+    """Return a sum in which every entry counts with a factor of its own."""
+    rows, columns = (torch.linspace(1, 2, size, device=weight.device) for size in weight.shape)
+    # A block of rows at a time: a half-precision weight is not copied whole.
+    products = [block.float() @ columns for block in weight.split(512)]
+    return float(rows @ torch.cat(products))

@@ -7,6 +7,8 @@ those positions. Nothing of kvpolicy's storage, masks or observation takes part 
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,14 +56,21 @@ def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Call]]
     """Collect every forward of `model` that goes through `cache`."""
     calls: list[Call] = []
     before: list[Any] = []
+    signature = inspect.signature(model.forward)
+
+    def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        bound = dict(signature.bind(*args, **kwargs).arguments)
+        more: dict[str, Any] = bound.pop("kwargs", {})
+        return bound | more
 
     def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("past_key_values") is cache:
+        if given(args, kwargs).get("past_key_values") is cache:
             before.append(([held.clone() for held in cache.positions], cache.get_seq_length()))
 
     def leave(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if kwargs.get("past_key_values") is cache:
-            (positions, seen), arguments = before.pop(), dict(kwargs)
+        arguments = given(args, kwargs)
+        if arguments.get("past_key_values") is cache:
+            positions, seen = before.pop()
             calls.append(
                 Call(
                     arguments=arguments,
@@ -83,7 +92,13 @@ def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Call]]
 
 
 def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCache) -> float:
-    """Replay `calls` with a masked full cache; return the largest difference at any real token."""
+    """Replay `calls` with a masked full cache; return the largest difference at any real token.
+
+    NaN if a logit is not finite. Raises ValueError if `calls` is empty, or if nothing was evicted
+    in them: then there would be nothing to compare.
+    """
+    if not any(_has_evicted(call) for call in calls):
+        raise ValueError(f"{len(calls)} forwards were recorded, and nothing was evicted in them")
     config = decoder_config(model)
     evicting = {index for index, layer in enumerate(cache.layers) if layer in cache.policy_layers}
     full, found, worst = DynamicCache(config=config), config._attn_implementation, 0.0
@@ -96,21 +111,39 @@ def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: Polic
                 logits = model(**call.arguments | {"past_key_values": full}).logits
             real = call.real[:, -logits.shape[1] :]
             difference = (logits - call.logits).abs().amax(-1)[real]
-            worst = max(worst, float(difference.max()))
+            worst = float(torch.tensor([worst, float(difference.max())]).max())
     finally:
         config._attn_implementation = {"": found}
     return worst
 
 
+def _has_evicted(call: Call) -> bool:
+    return any(
+        int((held >= 0).sum(-1).max()) < min(call.seen, int(held.max()) + 1)
+        for held in call.positions
+        if held.numel()
+    )
+
+
 def _masked_attention(call: Call, evicting: set[int]) -> Callable[..., Any]:
+    """Attend to what the call's layers held; other layers attend as they always do."""
+
     def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, None]:
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if module.layer_idx not in evicting:
+            eager = sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
+            own: tuple[Tensor, Tensor | None] = eager(
+                module, query, key, value, attention_mask, **kwargs
+            )
+            return own
         groups = query.shape[1] // key.shape[1]
-        if module.layer_idx in evicting:
-            allowed = _allowed(call, module.layer_idx, key.shape[1]).repeat_interleave(groups, 1)
-        else:
-            allowed = (mask == 0)[..., -key.shape[2] :]
+        allowed = _allowed(call, module.layer_idx, key.shape[1]).repeat_interleave(groups, 1)
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         scaling = kwargs.get("scaling")
         logits = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)

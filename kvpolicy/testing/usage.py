@@ -88,7 +88,7 @@ def chunked_prefill(model: PreTrainedModel, policy: Policy) -> float:
 
 def left_padded_batch(model: PreTrainedModel, policy: Policy) -> float:
     """Rows longer than, equal to and shorter than the budget, one of a single token."""
-    ids, mask = _padded(policy)
+    ids, mask = _padded(_lengths(policy))
     return _replayed(model, policy, lambda cache: _generate(model, cache, ids, attention_mask=mask))
 
 
@@ -96,7 +96,7 @@ def second_turn_of_a_padded_batch(model: PreTrainedModel, policy: Policy) -> flo
     """A question to every row of a left-padded batch."""
 
     def turns(cache: PolicyCache) -> None:
-        ids, mask = _padded(policy)
+        ids, mask = _padded(_lengths(policy))
         answered = _generate(model, cache, ids, attention_mask=mask)
         history = torch.cat([answered, tokens(3, 7, len(ids))], 1)
         more = mask.new_ones((len(ids), history.shape[1] - mask.shape[1]))
@@ -106,14 +106,13 @@ def second_turn_of_a_padded_batch(model: PreTrainedModel, policy: Policy) -> flo
 
 
 def padded_row_alone(model: PreTrainedModel, policy: Policy) -> float:
-    """Each row of a left-padded batch against the same prompt alone, two turns."""
-    ids, mask = _padded(policy)
-    together = _last_logits(model, policy, ids, mask)
-    worst = 0.0
-    for row, length in enumerate(mask.sum(1).tolist()):
-        alone = _last_logits(model, policy, ids[row : row + 1, -length:], mask[:1, :length] * 0 + 1)
-        worst = max(worst, float((together[row] - alone[0]).abs().max()))
-    return worst
+    """Each row of a left-padded batch against the same prompt alone, several turns."""
+    return _rows_alone(model, policy, _lengths(policy))
+
+
+def long_padded_row_alone(model: PreTrainedModel, policy: Policy) -> float:
+    """The same, where every row is longer than the budget and the first is not the longest."""
+    return _rows_alone(model, policy, [PROMPT - 25, PROMPT, PROMPT - 12])
 
 
 def interleaved_conversations(model: PreTrainedModel, policy: Policy) -> float:
@@ -124,14 +123,14 @@ def interleaved_conversations(model: PreTrainedModel, policy: Policy) -> float:
         for who, cache in enumerate(both):
             ids = tokens(10 * who + turn, length)
             logits[who].append(model(input_ids=ids, past_key_values=cache).logits)
-    worst = 0.0
+    differences = []
     for who in range(2):
         alone = policy.cache(model)
         for turn, length in enumerate((PROMPT, 1, 9, 1)):
             ids = tokens(10 * who + turn, length)
             expected = model(input_ids=ids, past_key_values=alone).logits
-            worst = max(worst, float((logits[who][turn] - expected).abs().max()))
-    return worst
+            differences.append(logits[who][turn] - expected)
+    return _largest(differences)
 
 
 def nothing_to_evict(model: PreTrainedModel, policy: Policy) -> float:
@@ -141,12 +140,11 @@ def nothing_to_evict(model: PreTrainedModel, policy: Policy) -> float:
     room = policy.positions(PROMPT) - (NEW_TOKENS if policy.every else 0)
     prompt = tokens(1, min(PROMPT, room))
     cache, full = policy.cache(model), DynamicCache(config=model.config)
-    worst = 0.0
+    differences = []
     for ids in (prompt, *tokens(2, NEW_TOKENS)[0].view(-1, 1, 1)):
         ours = model(input_ids=ids, past_key_values=cache).logits
-        theirs = model(input_ids=ids, past_key_values=full).logits
-        worst = max(worst, float((ours - theirs).abs().max()))
-    return worst
+        differences.append(ours - model(input_ids=ids, past_key_values=full).logits)
+    return _largest(differences)
 
 
 USAGES: Mapping[str, Usage] = {
@@ -160,6 +158,7 @@ USAGES: Mapping[str, Usage] = {
         left_padded_batch,
         second_turn_of_a_padded_batch,
         padded_row_alone,
+        long_padded_row_alone,
         interleaved_conversations,
         nothing_to_evict,
     )
@@ -188,19 +187,40 @@ def _generate(
     return generated
 
 
-def _padded(policy: Policy) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+def _lengths(policy: Policy) -> list[int]:
+    """Return lengths above, at and below the budget, the last a single token."""
     budget = policy.positions(PROMPT)
-    lengths = torch.tensor([PROMPT, PROMPT - 7, budget, budget // 2, 1])
-    mask = (torch.arange(PROMPT) >= PROMPT - lengths[:, None]).long()
+    return [PROMPT, PROMPT - 7, budget, budget // 2, 1]
+
+
+def _padded(lengths: list[int]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    mask = (torch.arange(PROMPT) >= PROMPT - torch.tensor(lengths)[:, None]).long()
     return tokens(4, batch=len(lengths)) * mask, mask
+
+
+def _rows_alone(model: PreTrainedModel, policy: Policy, lengths: list[int]) -> float:
+    ids, mask = _padded(lengths)
+    together = _last_logits(model, policy, ids, mask)
+    differences = []
+    for row, length in enumerate(lengths):
+        alone = _last_logits(
+            model, policy, ids[row : row + 1, -length:], torch.ones(1, length).long()
+        )
+        differences.append(together[row] - alone[0])
+    return _largest(differences)
+
+
+def _largest(differences: list[Tensor]) -> float:
+    """Return the largest absolute difference, NaN if there is one."""
+    return float(torch.stack([each.abs().max() for each in differences]).max())
 
 
 def _last_logits(
     model: Any, policy: Policy, ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B C V"]:
-    """Return the last logits of a prompt, of three decoded tokens, of a question and one more."""
+    """Return the last logits of a prompt, of decoded tokens and of two later turns."""
     cache, logits = policy.cache(model), []
-    for turn, length in enumerate((0, 1, 1, 1, 6, 1)):
+    for turn, length in enumerate((0, 1, 1, 1, 6, 1, 9, 1)):
         if length:
             ids = tokens(20 + turn, length).expand(len(mask), -1)
             mask = torch.cat([mask, mask.new_ones((len(mask), length))], 1)

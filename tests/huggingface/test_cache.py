@@ -357,11 +357,153 @@ def test_inference_mode_and_gradients_may_alternate():
     assert not cache.policy_layers[0].keys.requires_grad
 
 
-def test_a_query_that_never_reaches_the_cache_is_noticed():
+def test_keys_that_change_on_their_way_to_attention_are_noticed_in_the_first_forward():
     model = tiny_model("llama")
     cache = POLICY.cache(model)
-    keys = torch.zeros(1, 2, 9, 8)
-    cache.update(keys, keys, 0)
+    update = cache.update
+    cache.update = lambda *args, **kwargs: tuple(kept * 1 for kept in update(*args, **kwargs))
 
-    with pytest.raises(CacheStateError, match="did not reach"):
-        cache.layers[0].update(keys, keys)
+    with pytest.raises(UnsupportedModelError, match="layer 0 changed its keys"):
+        logits(model, cache, tokens(0))
+
+
+def test_attention_that_is_not_causal_is_refused():
+    model = tiny_model("llama")
+    model.model.layers[0].self_attn.is_causal = False
+
+    with pytest.raises(UnsupportedModelError, match="not causal"):
+        logits(model, POLICY.cache(model), tokens(0))
+
+
+def test_a_retry_after_an_interrupted_forward_is_refused_on_hybrid_models():
+    model = tiny_model("gemma2", attn_implementation="eager")
+    cache = POLICY.cache(model)
+    logits(model, cache, tokens(0))
+    hook = model.model.layers[0].mlp.register_forward_hook(lambda *_: fail(None))
+    with pytest.raises(ZeroDivisionError):
+        logits(model, cache, tokens(1, 5))
+    hook.remove()
+
+    with pytest.raises(CacheStateError, match="60 to 65 tokens"):
+        logits(model, cache, tokens(1, 5))
+
+
+def test_a_mask_may_not_hide_tokens_that_were_read():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    logits(model, cache, tokens(0, batch=2))
+    mask = torch.ones(2, 65, dtype=torch.long)
+    mask[1, 55:58] = 0
+
+    with pytest.raises(InvalidValueError, match="earlier tokens"):
+        model(input_ids=tokens(1, 5, 2), attention_mask=mask, past_key_values=cache)
+
+
+def test_a_padded_batch_may_not_go_on_without_its_mask():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[1, :15] = 0
+    model(input_ids=tokens(0, 20, 2), attention_mask=mask, past_key_values=cache)
+
+    with pytest.raises(InvalidValueError, match="needs its attention_mask"):
+        logits(model, cache, tokens(1, 1, 2))
+
+
+def test_crop_forgets_the_queries_of_what_it_forgets():
+    model, shown = tiny_model("llama"), []
+
+    @attrs.frozen
+    class Watching:
+        window: int = 8
+
+        def score(self, observation, reduce):
+            shown.append((observation.window, observation.seen))
+            return observation.folded_attention(reduce)
+
+    cache = kvpolicy.compose(scorer=Watching(), budget=24, every=6).cache(model)
+    logits(model, cache, tokens(0))
+    for step in range(4):
+        logits(model, cache, tokens(step, 1))
+    cache.crop(-3)
+    for step in range(5):
+        logits(model, cache, tokens(step, 1))
+
+    assert shown == [(8, 60)] * 2 + [(6, 66)] * 2
+
+
+def test_a_crop_that_one_layer_cannot_follow_leaves_all_as_they_are():
+    hybrid = tiny_model("gemma3_text", layer_types=["full_attention", "sliding_attention"] * 2)
+    cache = POLICY.cache(hybrid)
+    logits(hybrid, cache, tokens(0))
+
+    with pytest.raises(CacheStateError, match="sliding window of 16"):
+        cache.crop(-2)
+
+    assert [layer.seen for layer in cache.report().layers] == [60] * 4
+    model = tiny_model("llama")
+    cache, mask = POLICY.cache(model), torch.ones(2, 20, dtype=torch.long)
+    mask[1, :17] = 0
+    model(input_ids=tokens(0, 20, 2), attention_mask=mask, past_key_values=cache)
+    with pytest.raises(CacheStateError, match="3 to 5 of them"):
+        cache.crop(-5)
+    assert cache.get_seq_length() == 20
+
+
+def test_withs_may_overlap_in_any_order():
+    model = tiny_model("llama")
+    first, second = POLICY.cache(model), POLICY.cache(model)
+    with first:
+        logits(model, first, tokens(0))
+    with second, second:
+        logits(model, second, tokens(0))
+
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_compactor_that_breaks_its_promise_is_named():
+    model = tiny_model("llama")
+
+    def kept(change):
+        @attrs.frozen
+        class Careless:
+            def compact(self, keys, values, selection):
+                return change(*POLICY.compactor.compact(keys, values, selection))
+
+        return attrs.evolve(POLICY, compactor=Careless()).cache(model)
+
+    for change, message in (
+        (lambda keys, values: (keys, values[:, :, 1:]), r"float32 \(1, 2, 23, 8\)"),
+        (lambda keys, values: (keys.half(), values), "float16"),
+        (lambda keys, values: None, "a NoneType"),
+    ):
+        with pytest.raises(InvalidComponentError, match=f"Careless returned .*{message}"):
+            logits(model, kept(change), tokens(0))
+
+
+def test_a_selector_that_drops_protected_tokens_is_named():
+    @attrs.frozen
+    class Forgetful:
+        def select(self, scores, budgets):
+            return POLICY.selector.select(-scores.clamp(max=9.0), budgets)
+
+    model = tiny_model("llama")
+    with pytest.raises(InvalidComponentError, match=r"Forgetful .*all sinks and recent tokens"):
+        logits(model, attrs.evolve(POLICY, selector=Forgetful()).cache(model), tokens(0))
+
+
+def test_a_changed_output_projection_is_noticed():
+    model = tiny_model("llama")
+    policy = kvpolicy.recipe("restkv", scorer={"name": "restkv", "window": 8}, budget=24)
+
+    def positions():
+        cache = policy.cache(model)
+        logits(model, cache, tokens(0))
+        return cache.positions[0]
+
+    before = positions()
+    model.model.layers[0].self_attn.o_proj.weight.data[:, :8] *= 100
+    changed = positions()
+    model.model.layers[0].self_attn.o_proj.weight.data[:, :8] /= 100
+
+    assert not torch.equal(before, changed)

@@ -112,3 +112,26 @@ def test_a_layer_keeps_exactly_the_rows_of_its_selection():
     for layer, (keys, rows) in zip(cache.policy_layers, chosen, strict=True):
         expected = keys.gather(2, rows[..., None].expand(-1, -1, -1, keys.shape[-1]))
         assert torch.equal(layer.keys, expected)
+
+
+def test_the_yardstick_does_not_measure_nothing():
+    model = tiny_model("llama")
+    cache = small_policy("restkv").cache(model)
+    with recorded(model, cache) as calls:
+        model(input_ids=tokens(0, 20), past_key_values=cache)
+
+    with pytest.raises(ValueError, match="nothing was evicted"):
+        max_logit_difference(model, calls, cache)
+    with pytest.raises(ValueError, match="0 forwards"):
+        max_logit_difference(model, [], cache)
+
+
+def test_the_yardstick_does_not_pass_over_nan():
+    model = tiny_model("llama")
+    cache = small_policy("restkv").cache(model)
+    with recorded(model, cache) as calls:
+        for seed, length in enumerate((60, 1)):
+            model(tokens(seed, length), None, None, cache)
+    calls[1].logits[0, 0, 0] = torch.nan
+
+    assert not max_logit_difference(model, calls, cache) <= LIMIT

@@ -12,7 +12,7 @@ from transformers.masking_utils import (
 )
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy.huggingface.masks import fit, padding_counts, real_tokens, with_own_padding
+from kvpolicy.huggingface.masks import fit, new_real_tokens, padding_counts, with_own_padding
 
 PADDED = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]]).bool()
 
@@ -36,21 +36,51 @@ def built(backend, *, query_length, held, padded=PADDED):
     )
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager", "flash_attention_2", "flex_attention"])
-@pytest.mark.parametrize(("query_length", "held"), [(6, 6), (3, 5), (5, 5)])
+EVERY_KIND = pytest.mark.parametrize(
+    "backend", ["sdpa", "eager", "flash_attention_2", "flex_attention"]
+)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize(("query_length", "held"), [(6, 6), (3, 5), (5, 5), (1, 4)])
 def test_padding_is_read_from_every_kind_of_mask(backend, query_length, held):
     mask = built(backend, query_length=query_length, held=held)
+    seen = PADDED[:, :-query_length].sum(1).tolist()
+    expected = PADDED[:, -query_length:]
 
-    real = real_tokens(mask, 2, query_length, held)
+    real = new_real_tokens(mask, seen, query_length, held)
 
-    assert torch.equal(real, PADDED[:, -query_length:])
+    assert real is None if expected.all() else torch.equal(real, expected)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager", "flash_attention_2", "flex_attention"])
+@EVERY_KIND
 def test_no_padding_is_told_apart(backend):
     mask = built(backend, query_length=3, held=5, padded=torch.ones(2, 6).bool())
 
-    assert real_tokens(mask, 2, 3, 5) is None
+    assert new_real_tokens(mask, [3, 3], 3, 5) is None
+
+
+@EVERY_KIND
+def test_a_mask_that_hides_what_was_real_is_refused(backend):
+    mask = built(backend, query_length=1, held=4)
+
+    with pytest.raises(InvalidValueError, match="earlier tokens"):
+        new_real_tokens(mask, [5, 3], 1, 4)
+
+
+def test_a_padded_batch_needs_its_mask_every_time():
+    assert new_real_tokens(None, [5, 4], 1, 5) is None
+    with pytest.raises(InvalidValueError, match="needs its attention_mask"):
+        new_real_tokens(None, [5, 3], 1, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32], ids=str)
+def test_a_mask_that_does_more_than_hide_padding_is_refused(dtype):
+    band = torch.ones(6, 6).tril().triu(-2).bool()
+    mask = band if dtype == torch.bool else torch.zeros(6, 6).masked_fill(~band, -torch.inf)
+
+    with pytest.raises(InvalidValueError, match="2D attention_mask"):
+        new_real_tokens(mask[None, None], [0], 6, 6)
 
 
 def test_padding_is_counted_on_the_left_only():
