@@ -7,12 +7,12 @@ from typing import Literal
 import attrs
 import torch
 import torch.nn.functional as F
-from attrs.validators import in_, instance_of
+from attrs.validators import instance_of
 from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.options import as_float, count, positive
+from kvpolicy.options import as_float, count, one_of, positive
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.reduction import Reduce, weights_of
 from kvpolicy_kernels import reconstruction_error, weighted_values, windowed_reconstruction_error
@@ -42,10 +42,10 @@ class ReconstructionScorer:
 
     window: int = attrs.field(default=32, validator=count)
     mode: Literal["after", "before"] = attrs.field(
-        default="after", validator=in_(("after", "before"))
+        default="after", validator=one_of("after", "before")
     )
     projection: Literal["output", "value"] = attrs.field(
-        default="output", validator=in_(("output", "value"))
+        default="output", validator=one_of("output", "value")
     )
     tau: float = attrs.field(default=1.0, converter=as_float, validator=positive)
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))

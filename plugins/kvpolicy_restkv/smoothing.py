@@ -6,11 +6,11 @@ from typing import Literal
 
 import attrs
 import torch
-from attrs.validators import and_, in_, le
+from attrs.validators import and_, le
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from kvpolicy.options import as_float, odd_count, positive
+from kvpolicy.options import as_float, odd_count, one_of, positive
 from kvpolicy.stages.observation import Observation
 from kvpolicy_kernels import pool_scores
 from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
@@ -38,15 +38,15 @@ class SpatiotemporalSmoother:
     """
 
     averaging: Averaging = attrs.field(
-        default="ema", validator=in_(("ema", "mean", "none", "inverse"))
+        default="ema", validator=one_of("ema", "mean", "none", "inverse")
     )
     alpha: float = attrs.field(default=0.3, converter=as_float, validator=and_(positive, le(1)))
     pooling: Pooling = attrs.field(
-        default="adaptive", validator=in_(("adaptive", "avg", "max", "none"))
+        default="adaptive", validator=one_of("adaptive", "avg", "max", "none")
     )
     width: int = attrs.field(default=5, validator=odd_count)
     scale: float = attrs.field(default=2000.0, converter=as_float, validator=positive)
-    drift: Literal["row", "first"] = attrs.field(default="row", validator=in_(("row", "first")))
+    drift: Literal["row", "first"] = attrs.field(default="row", validator=one_of("row", "first"))
 
     def weights(self, window: int) -> Float[Tensor, " W"]:
         """Return w_t = alpha (1 - alpha)^(W - 1 - t) and w_0 = (1 - alpha)^(W - 1), for "ema"."""

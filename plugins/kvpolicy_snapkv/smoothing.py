@@ -6,11 +6,10 @@ from typing import Literal
 
 import attrs
 import torch
-from attrs.validators import in_
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.options import odd_count
+from kvpolicy.options import odd_count, one_of
 from kvpolicy.stages.observation import Observation
 from kvpolicy_kernels import pool_scores
 
@@ -32,7 +31,7 @@ class PoolingSmoother:
     """
 
     pooling: Literal["avg", "max", "none"] = attrs.field(
-        default="avg", validator=in_(("avg", "max", "none"))
+        default="avg", validator=one_of("avg", "max", "none")
     )
     width: int = attrs.field(default=5, validator=odd_count)
 

@@ -215,9 +215,9 @@ def test_the_authors_code_uses_the_first_rows_drift_for_all():
         ({"alpha": None}, "'alpha' must be a number, not None"),
         ({"scale": 0}, "'scale' must be above 0 and finite, not 0.0"),
         ({"scale": False}, "'scale' must be a number, not False"),
-        ({"averaging": "median"}, "'averaging' must be in .*'inverse'.*'median'"),
-        ({"pooling": "min"}, "'pooling' must be in .*'adaptive'.*'min'"),
-        ({"drift": 0}, "'drift' must be in .*'row', 'first'.*0"),
+        ({"averaging": "median"}, "'averaging' must be one of .*'inverse'.*'median'"),
+        ({"pooling": "min"}, "'pooling' must be one of .*'adaptive'.*'min'"),
+        ({"drift": 0}, "'drift' must be one of .*'row', 'first'.*0"),
     ],
 )
 def test_mistakes_are_named(options, message):

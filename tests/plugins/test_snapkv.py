@@ -66,7 +66,7 @@ def test_the_recipe_protects_its_window():
         ("smoother", {"width": -1}, "'width' must be at least 1, not -1"),
         ("smoother", {"width": True}, "'width' must be an int, not True"),
         ("smoother", {"width": "x"}, "'width' must be an int, not 'x'"),
-        ("smoother", {"pooling": "adaptive"}, "'pooling' must be in .*'avg', 'max', 'none'"),
+        ("smoother", {"pooling": "adaptive"}, "'pooling' must be one of .*'avg', 'max', 'none'"),
     ],
 )
 def test_mistakes_are_named(part, options, message):
