@@ -110,8 +110,11 @@ class PolicyCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add the new tokens of one layer; see `PolicyLayer.update`."""
-        self.state.check()
-        self._check_order(layer_idx)
+        if layer_idx > self._last_updated >= 0:
+            self._check_observed(self._last_updated)
+        else:
+            self.state.check()
+            self._check_same_length()
         self._last_updated = layer_idx
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         return keys, values
@@ -162,16 +165,17 @@ class PolicyCache(Cache):
                     f"{layer.sliding_window} tokens. Start over with cache.reset()."
                 )
 
-    def _check_order(self, layer_idx: int) -> None:
-        """Refuse to go on where a layer was not observed, or a forward stopped on its way."""
-        if layer_idx > self._last_updated:
-            last = self.layers[self._last_updated] if self._last_updated >= 0 else None
-            if isinstance(last, PolicyLayer) and last.is_unobserved:
-                raise UnsupportedModelError(
-                    f"attention layer {self._last_updated} changed its keys after the cache gave "
-                    "them out, or belongs to another model than this cache: it cannot be observed."
-                )
-            return
+    def _check_observed(self, layer_idx: int) -> None:
+        """Refuse to go on where a layer's keys never came to its attention."""
+        layer = self.layers[layer_idx]
+        if isinstance(layer, PolicyLayer) and layer.is_unobserved:
+            raise UnsupportedModelError(
+                f"attention layer {layer_idx} changed its keys after the cache gave them out, or "
+                "belongs to another model than this cache: it cannot be observed."
+            )
+
+    def _check_same_length(self) -> None:
+        """Refuse to begin a forward after one that stopped on its way."""
         counts = {
             layer.get_seq_length() for layer in self.layers if isinstance(layer, CacheLayerMixin)
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,21 +15,7 @@ from kvpolicy.huggingface.eviction import Held, Shown, evict
 from kvpolicy.huggingface.masks import fit, with_own_padding
 from kvpolicy.huggingface.slots import Slots
 from kvpolicy.huggingface.state import CacheState
-from kvpolicy.huggingface.storage import Rows
-
-
-@attrs.define
-class Contents:
-    """What a layer holds: rows of keys and values, and the token of each."""
-
-    keys: Rows
-    values: Rows
-    slots: Slots
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.keys.nbytes + self.values.nbytes + self.slots.nbytes
+from kvpolicy.huggingface.storage import Contents, Rows
 
 
 class PolicyLayer(DynamicLayer):

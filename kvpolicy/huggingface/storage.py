@@ -1,9 +1,12 @@
-"""Rows of keys or values with room to grow, so that a decoded token costs one row, not a copy."""
+"""What a layer holds, with room to grow, so that a decoded token costs one row, not a copy."""
 
 from __future__ import annotations
 
+import attrs
 from jaxtyping import Float
 from torch import Tensor, is_inference_mode_enabled
+
+from kvpolicy.huggingface.slots import Slots
 
 
 class Rows:
@@ -23,7 +26,7 @@ class Rows:
     @property
     def view(self) -> Float[Tensor, "B N S D"]:
         """The rows in use; a new tensor object each time."""
-        return self.buffer[:, :, : self.held]
+        return self.buffer.narrow(2, 0, self.held)
 
     @property
     def nbytes(self) -> int:
@@ -37,7 +40,7 @@ class Rows:
         locked = self.buffer.is_inference() and not is_inference_mode_enabled()
         if needed > self.buffer.shape[2] or locked:
             self._grow(needed + max(16, needed // 16))
-        self.buffer[:, :, self.held : needed] = new
+        self.buffer.narrow(2, self.held, new.shape[2]).copy_(new)
         self.held = needed
 
     def truncate(self, held: int) -> None:
@@ -53,3 +56,17 @@ class Rows:
         buffer = self.buffer.new_empty((batch, heads, capacity, dim))
         buffer[:, :, : self.held] = self.view
         self.buffer = buffer
+
+
+@attrs.define
+class Contents:
+    """What a layer holds: rows of keys and values, and the token of each."""
+
+    keys: Rows
+    values: Rows
+    slots: Slots
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.keys.nbytes + self.values.nbytes + self.slots.nbytes

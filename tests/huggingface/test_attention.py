@@ -1,0 +1,99 @@
+"""A model's attention while it is observed, and after."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import kvpolicy
+from kvpolicy.errors import CacheStateError, UnsupportedModelError
+from kvpolicy.testing.models import tiny_model
+from kvpolicy.testing.usage import tokens
+
+POLICY = kvpolicy.recipe("snapkv", scorer={"name": "snapkv", "window": 8}, budget=24)
+
+
+def logits(model, cache, ids):
+    """The logits of a forward."""
+    return model(input_ids=ids, past_key_values=cache).logits
+
+
+def test_other_caches_of_the_model_stay_bit_for_bit_what_they_were():
+    model, ids = tiny_model("qwen3"), tokens(0)
+    before = logits(model, DynamicCache(config=model.config), ids)
+    cache = POLICY.cache(model)
+    logits(model, cache, ids)
+
+    assert torch.equal(logits(model, DynamicCache(config=model.config), ids), before)
+    assert torch.equal(logits(model, None, ids), before)
+
+
+def test_restore_brings_the_model_back_and_refuses_its_caches():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    logits(model, cache, tokens(0))
+    assert model.config._attn_implementation == "kvpolicy_sdpa"
+
+    kvpolicy.restore(model)
+    kvpolicy.restore(model)
+
+    assert model.config._attn_implementation == "sdpa"
+    with pytest.raises(CacheStateError, match="restored"):
+        logits(model, cache, tokens(1, 1))
+
+
+def test_leaving_with_restores_the_model_unless_another_cache_needs_it():
+    model = tiny_model("llama")
+    with POLICY.cache(model) as first:
+        with POLICY.cache(model) as second:
+            logits(model, second, tokens(0))
+        logits(model, first, tokens(0))
+    assert model.config._attn_implementation == "sdpa"
+    with first:
+        logits(model, first, tokens(1, 1))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_withs_may_overlap_in_any_order():
+    model = tiny_model("llama")
+    first, second = POLICY.cache(model), POLICY.cache(model)
+    with first:
+        logits(model, first, tokens(0))
+    with second, second:
+        logits(model, second, tokens(0))
+
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_keys_that_change_on_their_way_to_attention_are_noticed_in_the_first_forward():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    update = cache.update
+    cache.update = lambda *args, **kwargs: tuple(kept * 1 for kept in update(*args, **kwargs))
+
+    with pytest.raises(UnsupportedModelError, match="layer 0 changed its keys"):
+        logits(model, cache, tokens(0))
+
+
+def test_attention_that_is_not_causal_is_refused():
+    model = tiny_model("llama")
+    model.model.layers[0].self_attn.is_causal = False
+
+    with pytest.raises(UnsupportedModelError, match="not causal"):
+        logits(model, POLICY.cache(model), tokens(0))
+
+
+def test_a_changed_output_projection_is_noticed():
+    model = tiny_model("llama")
+    policy = kvpolicy.recipe("restkv", scorer={"name": "restkv", "window": 8}, budget=24)
+
+    def positions():
+        cache = policy.cache(model)
+        logits(model, cache, tokens(0))
+        return cache.positions[0]
+
+    before = positions()
+    model.model.layers[0].self_attn.o_proj.weight.data[:, :8] *= 100
+    changed = positions()
+    model.model.layers[0].self_attn.o_proj.weight.data[:, :8] /= 100
+
+    assert not torch.equal(before, changed)
