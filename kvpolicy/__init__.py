@@ -35,8 +35,9 @@ __all__ = [
 def restore(model: PreTrainedModel) -> None:
     """Bring `model`'s attention back as `policy.cache(model)` found it; harmless if it is.
 
-    Caches of that model are refused afterwards, since eviction could not observe it any more.
+    Caches of that model are refused afterwards, since eviction could not observe it any more;
+    entering one by `with` observes it again.
     """
-    from kvpolicy.huggingface.attention import restore as restore_attention
+    from kvpolicy.huggingface.cache import restore as restore_attention
 
     restore_attention(model)

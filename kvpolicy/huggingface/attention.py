@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from kvpolicy.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from kvpolicy.huggingface.layer import PolicyLayer
 
@@ -23,6 +24,7 @@ PREFIX = "kvpolicy_"
 """What is put before the name of the wrapped implementation: 'kvpolicy_sdpa' wraps 'sdpa'."""
 
 _HANDED_OUT_BY = "_kvpolicy_layer"
+_forward = threading.local()
 
 
 def decoder_config(model: PreTrainedModel) -> PreTrainedConfig:
@@ -37,7 +39,7 @@ def attach(config: PreTrainedConfig) -> None:
     name = config._attn_implementation or "eager"
     AttentionInterface.register(PREFIX + name, _observed(name))
     if name in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+        AttentionMaskInterface.register(PREFIX + name, _noted(ALL_MASK_ATTENTION_FUNCTIONS[name]))
     _set(config, PREFIX + name)
 
 
@@ -57,13 +59,23 @@ def _set(config: PreTrainedConfig, name: str) -> None:
     config._attn_implementation = {"": name}
 
 
-def restore(model: PreTrainedModel) -> None:
-    """Bring a model's attention back as `policy.cache(model)` found it."""
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"kvpolicy.restore needs a transformers PreTrainedModel, not a {type(model).__name__}."
-        )
-    detach(decoder_config(model))
+def _noted(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Note the 2D mask that a forward was given; what is built of it shows fewer columns."""
+
+    def mask(*args: Any, **kwargs: Any) -> Any:
+        _forward.mask = kwargs.get("attention_mask")
+        return build(*args, **kwargs)
+
+    return mask
+
+
+def take_given_mask() -> tuple[bool, Tensor | None]:
+    """Return whether this thread's forward built a mask, and the 2D mask that it was given."""
+    given = hasattr(_forward, "mask")
+    mask = getattr(_forward, "mask", None)
+    if given:
+        del _forward.mask
+    return given, mask
 
 
 def hand_out(keys: Tensor, layer: PolicyLayer) -> Tensor:
@@ -122,7 +134,7 @@ def _interface(forward: Callable[..., Any], name: str) -> tuple[AttentionInterfa
 def _refuse_what_is_not_shown(module: Any, kwargs: dict[str, Any]) -> None:
     """Refuse attention that differs from a causal softmax of scaled, capped products."""
     name = type(module).__name__
-    if getattr(module, "is_causal", True) is False:
+    if kwargs.get("is_causal", getattr(module, "is_causal", True)) is False:
         raise UnsupportedModelError(
             f"{name} is not causal: tokens read later would change what was evicted. An encoder "
             "needs is_decoder=True to generate."

@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.attention import attach, detach
+from kvpolicy.huggingface.attention import attach, decoder_config, detach
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.report import CacheReport, report_of
 from kvpolicy.huggingface.state import CacheState
@@ -78,6 +78,10 @@ class PolicyCache(Cache):
         _open.discard(self)
         if not any(other.state.config is self.state.config for other in _open):
             detach(self.state.config)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy what is held, not the `with` blocks that it is in."""
+        return vars(self) | {"_entered": 0}
 
     @property
     def policy(self) -> Policy:
@@ -170,8 +174,9 @@ class PolicyCache(Cache):
         layer = self.layers[layer_idx]
         if isinstance(layer, PolicyLayer) and layer.is_unobserved:
             raise UnsupportedModelError(
-                f"attention layer {layer_idx} changed its keys after the cache gave them out, or "
-                "belongs to another model than this cache: it cannot be observed."
+                f"attention layer {layer_idx} changed its keys after the cache gave them out (as "
+                "latent attention does), or belongs to another model than this cache: it cannot be "
+                "observed."
             )
 
     def _check_same_length(self) -> None:
@@ -184,6 +189,18 @@ class PolicyCache(Cache):
                 f"an earlier forward stopped on its way: layers have seen {min(counts)} to "
                 f"{max(counts)} tokens. Call cache.reset() and start over."
             )
+
+
+def restore(model: Any) -> None:
+    """Bring a model's attention back as it was found; its open caches count as closed."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"kvpolicy.restore needs a transformers PreTrainedModel, not a {type(model).__name__}."
+        )
+    config = decoder_config(model)
+    for cache in [each for each in _open if each.state.config is config]:
+        _open.discard(cache)
+    detach(config)
 
 
 def _positions(layer: Any) -> Int[Tensor, "B N K"]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.attention import hand_out
+from kvpolicy.huggingface.attention import hand_out, take_given_mask
 from kvpolicy.huggingface.eviction import Held, Shown, evict
-from kvpolicy.huggingface.masks import fit, with_own_padding
+from kvpolicy.huggingface.masks import check_given_mask, fit, with_own_padding
 from kvpolicy.huggingface.slots import Slots
 from kvpolicy.huggingface.state import CacheState
 from kvpolicy.huggingface.storage import Contents, Rows
@@ -118,6 +118,10 @@ class PolicyLayer(DynamicLayer):
                 "shown one attention only."
             )
         before = [seen - length for seen in slots.seen]
+        given, given_mask = take_given_mask()
+        # The first layer reads it; a decoded token's mask only grows.
+        if given and length > 1:
+            check_given_mask(given_mask, before, self.seen - length)
         real = self.state.new_real_tokens(mask, before, length, slots.held)
         if real is not None:
             slots.mark_padding(real)

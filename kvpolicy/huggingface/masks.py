@@ -10,13 +10,19 @@ from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 
+NEEDS_ITS_MASK = "this batch was padded when it was read, so every turn needs its attention_mask."
+CONTRADICTS = (
+    "attention_mask says of earlier tokens what it did not say when they were read; an evicted "
+    "cache cannot take that back. Keep its old columns and append new ones."
+)
+
 
 def visible_tokens(mask: Any, length: int) -> Bool[Tensor, "B T"]:
     """Return which of a mask's columns the last of `length` new tokens sees.
 
     Understands what transformers builds for sdpa (bool), eager (0 or a large negative number),
-    flash (2D) and flex (BlockMask). Raises InvalidValueError for a mask that says more than which
-    tokens are padding: slots could not follow it once tokens are evicted.
+    flash (2D) and flex (BlockMask). Raises InvalidValueError if the last token does not see what
+    the others see of themselves: slots could not follow such a mask once tokens are evicted.
     """
     if not isinstance(mask, Tensor):
         return _last_row_of_blocks(mask, length)
@@ -27,8 +33,9 @@ def visible_tokens(mask: Any, length: int) -> Bool[Tensor, "B T"]:
     last, itself = seen[:, -1], seen.diagonal(mask.shape[-1] - length, dim1=1, dim2=2)
     if mask.shape[1] > 1 or not torch.equal(itself, last[:, -length:]):
         raise InvalidValueError(
-            "attention_mask does more than to hide padding from a causal model; an evicted cache "
-            "cannot follow it. Give a 2D attention_mask, or none."
+            "the attention mask, given or of the model's own making, does more than to hide "
+            "padding from a causal model; an evicted cache cannot follow it. Give a 2D "
+            "attention_mask, or none."
         )
     return last
 
@@ -39,6 +46,27 @@ def _last_row_of_blocks(mask: Any, length: int) -> Bool[Tensor, "B T"]:
     last = torch.full_like(columns, length - 1)
     seen: Tensor = mask.mask_mod(rows, torch.zeros_like(columns), last, columns)
     return seen.bool()
+
+
+def check_given_mask(mask: Bool[Tensor, "B T"] | None, seen: list[int], columns: int) -> None:
+    """Refuse a 2D mask that contradicts how the first `columns` of its tokens were read.
+
+    `seen` counts the real tokens of each row among them. Raises InvalidValueError.
+    """
+    padded = any(count < columns for count in seen)
+    if mask is None:
+        if padded:
+            raise InvalidValueError(NEEDS_ITS_MASK)
+        return
+    if mask.shape[1] <= columns:
+        raise InvalidValueError(
+            f"attention_mask has {mask.shape[1]} columns, but {columns} tokens were read before "
+            "the new ones: it must cover them all."
+        )
+    real = torch.tensor(seen, device=mask.device)
+    expected = torch.arange(columns, device=mask.device) >= columns - real[:, None]
+    if not torch.equal(mask[:, :columns].bool(), expected):
+        raise InvalidValueError(CONTRADICTS)
 
 
 def new_real_tokens(
@@ -54,18 +82,13 @@ def new_real_tokens(
     padded = any(count < older for count in seen)
     if mask is None:
         if padded:
-            raise InvalidValueError(
-                "this batch was padded when it was read, so every forward needs its attention_mask."
-            )
+            raise InvalidValueError(NEEDS_ITS_MASK)
         return None
     visible = visible_tokens(mask, length).expand(len(seen), -1)
     real = torch.tensor(seen, device=visible.device)
     expected = torch.arange(older, device=visible.device) >= older - real[:, None]
     if not torch.equal(visible[:, :older], expected):
-        raise InvalidValueError(
-            "attention_mask says of earlier tokens what it did not say when they were read; an "
-            "evicted cache cannot take that back. Keep its old columns and append new ones."
-        )
+        raise InvalidValueError(CONTRADICTS)
     new = visible[:, older:]
     return None if bool(new.all()) else new
 
@@ -84,7 +107,8 @@ def padding_counts(real: Bool[Tensor, "B Q"], started: list[bool]) -> list[int]:
         if not left or (pad and started[row]):
             raise InvalidValueError(
                 f"row {row} of attention_mask has padding behind a real token; an evicted cache "
-                "needs it on the left, in the first turn. Tokenize with padding_side='left'."
+                "needs it on the left, in the first turn. Tokenize with padding_side='left' "
+                "(generate takes pad_token_id for padding where no mask is given)."
             )
     return counts
 

@@ -86,15 +86,19 @@ class Slots:
 
         Raises CacheStateError where that is not the same number of slots everywhere.
         """
+        if count > min(self.seen):
+            raise CacheStateError(
+                f"cannot crop {count} tokens: a row of this batch has only {min(self.seen)}. Crop "
+                "fewer, or start over with cache.reset()."
+            )
         positions = self.positions
-        first = [max(seen - count, 0) for seen in self.seen]
-        start = torch.tensor(first, device=positions.device)
+        start = torch.tensor([seen - count for seen in self.seen], device=positions.device)
         low, high = (int(end) for end in (positions >= start[:, None, None]).sum(-1).aminmax())
         if low != high:
             raise CacheStateError(
                 f"cannot crop {count} tokens: {low} to {high} of them are held, depending on head "
-                "and row, because an eviction came after them or a row has fewer. Keep at least as "
-                "many recent tokens (recent=...), or start over with cache.reset()."
+                "and row, because an eviction came after them. Keep at least as many recent tokens "
+                "(recent=...), or start over with cache.reset()."
             )
         return high
 
@@ -103,7 +107,7 @@ class Slots:
         dropped = self.held_of_last(count)
         kept = self.positions[..., : self.held - dropped]
         self.replace(kept, [length - dropped for length in self.lengths])
-        self.seen = [max(seen - count, 0) for seen in self.seen]
+        self.seen = [seen - count for seen in self.seen]
 
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""

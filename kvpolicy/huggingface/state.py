@@ -31,6 +31,7 @@ class CacheState:
         self.num_layers = num_layers
         self.failure: str | None = None
         self._mask: weakref.ref[Any] | None = None
+        self._seen: list[int] = []
         self._real: Bool[Tensor, "B Q"] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
@@ -63,9 +64,9 @@ class CacheState:
         """Read a mask once for all layers that are given it."""
         if mask is None:
             return new_real_tokens(None, seen, length, held)
-        if self._mask is None or self._mask() is not mask:
+        if self._mask is None or self._mask() is not mask or self._seen != seen:
             self._real = new_real_tokens(mask, seen, length, mask.shape[-1])
-            self._mask = weakref.ref(mask)
+            self._mask, self._seen = weakref.ref(mask), seen
         return self._real
 
     @contextmanager

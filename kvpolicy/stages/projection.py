@@ -28,7 +28,10 @@ def output_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float[Tens
 
 def _fingerprint(weight: Float[Tensor, "M columns"]) -> float:
     """Return a sum in which every entry counts with a factor of its own."""
-    rows, columns = (torch.linspace(1, 2, size, device=weight.device) for size in weight.shape)
+    rows, columns = (
+        torch.linspace(1, 2, size, device=weight.device, dtype=torch.float32)
+        for size in weight.shape
+    )
     # A block of rows at a time: a half-precision weight is not copied whole.
     products = [block.float() @ columns for block in weight.split(512)]
     return float(rows @ torch.cat(products))

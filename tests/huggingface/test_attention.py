@@ -97,3 +97,29 @@ def test_a_changed_output_projection_is_noticed():
     model.model.layers[0].self_attn.o_proj.weight.data[:, :8] /= 100
 
     assert not torch.equal(before, changed)
+
+
+def test_restore_closes_caches_that_are_still_alive():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    kvpolicy.restore(model)
+    with POLICY.cache(model) as other:
+        logits(model, other, tokens(0))
+
+    assert model.config._attn_implementation == "sdpa"
+    with cache:
+        logits(model, cache, tokens(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_does_not_matter(dtype):
+    model = tiny_model("llama")
+    policy = kvpolicy.recipe("restkv", scorer={"name": "restkv", "window": 8}, budget=24)
+    torch.set_default_dtype(dtype)
+    try:
+        cache = policy.cache(model)
+        logits(model, cache, tokens(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert cache.policy_layers[0].held == 24

@@ -165,7 +165,7 @@ def test_a_crop_that_one_layer_cannot_follow_leaves_all_as_they_are():
     cache, mask = POLICY.cache(model), torch.ones(2, 20, dtype=torch.long)
     mask[1, :17] = 0
     model(input_ids=tokens(0, 20, 2), attention_mask=mask, past_key_values=cache)
-    with pytest.raises(CacheStateError, match="3 to 5 of them"):
+    with pytest.raises(CacheStateError, match="a row of this batch has only 3"):
         cache.crop(-5)
     assert cache.get_seq_length() == 20
 
@@ -235,3 +235,13 @@ def test_sliding_window_layers_stay_transformers_own():
     assert [layer.evicts for layer in cache.report().layers] == [False, True] * 2
     assert [layer.held for layer in cache.report().layers] == [15, 24] * 2
     assert cache.positions[0][0, 0].tolist() == [*range(45, 60)]
+
+
+def test_a_copy_made_inside_with_restores_the_model_too():
+    model = tiny_model("llama")
+    with POLICY.cache(model) as cache:
+        twin = copy.deepcopy(cache)
+    with twin:
+        logits(model, twin, tokens(0))
+
+    assert model.config._attn_implementation == "sdpa"

@@ -209,3 +209,38 @@ def test_assisted_decoding_is_refused_by_name():
             eos_token_id=1,
             max_new_tokens=4,
         )
+
+
+def test_a_mask_may_not_hide_tokens_that_are_far_back_either():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    logits(model, cache, tokens(0))
+    mask = torch.ones(1, 65, dtype=torch.long)
+    mask[:, :30] = 0
+
+    with pytest.raises(InvalidValueError, match="earlier tokens"):
+        model(input_ids=tokens(1, 5), attention_mask=mask, past_key_values=cache)
+
+
+def test_a_mask_must_cover_all_tokens():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    logits(model, cache, tokens(0))
+
+    with pytest.raises(InvalidValueError, match="5 columns, but 60 tokens"):
+        model(
+            input_ids=tokens(1, 5),
+            attention_mask=torch.ones(1, 5, dtype=torch.long),
+            past_key_values=cache,
+        )
+
+
+def test_a_batch_padded_before_the_budget_needs_its_mask_as_well():
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    mask = torch.ones(2, 60, dtype=torch.long)
+    mask[1, :20] = 0
+    model(input_ids=tokens(0, batch=2), attention_mask=mask, past_key_values=cache)
+
+    with pytest.raises(InvalidValueError, match="needs its attention_mask"):
+        logits(model, cache, tokens(1, 5, 2))
