@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ class CacheState:
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """Copy the state; the policy and the model's config stay the ones they are."""
         twin = CacheState(self.policy, self.config, self.num_layers)
-        twin.failure = copy.copy(self.failure)
+        twin.failure = self.failure
         return twin
 
     def check(self) -> None:

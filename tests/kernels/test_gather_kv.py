@@ -70,6 +70,7 @@ def order(request, monkeypatch):
     """Run the programs of a launch in either order: results must not depend on it."""
     if request.param == "backwards":
         if DEVICE == "cuda":
+            # Only the interpreter runs programs one by one, in an order that can be reversed.
             pytest.skip("a GPU chooses its own order")
         interpreter = pytest.importorskip("triton.runtime.interpreter")
         builder = interpreter.interpreter_builder
