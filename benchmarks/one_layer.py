@@ -53,7 +53,7 @@ def evict(policy: kvpolicy.Policy, layer: kvpolicy.Observation) -> Iterator[str]
     yield "allocate"
     selection = policy.selector.select(scores, budgets)
     yield "select"
-    policy.compact(layer.keys, layer.values, selection)
+    policy.compact(layer.keys, layer.values, selection, layer)
     yield "compact"
 
 

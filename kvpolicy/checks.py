@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -52,8 +52,29 @@ def checked_scores(policy: Policy, kind: str, scores: Any, observation: Observat
     return scores
 
 
+def checked_state(policy: Policy, state: Any, observation: Observation) -> Tensor:
+    """Return running state that is finite float32, one entry or more for every head and row."""
+    expected = (*observation.queries.shape[:2], observation.length)
+    if not isinstance(state, Tensor) or tuple(state.shape[:3]) != expected:
+        described = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else repr(state)
+        _refuse(policy, "scorer", f"a state of {described}", f"one of shape {expected} (B, H, S)")
+    if state.dtype != torch.float32 or not bool(state.isfinite().all()):
+        _refuse(policy, "scorer", f"a {state.dtype} state, NaN or infinite", "finite float32")
+    return state
+
+
+def checked_layer_budgets(policy: Policy, budgets: Any, scores: Sequence[Tensor]) -> list[Tensor]:
+    """Return counts for every layer, each within what the layer holds."""
+    if not isinstance(budgets, Sequence) or len(budgets) != len(scores):
+        _refuse(policy, "allocator", f"{budgets!r}", f"one tensor for each of {len(scores)} layers")
+    return [checked_budgets(policy, *each) for each in zip(budgets, scores, strict=True)]
+
+
 def checked_budgets(policy: Policy, budgets: Any, scores: Tensor) -> Tensor:
-    """Return counts within [0, S], one for each row and key/value head."""
+    """Return counts within [0, S], one for each row and key/value head.
+
+    A head that holds fewer than others, which scores of -inf say, gets at most what it has.
+    """
     expected, length = tuple(scores.shape[:2]), scores.shape[-1]
     if not isinstance(budgets, Tensor) or budgets.is_floating_point() or budgets.is_complex():
         _refuse(policy, "allocator", f"{budgets!r}", f"an integer tensor of {expected}")
@@ -62,7 +83,10 @@ def checked_budgets(policy: Policy, budgets: Any, scores: Tensor) -> Tensor:
     low, high = (int(bound) for bound in budgets.aminmax())
     if low < 0 or high > length:
         _refuse(policy, "allocator", f"counts from {low} to {high}", f"counts in 0 ... {length}")
-    return budgets
+    missing = scores.isneginf()
+    if not bool(missing.any()):
+        return budgets
+    return budgets.minimum((length - missing.sum(-1)).to(budgets))
 
 
 def checked_selection(policy: Policy, selection: Any, budgets: Tensor, scores: Tensor) -> Selection:

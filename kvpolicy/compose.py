@@ -23,7 +23,7 @@ Part: TypeAlias = str | Mapping[str, Any] | T
 """A name, a mapping of `name` and options, or the object itself."""
 
 PARTS = ("scorer", "smoother", "allocator", "selector", "compactor")
-SETTINGS = ("budget", "group", "sinks", "recent", "every")
+SETTINGS = ("budget", "group", "sinks", "recent", "every", "slot_positions")
 
 
 def compose(
@@ -36,8 +36,9 @@ def compose(
     budget: Budget = 1024,
     group: Group = "mean",
     sinks: int = 0,
-    recent: int | None = None,
+    recent: int | float | None = None,
     every: int | None = None,
+    slot_positions: bool = False,
 ) -> Policy:
     """Build a policy from its parts; see `Policy` for the settings.
 
@@ -61,7 +62,14 @@ def compose(
         window = parts["scorer"].window
         recent = window if isinstance(window, int) else 0
     return Policy(
-        **parts, budget=budget, group=group, sinks=sinks, recent=recent, every=every, names=names
+        **parts,
+        budget=budget,
+        group=group,
+        sinks=sinks,
+        recent=recent,
+        every=every,
+        slot_positions=slot_positions,
+        names=names,
     )
 
 

@@ -26,6 +26,30 @@ def count(instance: object, option: Attribute[Any], value: Any) -> None:
     _check_int(option, value, least=1)
 
 
+def boolean(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Refuse all but True and False."""
+    if not isinstance(value, bool):
+        raise InvalidValueError(f"{option.name!r} must be True or False, not {value!r}")
+
+
+def natural_or_share(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Refuse all but an int of at least 0, or a float share in [0, 1)."""
+    if not isinstance(value, float):
+        natural(instance, option, value)
+    elif not 0 <= value < 1:
+        raise InvalidValueError(
+            f"a float {option.name!r} is a share of the budget, from 0 to below 1, but is {value}"
+        )
+
+
+def share(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Refuse all but a number in [0, 1]."""
+    if not isinstance(value, float):
+        raise InvalidValueError(f"{option.name!r} must be a number, not {value!r}")
+    if not 0 <= value <= 1:
+        raise InvalidValueError(f"{option.name!r} must be in [0, 1], not {value}")
+
+
 def odd_count(instance: object, option: Attribute[Any], value: Any) -> None:
     """Refuse all but an odd int of at least 1."""
     count(instance, option, value)

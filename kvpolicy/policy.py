@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from attrs.validators import optional
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.budget import Budget, checked_budget, positions_of
@@ -15,15 +16,17 @@ from kvpolicy.checks import (
     at_work,
     checked_budgets,
     checked_compaction,
+    checked_layer_budgets,
     checked_scores,
     checked_selection,
+    checked_state,
 )
-from kvpolicy.errors import InvalidValueError
-from kvpolicy.options import count, natural, one_of
-from kvpolicy.stages.allocation import Allocator
+from kvpolicy.combination import check_combination
+from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
+from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.stages.compaction import Compactor
 from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.scoring import Scorer
+from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
 from kvpolicy.stages.smoothing import Smoother, fold_of
 
@@ -42,9 +45,12 @@ class Policy:
     `budget` counts positions per key/value head and layer, observation window included (int), or
     is the share of the prompt that is kept (float in (0, 1]). `group` reduces the scores of the
     query heads that share a key/value head. The first `sinks` and the last `recent` tokens are
-    always kept. `every` evicts again after so many decoded tokens; None: only when a prompt ends.
+    always kept; a float `recent` is a share of the budget. `every` evicts again after so many
+    decoded tokens; None: only when a prompt ends. With `slot_positions` the tokens held count as
+    neighbours: rotary positions follow a key's place in the cache, not in the text.
 
-    Raises InvalidValueError if a value cannot be, or if the budget cannot hold what is protected.
+    Raises InvalidValueError if a value cannot be, if the budget cannot hold what is protected, or
+    if the parts do not go together.
     """
 
     scorer: Scorer
@@ -55,40 +61,36 @@ class Policy:
     budget: Budget = attrs.field(converter=checked_budget)
     group: Group = attrs.field(default="mean", validator=one_of("mean", "max", "sum"))
     sinks: int = attrs.field(default=0, validator=natural)
-    recent: int = attrs.field(default=0, validator=natural)
+    recent: int | float = attrs.field(default=0, validator=natural_or_share)
     every: int | None = attrs.field(default=None, validator=optional(count))
+    slot_positions: bool = attrs.field(default=False, validator=boolean)
     names: Mapping[str, str] = attrs.field(factory=dict, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse a scorer without a window, and a budget smaller than what it must hold."""
-        window = self.scorer.window
-        if window is not None and (type(window) is not int or window < 1):
-            raise InvalidValueError(
-                f"the window of {type(self.scorer).__name__} must be an int of at least 1, or None "
-                f"for all queries, but is {window!r}."
-            )
-        if isinstance(self.budget, int) and self.budget < self.protected:
-            raise InvalidValueError(
-                f"budget {self.budget} is smaller than the {self.protected} positions that are "
-                f"always kept: sinks {self.sinks} + recent {self.recent}. Raise the budget, or "
-                "lower sinks or recent (recent defaults to the scorer's window)."
-            )
+        """Refuse parts and settings that cannot work together."""
+        check_combination(self)
 
     @property
     def protected(self) -> int:
-        """Positions that are kept whatever their score."""
-        return self.sinks + self.recent
+        """Positions that are kept whatever their score; of a share budget, the least of them."""
+        return self.sinks + self.recent_of(self.budget if isinstance(self.budget, int) else 0)
+
+    def recent_of(self, budget: int) -> int:
+        """Return how many of the last tokens are always kept within a budget of positions."""
+        # Like a share of a prompt, one of a budget is not to lose a position to rounding.
+        share = isinstance(self.recent, float)
+        return math.floor(self.recent * budget + 1e-9) if share else int(self.recent)
 
     def positions(self, seen: int) -> int:
         """Return the budget in positions after `seen` tokens."""
         return positions_of(self.budget, seen, protected=self.protected)
 
-    def keeps_all(self, held: int, seen: int) -> bool:
-        """Whether a layer that holds `held` of `seen` tokens is left as it is.
+    def keeps_all(self, seen: int) -> bool:
+        """Whether a sequence of `seen` tokens is left as it is.
 
-        True below the budget, and for a prompt shorter than the scorer's window.
+        True within the budget, and for a prompt shorter than the scorer's window.
         """
-        return held <= self.positions(seen) or seen < (self.scorer.window or 0)
+        return seen <= self.positions(seen) or seen < (self.scorer.window or 0)
 
     def select(self, observation: Observation) -> Selection:
         """Choose the rows of a layer that survive.
@@ -96,43 +98,77 @@ class Policy:
         Raises InvalidComponentError if a part returns what its interface forbids, and
         ComponentFailedError if it raises; either names the part and the plugin.
         """
-        if self.keeps_all(observation.length, observation.seen):
+        if self.keeps_all(observation.seen):
             return Selection.everything(observation)
-        budget = self.positions(observation.seen)
-        observation = attrs.evolve(observation, budget=budget)
+        observation = attrs.evolve(observation, budget=self.positions(observation.seen))
+        scores = self.rank(observation)
+        return self.choose(scores, self.allocate(scores, observation))
+
+    def rank(self, observation: Observation) -> Float[Tensor, "B N S"]:
+        """Score every position for every key/value head; +inf protects sinks and recent tokens."""
         scores = reduce_groups(self.score(observation), observation.keys.shape[1], self.group)
-        scores = protect(scores, observation, sinks=self.sinks, recent=self.recent)
-        with at_work(self, "allocator"):
-            budgets = self.allocator.allocate(scores, observation, budget)
-        budgets = checked_budgets(self, budgets, scores)
-        with at_work(self, "selector"):
-            selection = self.selector.select(scores, budgets)
-        return checked_selection(self, selection, budgets, scores)
+        recent = self.recent_of(observation.budget)
+        return protect(scores, observation, sinks=self.sinks, recent=recent)
 
     def score(self, observation: Observation) -> Float[Tensor, "B H S"]:
         """Score every position for every query head, smoothed over time and space."""
         with at_work(self, "scorer"):
+            observation = with_state(self.scorer, observation)
             scores = self.scorer.score(observation, fold_of(self.smoother))
         scores = checked_scores(self, "scorer", scores, observation)
         with at_work(self, "smoother"):
             scores = self.smoother.spatial(scores, observation)
         return checked_scores(self, "smoother", scores, observation)
 
+    def accumulate(self, observation: Observation) -> Float[Tensor, "B H S *rest"] | None:
+        """Bring the scorer's running state up to date with one forward; None if it has none."""
+        if not isinstance(self.scorer, RunningScorer):
+            return None
+        with at_work(self, "scorer"):
+            state = self.scorer.accumulate(observation)
+        return checked_state(self, state, observation)
+
+    def allocate(
+        self, scores: Float[Tensor, "B N S"], observation: Observation
+    ) -> Int[Tensor, "B N"]:
+        """Share out one layer's budget among its heads."""
+        with at_work(self, "allocator"):
+            budgets = self.allocator.allocate(scores, observation, observation.budget)
+        return checked_budgets(self, budgets, scores)
+
+    def allocate_layers(
+        self, scores: Sequence[Float[Tensor, "B N S"]], observations: Sequence[Observation]
+    ) -> list[Int[Tensor, "B N"]]:
+        """Share out the budget of all layers, for an allocator that compares them."""
+        if not isinstance(self.allocator, ModelAllocator):
+            return [self.allocate(*each) for each in zip(scores, observations, strict=True)]
+        with at_work(self, "allocator"):
+            budgets = self.allocator.allocate_layers(scores, observations, observations[0].budget)
+        return checked_layer_budgets(self, budgets, scores)
+
+    def choose(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
+        """Pick as many positions for each head as its budget says."""
+        with at_work(self, "selector"):
+            selection = self.selector.select(scores, budgets)
+        return checked_selection(self, selection, budgets, scores)
+
     def evict(
         self, observation: Observation
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Take one layer from its observation to its smaller keys and values."""
-        return self.compact(observation.keys, observation.values, self.select(observation))
+        selection = self.select(observation)
+        return self.compact(observation.keys, observation.values, selection, observation)
 
     def compact(
         self,
         keys: Float[Tensor, "B N S D"],
         values: Float[Tensor, "B N S Dv"],
         selection: Selection,
+        observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Write the selected rows into a smaller cache."""
         with at_work(self, "compactor"):
-            compacted = self.compactor.compact(keys, values, selection)
+            compacted = self.compactor.compact(keys, values, selection, observation)
         return checked_compaction(self, compacted, keys, values, selection)
 
     def cache(self, model: PreTrainedModel) -> PolicyCache:

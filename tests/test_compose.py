@@ -55,6 +55,7 @@ def test_a_description_spells_out_every_option():
         "sinks": 0,
         "recent": 32,
         "every": None,
+        "slot_positions": False,
     }
 
 

@@ -35,7 +35,7 @@ class Returns:
     def select(self, scores, budgets):
         return self.result
 
-    def compact(self, keys, values, selection):
+    def compact(self, keys, values, selection, observation):
         return self.result
 
 
@@ -112,8 +112,8 @@ def test_allocators_are_told_the_budget_in_positions():
 
 def test_a_prompt_shorter_than_the_window_is_left_as_it_is():
     policy = compose(scorer={"name": "snapkv", "window": 16}, recent=0, budget=4)
-    assert policy.keeps_all(held=15, seen=15)
-    assert not policy.keeps_all(held=16, seen=16)
+    assert policy.keeps_all(15)
+    assert not policy.keeps_all(16)
 
 
 @pytest.mark.parametrize(("group", "expected"), [("mean", 2.0), ("max", 3.0), ("sum", 4.0)])
@@ -127,7 +127,8 @@ def test_query_heads_of_a_group_are_reduced(group, expected):
     [
         ({"sinks": -1}, "'sinks' must be at least 0, not -1"),
         ({"sinks": True}, "'sinks' must be an int, not True"),
-        ({"recent": 1.5}, "'recent' must be an int, not 1.5"),
+        ({"recent": "half"}, "'recent' must be an int, not 'half'"),
+        ({"recent": 1.5}, "a float 'recent' is a share of the budget"),
         ({"every": 0}, "'every' must be at least 1, not 0"),
         (
             {"group": "men"},

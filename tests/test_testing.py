@@ -64,6 +64,11 @@ class ComparesSequences(Scorer):
         return scores - scores.amax((0, 1), keepdim=True)
 
 
+class Forgetful(Scorer):
+    def accumulate(self, observation):
+        return observation.attention.sum(2)
+
+
 class SumSmoother(MeanSmoother):
     def temporal(self, values):
         return values.sum(-2)
@@ -143,23 +148,25 @@ class GreedySelector(TopKSelector):
 
 
 class NewestCompactor(GatherCompactor):
-    def compact(self, keys, values, selection):
-        return tuple(each.flip(2) for each in super().compact(keys, values, selection))
+    def compact(self, keys, values, selection, observation):
+        return tuple(each.flip(2) for each in super().compact(keys, values, selection, observation))
 
 
 class DoubleCompactor(GatherCompactor):
-    def compact(self, keys, values, selection):
-        return tuple(each.double() for each in super().compact(keys, values, selection))
+    def compact(self, keys, values, selection, observation):
+        return tuple(
+            each.double() for each in super().compact(keys, values, selection, observation)
+        )
 
 
 class AddingCompactor(GatherCompactor):
-    def compact(self, keys, values, selection):
-        return super().compact(keys + 1, values, selection)
+    def compact(self, keys, values, selection, observation):
+        return super().compact(keys + 1, values, selection, observation)
 
 
 class ScalingCompactor(GatherCompactor):
-    def compact(self, keys, values, selection):
-        return super().compact(keys, values.mul_(2), selection)
+    def compact(self, keys, values, selection, observation):
+        return super().compact(keys, values.mul_(2), selection, observation)
 
 
 FAULTY = {
@@ -171,6 +178,7 @@ FAULTY = {
         "leaves_the_observation_alone": ScalesQueries(),
         "scores_the_same_twice": Counts(),
         "scores_a_sequence_as_if_alone": ComparesSequences(),
+        "runs_on_from_its_state": Forgetful(),
     },
     "smoother": {
         "folds_what_agrees_to_itself": SumSmoother(),
@@ -196,7 +204,7 @@ FAULTY = {
     "compactor": {
         "changes_nothing_in_a_full_selection": AddingCompactor(),
         "writes_a_row_for_each_that_is_kept": DoubleCompactor(),
-        "keeps_rows_in_order": NewestCompactor(),
+        "builds_each_row_on_the_one_that_is_kept": NewestCompactor(),
         "leaves_its_inputs_alone": ScalingCompactor(),
     },
     "recipe": {

@@ -2,11 +2,13 @@
 
 Letters in the shapes: B batch, H query heads, N key/value heads (query head h reads key/value
 head h // (H // N)), W observation window, S positions, D head dim, R rank of a head's output
-projection, K kept, M model dim. The window is the last W of the S positions, oldest first.
+projection, K kept, M model dim, T dense tail behind uneven heads. The window is the last W of the
+S positions, oldest first.
 """
 
 from kvpolicy_kernels.gather_kv import gather_kv
 from kvpolicy_kernels.pool_scores import pool_scores
+from kvpolicy_kernels.ragged_attention import ragged_attention
 from kvpolicy_kernels.reconstruction_error import (
     head_factors,
     odds,
@@ -14,6 +16,7 @@ from kvpolicy_kernels.reconstruction_error import (
     weighted_values,
     windowed_reconstruction_error,
 )
+from kvpolicy_kernels.rerotate_keys import rerotate_keys, rotate_half
 from kvpolicy_kernels.row_statistics import row_statistics
 from kvpolicy_kernels.select import select
 from kvpolicy_kernels.window_attention import WindowAttention, window_attention
@@ -24,7 +27,10 @@ __all__ = [
     "head_factors",
     "odds",
     "pool_scores",
+    "ragged_attention",
     "reconstruction_error",
+    "rerotate_keys",
+    "rotate_half",
     "row_statistics",
     "select",
     "weighted_values",

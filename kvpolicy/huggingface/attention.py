@@ -108,10 +108,13 @@ def _observed(name: str) -> Callable[..., Any]:
         with layer.state.recording_failure():
             _refuse_what_is_not_shown(module, kwargs)
             mask = layer.mask_for(attention_mask, query, name)
-            result = wrapped(module, query, key, value, mask, *args, **kwargs)
-            layer.observe(
-                module, query, scaling=kwargs.get("scaling"), softcap=kwargs.get("softcap")
-            )
+            logits = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+            if layer.is_uneven:
+                _refuse_dropout(module, kwargs)
+                result = layer.attend(query, **logits), None
+            else:
+                result = wrapped(module, query, key, value, mask, *args, **kwargs)
+            layer.observe(module, query, **logits)
         return result
 
     return attention
@@ -129,6 +132,15 @@ def _interface(forward: Callable[..., Any], name: str) -> tuple[AttentionInterfa
             "queries cannot be observed."
         )
     return interface, eager
+
+
+def _refuse_dropout(module: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse to train on uneven heads: their attention is computed here, without dropout."""
+    if kwargs.get("dropout"):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} asks for dropout, which attention over heads of unequal "
+            "length does not have. Call model.eval(), or use an allocator that treats heads alike."
+        )
 
 
 def _refuse_what_is_not_shown(module: Any, kwargs: dict[str, Any]) -> None:

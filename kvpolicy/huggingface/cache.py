@@ -14,6 +14,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.attention import attach, decoder_config, detach
+from kvpolicy.huggingface.fitting import fitting_rotaries
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.report import CacheReport, report_of
 from kvpolicy.huggingface.state import CacheState
@@ -44,9 +45,9 @@ class PolicyCache(Cache):
         """Make an empty cache; nothing of the model changes if it is refused."""
         config = supported_config(model)
         layers = plain_layers(model, config)
-        count = sum(type(layer) is DynamicLayer for layer in layers)
-        self.state = CacheState(policy, config, count)
-        order = iter(range(count))
+        evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
+        self.state = CacheState(policy, config, fitting_rotaries(policy, model, config, evicting))
+        order = iter(range(len(evicting)))
         super().__init__(
             layers=[
                 PolicyLayer(self.state, next(order)) if type(layer) is DynamicLayer else layer

@@ -1,145 +1,198 @@
-"""From a layer of the cache to observations without padding, and from selections back to slots."""
+"""From what a layer holds to observations, and from selections to what it holds afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from kvpolicy.checks import title
+from kvpolicy.combination import KINDS
 from kvpolicy.errors import InvalidComponentError
+from kvpolicy.huggingface.assembly import Piece
+from kvpolicy.huggingface.views import View
 from kvpolicy.policy import Policy
+from kvpolicy.stages.demands import across_heads
 from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.rotary import Rotary
 from kvpolicy.stages.selection import Selection
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Shown:
-    """What an attention call shows beyond keys and values."""
-
-    queries: Float[Tensor, "B H Q D"]
-    scaling: float
-    softcap: float | None
-    output_weight: Float[Tensor, "M H*Dv"] | None
-
-    @classmethod
-    def of(
-        cls, module: nn.Module, queries: Tensor, scaling: float | None, softcap: float | None
-    ) -> Shown:
-        """Collect it from the module that attended."""
-        return cls(
-            queries=queries,
-            scaling=queries.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            softcap=softcap,
-            output_weight=output_weight(module),
-        )
-
-
-@attrs.frozen(kw_only=True, eq=False)
-class Held:
-    """A layer before eviction: slots right-aligned, `lengths` of them real in each row."""
+    """What an attention call shows of a layer beyond keys and values."""
 
     layer: int
     num_layers: int
-    keys: Float[Tensor, "B N S D"]
-    values: Float[Tensor, "B N S Dv"]
-    positions: Int[Tensor, "B N S"]
-    lengths: list[int]
-    seen: list[int]
+    kv_heads: int
+    queries: Float[Tensor, "B H Q D"]
+    scaling: float
+    softcap: float | None
+    output_weight: Float[Tensor, "M columns"] | None
+    rotary: Rotary | None
+
+    def observation(self, policy: Policy, view: View, window: int | None) -> Observation:
+        """Show a view, with the last `window` of the queries; None: all."""
+        groups = self.queries.shape[1] // self.kv_heads
+        heads = slice(view.heads.start * groups, view.heads.stop * groups)
+        available = min(self.queries.shape[2], view.length)
+        count = available if window is None else min(window, available)
+        return Observation(
+            queries=self.queries[view.rows, heads, self.queries.shape[2] - count :],
+            keys=view.turned,
+            values=view.values,
+            layer=self.layer,
+            num_layers=self.num_layers,
+            scaling=self.scaling,
+            softcap=self.softcap,
+            output_weight=self.output_weight,
+            positions=view.positions,
+            seen=view.seen,
+            budget=policy.positions(view.seen),
+            state=view.state,
+            first_head=heads.start,
+            rotary=self.rotary,
+        )
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Kept:
-    """A layer after eviction."""
+class Ranked:
+    """A group of rows with its scores; they are None where nothing is to be evicted.
 
-    keys: Float[Tensor, "B N K D"]
-    values: Float[Tensor, "B N K Dv"]
-    positions: Int[Tensor, "B N K"]
-    lengths: list[int]
-
-
-def output_weight(module: nn.Module) -> Float[Tensor, "M H*Dv"] | None:
-    """Return the weight of the attention's output projection; None where it cannot be seen."""
-    for name in ("o_proj", "out_proj", "dense"):
-        projection = getattr(module, name, None)
-        if type(projection) is nn.Linear:
-            return projection.weight
-    return None
-
-
-def evict(policy: Policy, held: Held, shown: Shown) -> Kept:
-    """Let the policy choose, and compact what it chose.
-
-    Rows that differ in what they hold or have seen are shown one by one. What is held is not
-    changed: if a part raises, the layer still has it all.
+    Heads that hold different numbers of positions have a view and an observation each, and their
+    scores are filled up with -inf.
     """
-    whole = all(length == held.keys.shape[2] for length in held.lengths)
-    if whole and len(set(held.seen)) == 1:
-        return _evict_rows(policy, held, shown, slice(None), held.lengths[0])
-    rows = [
-        _evict_rows(policy, held, shown, slice(row, row + 1), length)
-        for row, length in enumerate(held.lengths)
+
+    views: Sequence[View]
+    observations: Sequence[Observation]
+    scores: Float[Tensor, "b N S"] | None
+
+    @property
+    def observation(self) -> Observation:
+        """The observation that allocators see: of the head that holds the most."""
+        return max(self.observations, key=lambda each: each.length)
+
+
+def rank(policy: Policy, views: Sequence[View], shown: Shown) -> Ranked:
+    """Let the policy score one group of rows."""
+    if not views[0].length or policy.keeps_all(views[0].seen):
+        return Ranked(views=views, observations=(), scores=None)
+    observations = [shown.observation(policy, view, policy.scorer.window) for view in views]
+    scores = [policy.rank(observation) for observation in observations]
+    longest = max(each.shape[-1] for each in scores)
+    filled = [
+        torch.nn.functional.pad(each, (0, longest - each.shape[-1]), value=-torch.inf)
+        for each in scores
     ]
-    return _stack(rows)
+    return Ranked(views=views, observations=observations, scores=torch.cat(filled, 1))
 
 
-def _evict_rows(policy: Policy, held: Held, shown: Shown, rows: slice, length: int) -> Kept:
-    """Evict rows that hold and have seen equally many real tokens, all of them rightmost."""
-    first = held.keys.shape[2] - length
-    keys, values = held.keys[rows, :, first:], held.values[rows, :, first:]
-    positions = held.positions[rows, :, first:]
-    if length == 0:
-        return Kept(keys=keys, values=values, positions=positions, lengths=[0] * len(keys))
-    observation = Observation(
-        queries=shown.queries[rows, :, -_window(policy, shown, length) :],
+def budgets_of(policy: Policy, ranked: Ranked) -> Int[Tensor, "b N"] | None:
+    """Let the policy share out one layer's budget among its heads; None if it keeps all."""
+    if ranked.scores is None:
+        return None
+    return policy.allocate(ranked.scores, ranked.observation)
+
+
+def budgets_of_layers(policy: Policy, layers: Sequence[Ranked]) -> list[Int[Tensor, "b N"] | None]:
+    """Let the policy share out the budget of one sequence among all layers, once all are ranked."""
+    scores = [each.scores for each in layers if each.scores is not None]
+    if len(scores) < len(layers):
+        return [None] * len(layers)
+    return list(policy.allocate_layers(scores, [each.observation for each in layers]))
+
+
+def keep(policy: Policy, ranked: Ranked, budgets: Int[Tensor, "b N"] | None) -> list[Piece] | None:
+    """Let the policy choose within `budgets`, and compact what it chose; None if that is all.
+
+    What is held is not changed: if a part raises, the layer still has it all.
+    """
+    if ranked.scores is None or budgets is None:
+        return None
+    selection = policy.choose(ranked.scores, budgets)
+    lengths: list[list[int]] = selection.lengths.tolist()
+    held = [view.length for view in ranked.views]
+    if all(length == each for row in lengths for length, each in _paired(row, held)):
+        return None
+    if len(ranked.views) == 1 and len({length for row in lengths for length in row}) == 1:
+        (view,), (observation,) = ranked.views, ranked.observations
+        return [_compacted(policy, view, observation, selection)]
+    _check_uneven(policy, lengths)
+    return [
+        _compacted(policy, *_alone(ranked, row, head), _selected(selection, row, head, length))
+        for row, of_row in enumerate(lengths)
+        for head, length in enumerate(of_row)
+    ]
+
+
+def everything(views: Sequence[View]) -> list[Piece]:
+    """Return all that a group of rows holds, as it is."""
+    return [
+        Piece(keys=view.keys, values=view.values, positions=view.positions, state=view.state)
+        for view in views
+    ]
+
+
+def _paired(lengths: list[int], held: list[int]) -> zip[tuple[int, int]]:
+    return zip(lengths, held * len(lengths) if len(held) == 1 else held, strict=True)
+
+
+def _compacted(policy: Policy, view: View, observation: Observation, selection: Selection) -> Piece:
+    keys, values = policy.compact(view.keys, view.values, selection, observation)
+    rows = selection.indices.to(view.positions.device)
+    return Piece(
         keys=keys,
         values=values,
-        layer=held.layer,
-        num_layers=held.num_layers,
-        scaling=shown.scaling,
-        softcap=shown.softcap,
-        output_weight=shown.output_weight,
-        positions=positions,
-        seen=held.seen[rows][0],
+        positions=view.positions.gather(2, rows),
+        state=_gathered(view.state, rows),
     )
-    selection = policy.select(observation)
-    kept = _common_length(policy, selection)
-    keys, values = policy.compact(keys, values, selection)
-    positions = positions.gather(2, selection.indices.to(positions.device))
-    return Kept(keys=keys, values=values, positions=positions, lengths=[kept] * len(keys))
 
 
-def _window(policy: Policy, shown: Shown, length: int) -> int:
-    """Return how many of the last queries are real and wanted by the scorer."""
-    available = min(shown.queries.shape[2], length)
-    return available if policy.scorer.window is None else min(policy.scorer.window, available)
+def _gathered(
+    state: Float[Tensor, "b h S *rest"] | None, rows: Int[Tensor, "b n K"]
+) -> Float[Tensor, "b h K *rest"] | None:
+    if state is None:
+        return None
+    rows = rows.repeat_interleave(state.shape[1] // rows.shape[1], dim=1)
+    rows = rows.view(*rows.shape, *[1] * (state.dim() - 3))
+    return state.gather(2, rows.expand(*rows.shape[:3], *state.shape[3:]))
 
 
-def _common_length(policy: Policy, selection: Selection) -> int:
-    low, high = (int(bound) for bound in selection.lengths.aminmax())
-    if low != high:
-        raise InvalidComponentError(
-            f"{title(policy, 'allocator')} gave the heads of one layer {low} to {high} positions; "
-            "this version stores heads of equal length only. Use allocator='uniform'."
-        )
-    return high
-
-
-def _stack(rows: list[Kept]) -> Kept:
-    """Put rows of unequal length into one batch, right-aligned."""
-    longest = max(row.keys.shape[2] for row in rows)
-
-    def aligned(name: str, fill: int) -> Tensor:
-        parts: list[Tensor] = [getattr(row, name) for row in rows]
-        shape = (len(rows), parts[0].shape[1], longest, *parts[0].shape[3:])
-        batch = parts[0].new_full(shape, fill)
-        for row, part in enumerate(parts):
-            batch[row, :, longest - part.shape[2] :] = part[0]
-        return batch
-
-    return Kept(
-        keys=aligned("keys", 0),
-        values=aligned("values", 0),
-        positions=aligned("positions", -1),
-        lengths=[row.lengths[0] for row in rows],
+def _alone(ranked: Ranked, row: int, head: int) -> tuple[View, Observation]:
+    """Return what one row and head hold, of a group with one view or one for every head."""
+    if len(ranked.views) > 1:
+        return ranked.views[head], ranked.observations[head]
+    (view,), (observation,) = ranked.views, ranked.observations
+    observation = observation.row(row).head(head)
+    r, h = slice(row, row + 1), slice(head, head + 1)
+    alone = attrs.evolve(
+        view,
+        rows=slice(view.rows.start + row, view.rows.start + row + 1),
+        heads=h,
+        keys=view.keys[r, h],
+        turned=observation.keys,
+        values=observation.values,
+        positions=observation.positions,
+        state=observation.state if view.state is not None else None,
     )
+    return alone, observation
+
+
+def _selected(selection: Selection, row: int, head: int, length: int) -> Selection:
+    r, h = slice(row, row + 1), slice(head, head + 1)
+    return Selection(indices=selection.indices[r, h, :length], lengths=selection.lengths[r, h])
+
+
+def _check_uneven(policy: Policy, lengths: list[list[int]]) -> None:
+    """Refuse uneven heads of an allocator that did not announce them to parts that need even."""
+    flat = [length for row in lengths for length in row]
+    for kind in KINDS:
+        if across_heads(getattr(policy, kind)) and any(len(set(row)) > 1 for row in lengths):
+            raise InvalidComponentError(
+                f"{title(policy, 'allocator')} gave the heads of one layer {min(flat)} to "
+                f"{max(flat)} positions, but {title(policy, kind)} needs them alike. An allocator "
+                "says so of itself by `uneven = True`, and is then refused in time."
+            )

@@ -14,7 +14,10 @@ from kvpolicy.huggingface.layer import PolicyLayer
 
 @attrs.frozen(kw_only=True)
 class LayerReport:
-    """One layer: tokens seen, slots held, bytes allocated; bytes a full cache would need."""
+    """One layer: tokens seen, slots held by a head on average, bytes allocated.
+
+    `full_nbytes` is what a full cache would need for the tokens seen.
+    """
 
     layer: int
     evicts: bool
@@ -67,17 +70,25 @@ def report_of(cache: Cache) -> CacheReport:
 
 
 def _layer_report(index: int, layer: Any) -> LayerReport:
+    if isinstance(layer, PolicyLayer):
+        return LayerReport(
+            layer=index,
+            evicts=True,
+            seen=layer.seen,
+            held=round(layer.mean_held),
+            nbytes=layer.nbytes,
+            full_nbytes=layer.full_nbytes,
+        )
     keys: Tensor | None = getattr(layer, "keys", None)
     held = 0 if keys is None else keys.shape[-2]
     seen = layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else 0
     owned = 0 if keys is None else keys.nbytes + layer.values.nbytes
-    evicts = isinstance(layer, PolicyLayer)
     return LayerReport(
         layer=index,
-        evicts=evicts,
+        evicts=False,
         seen=seen,
         held=held,
-        nbytes=layer.nbytes if evicts else owned,
+        nbytes=owned,
         full_nbytes=owned // held * seen if held else 0,
     )
 

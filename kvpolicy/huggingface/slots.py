@@ -26,6 +26,8 @@ class Slots:
         """Real tokens held, for each row."""
         self.seen = [0] * batch
         """Real tokens seen, for each row."""
+        self.moved = 0
+        """Slots, the first ones, before which a token may have been evicted."""
         self._known = torch.empty((batch, 1, 0), dtype=torch.int32, device=device)
 
     @property
@@ -76,21 +78,35 @@ class Slots:
         self.seen = [seen - pad for seen, pad in zip(self.seen, pads, strict=True)]
 
     def replace(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
-        """Hold other slots from now on: what an eviction or a crop has left."""
+        """Hold other slots from now on: what an eviction has left."""
+        self._shorten(positions, lengths)
+        self.moved = self.held
+
+    def _shorten(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
         self._known = positions.int()
         self.held = positions.shape[-1]
+        self.moved = min(self.moved, self.held)
         self.lengths = lengths
+
+    def emptied(self) -> Slots:
+        """Return slots for what comes next, where all that is held has gone elsewhere."""
+        empty = Slots(self.batch, self.heads, self._known.device)
+        empty.seen = list(self.seen)
+        return empty
+
+    def drop_columns(self, count: int) -> None:
+        """Forget the last `count` tokens of slots that hold the newest tokens without a gap."""
+        dropped = min(count, self.held)
+        kept = self.positions[..., : self.held - dropped]
+        self._shorten(kept, [max(0, length - dropped) for length in self.lengths])
+        self.seen = [seen - count for seen in self.seen]
 
     def held_of_last(self, count: int) -> int:
         """Return how many of each row's last `count` tokens are held; they are rightmost.
 
         Raises CacheStateError where that is not the same number of slots everywhere.
         """
-        if count > min(self.seen):
-            raise CacheStateError(
-                f"cannot crop {count} tokens: a row of this batch has only {min(self.seen)}. Crop "
-                "fewer, or start over with cache.reset()."
-            )
+        self.check_seen(count)
         positions = self.positions
         start = torch.tensor([seen - count for seen in self.seen], device=positions.device)
         low, high = (int(end) for end in (positions >= start[:, None, None]).sum(-1).aminmax())
@@ -102,11 +118,19 @@ class Slots:
             )
         return high
 
+    def check_seen(self, count: int) -> None:
+        """Raise CacheStateError unless every row has seen `count` tokens."""
+        if count > min(self.seen):
+            raise CacheStateError(
+                f"cannot crop {count} tokens: a row of this batch has only {min(self.seen)}. Crop "
+                "fewer, or start over with cache.reset()."
+            )
+
     def forget_last(self, count: int) -> None:
         """Drop the slots of each row's last `count` tokens, or raise as `held_of_last` does."""
         dropped = self.held_of_last(count)
         kept = self.positions[..., : self.held - dropped]
-        self.replace(kept, [length - dropped for length in self.lengths])
+        self._shorten(kept, [length - dropped for length in self.lengths])
         self.seen = [seen - count for seen in self.seen]
 
     def select_rows(self, batch: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,28 @@ from torch import Tensor
 
 from kvpolicy.errors import CacheStateError
 from kvpolicy.huggingface.attention import is_attached
+from kvpolicy.huggingface.eviction import Ranked, budgets_of_layers
 from kvpolicy.huggingface.masks import new_real_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from kvpolicy.huggingface.layer import PolicyLayer
     from kvpolicy.policy import Policy
+    from kvpolicy.stages.rotary import Rotary
 
 
 class CacheState:
     """One per cache; layers hold it, so that they need not hold the cache."""
 
-    def __init__(self, policy: Policy, config: PreTrainedConfig, num_layers: int) -> None:
-        """Start with nothing wrong."""
+    def __init__(
+        self, policy: Policy, config: PreTrainedConfig, rotaries: Sequence[Rotary | None]
+    ) -> None:
+        """Start with nothing wrong; there is an entry of `rotaries` for every layer that evicts."""
         self.policy = policy
         self.config = config
-        self.num_layers = num_layers
+        self.rotaries = rotaries
+        self._waiting: list[tuple[PolicyLayer, Sequence[Ranked]]] = []
         self.failure: str | None = None
         self._mask: weakref.ref[Any] | None = None
         self._seen: list[int] = []
@@ -35,9 +41,31 @@ class CacheState:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """Copy the state; the policy and the model's config stay the ones they are."""
-        twin = CacheState(self.policy, self.config, self.num_layers)
+        twin = CacheState(self.policy, self.config, self.rotaries)
         twin.failure = self.failure
         return twin
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers evict."""
+        return len(self.rotaries)
+
+    def slot_rotary(self, index: int) -> Rotary | None:
+        """Return by what a layer's keys are turned to their slots; None if they are not."""
+        return self.rotaries[index] if self.policy.slot_positions else None
+
+    def wait_for_all_layers(self, layer: PolicyLayer, ranked: Sequence[Ranked]) -> None:
+        """Collect a layer's scores; share out the budget of all when the last one has come."""
+        if layer.index == 0:
+            self._waiting.clear()
+        self._waiting.append((layer, ranked))
+        if layer.index < self.num_layers - 1:
+            return
+        layers, of_layers = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        budgets = [budgets_of_layers(self.policy, group) for group in zip(*of_layers, strict=True)]
+        for each, groups, counts in zip(layers, of_layers, zip(*budgets, strict=True), strict=True):
+            each.keep(groups, counts)
 
     def check(self) -> None:
         """Refuse to go on where an answer would be wrong.
@@ -79,4 +107,4 @@ class CacheState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is remembered of a mask: it belongs to one forward."""
-        return vars(self) | {"_mask": None, "_real": None}
+        return vars(self) | {"_mask": None, "_real": None, "_waiting": []}

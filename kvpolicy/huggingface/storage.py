@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import attrs
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, is_inference_mode_enabled
 
+from kvpolicy.huggingface.prefix import Prefix
 from kvpolicy.huggingface.slots import Slots
 
 
@@ -60,13 +62,72 @@ class Rows:
 
 @attrs.define
 class Contents:
-    """What a layer holds: rows of keys and values, and the token of each."""
+    """What a layer holds: rows of keys and values, and the token of each.
+
+    After an uneven eviction a ragged `prefix` holds what was kept, and the rows are those of the
+    tokens since. `state` is the running state of the rows; the prefix has its own.
+    """
 
     keys: Rows
     values: Rows
     slots: Slots
+    state: Float[Tensor, "B H S *rest"] | None = None
+    prefix: Prefix | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self.keys.nbytes + self.values.nbytes + self.slots.nbytes
+        owned = (self.keys, self.values, self.slots, self.state, self.prefix)
+        return sum(each.nbytes for each in owned if each is not None)
+
+    @property
+    def held(self) -> int:
+        """Slots of the head that holds the most, padding included."""
+        return self.slots.held + (0 if self.prefix is None else self.prefix.longest)
+
+    @property
+    def mean_held(self) -> float:
+        """Slots that a head holds on average, padding included."""
+        mean = 0.0 if self.prefix is None else float(self.prefix.lengths.double().mean())
+        return self.slots.held + mean
+
+    @property
+    def positions(self) -> Int[Tensor, "B N S"]:
+        """The position of every slot; -1 is padding, leftmost."""
+        if self.prefix is None:
+            return self.slots.positions
+        padded = self.prefix.padded(self.prefix.positions, -1).long()
+        joined = torch.cat([padded, self.slots.positions], -1)
+        # Padding of the tail stands behind an empty prefix: it joins that on the left.
+        order = (joined >= 0).int().argsort(stable=True, dim=-1)
+        return joined.gather(-1, order)
+
+    def joined(self, name: str) -> Float[Tensor, "B N S D"]:
+        """Return "keys" or "values" as one dense tensor, shorter heads padded on the left."""
+        rows: Float[Tensor, "B N T D"] = getattr(self, name).view
+        if self.prefix is None:
+            return rows
+        return torch.cat([self.prefix.padded(getattr(self.prefix, name)), rows], 2)
+
+    def select_rows(self, batch: Tensor) -> None:
+        """Keep, repeat or reorder the sequences of the batch."""
+        for owned in (self.keys, self.values, self.slots):
+            owned.select_rows(batch)
+        if self.state is not None:
+            self.state = self.state.index_select(0, batch.to(self.state.device))
+        if self.prefix is not None:
+            self.prefix = self.prefix.of_rows(batch.tolist())
+
+    def forget_last(self, count: int) -> None:
+        """Drop each sequence's last `count` tokens, or raise as `Slots.held_of_last` does."""
+        seen = self.slots.seen
+        if self.prefix is None:
+            self.slots.forget_last(count)
+        else:
+            self.slots.check_seen(count)
+            self.slots.drop_columns(count)
+            self.prefix = self.prefix.before([each - count for each in seen])
+        self.keys.truncate(self.slots.held)
+        self.values.truncate(self.slots.held)
+        if self.state is not None:
+            self.state = self.state[:, :, : self.slots.held]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -21,8 +22,32 @@ class Allocator(Protocol):
     ) -> Int[Tensor, "B N"]:
         """Return counts of at most S; over all layers and heads they average at most `budget`.
 
-        Scores of protected positions are +inf. Counts that need no scores belong on the CPU: the
-        size of the smaller cache is then known without waiting for the device.
+        Scores of protected positions are +inf. Where heads hold different numbers of positions,
+        scores of what a head does not hold are -inf, S is the most that one holds, the observation
+        is that head's, and a count of more than a head holds means all it has. Counts that need no
+        scores belong on the CPU: the size of the smaller cache is then known without waiting for
+        the device.
+        """
+        ...
+
+
+@runtime_checkable
+class ModelAllocator(Allocator, Protocol):
+    """An allocator that compares layers: it is asked once, when the last layer has been scored.
+
+    Until then every layer keeps all it holds, so that the peak memory of a prompt is that of a
+    full cache. `allocate` is for a layer that stands alone.
+    """
+
+    def allocate_layers(
+        self,
+        scores: Sequence[Float[Tensor, "B N S"]],
+        observations: Sequence[Observation],
+        budget: int,
+    ) -> Sequence[Int[Tensor, "B N"]]:
+        """Return counts for every layer, which may hold different numbers of positions.
+
+        Over all layers and heads of a sequence they average at most `budget`.
         """
         ...
 

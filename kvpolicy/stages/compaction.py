@@ -8,6 +8,7 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.selection import Selection
 from kvpolicy_kernels import gather_kv
 
@@ -21,10 +22,13 @@ class Compactor(Protocol):
         keys: Float[Tensor, "B N S D"],
         values: Float[Tensor, "B N S Dv"],
         selection: Selection,
+        observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Return the keys and values of the kept rows, in the order of the selection.
 
-        Rows beyond a head's length hold anything finite.
+        Rows beyond a head's length hold anything finite. The observation is what led to the
+        selection; its keys differ from `keys`, which are as they are stored, where a policy
+        renumbers positions.
         """
         ...
 
@@ -38,6 +42,7 @@ class GatherCompactor:
         keys: Float[Tensor, "B N S D"],
         values: Float[Tensor, "B N S Dv"],
         selection: Selection,
+        observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Return copies of the kept rows."""
         return gather_kv(keys, values, selection.indices.clamp(max=keys.shape[2] - 1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvpolicy.stages.projection import output_factors
 from kvpolicy.stages.reduction import Reduce, weights_of
+from kvpolicy.stages.rotary import Rotary
 from kvpolicy_kernels import window_attention
 
 
@@ -20,9 +21,13 @@ def _shape(tensor: Tensor | None) -> str:
 class Observation:
     """One layer's last queries and its whole key/value cache, after rotary embedding.
 
-    Padding never reaches a policy: rows of unequal length are shown one by one. The W queries are
-    the last W tokens and the last W of the S positions are their keys, so query w attends to
-    positions 0 ... S - W + w.
+    Padding never reaches a policy: rows of unequal length are shown one by one, and so are heads
+    that hold different numbers of positions. The W queries are the last W tokens and the last W of
+    the S positions are their keys, so query w attends to positions 0 ... S - W + w.
+
+    `state` is the scorer's running state, if it has one. `output_weight` is that of the whole
+    layer; the H query heads shown are those from `first_head` on. `rotary` is None where the
+    model's rotary embedding is not known.
 
     >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
     ...                     values=torch.ones(1, 2, 9, 8))
@@ -37,10 +42,13 @@ class Observation:
     num_layers: int = 1
     scaling: float = attrs.field()
     softcap: float | None = None
-    output_weight: Float[Tensor, "M H*Dv"] | None = attrs.field(default=None, repr=_shape)
+    output_weight: Float[Tensor, "M columns"] | None = attrs.field(default=None, repr=_shape)
     positions: Int[Tensor, "B N S"] = attrs.field(repr=_shape)
     seen: int = attrs.field()
     budget: int = attrs.field()
+    state: Float[Tensor, "B H S *rest"] | None = attrs.field(default=None, repr=_shape)
+    first_head: int = 0
+    rotary: Rotary | None = attrs.field(default=None, repr=False)
 
     @scaling.default
     def _one_over_root_dim(self) -> float:
@@ -94,6 +102,11 @@ class Observation:
         ).attention
 
     @property
+    def query_positions(self) -> Int[Tensor, " W"]:
+        """The true position of each query shown: the last W of those seen."""
+        return torch.arange(self.seen - self.window, self.seen, device=self.keys.device)
+
+    @property
     def output_factors(self) -> Float[Tensor, "H R Dv"] | None:
         """R of the QR of each head's part of the output projection; None if it has none.
 
@@ -101,4 +114,56 @@ class Observation:
         """
         if self.output_weight is None:
             return None
-        return output_factors(self.output_weight, self.queries.shape[1])
+        heads = self.output_weight.shape[1] // self.values.shape[-1]
+        return output_factors(self.output_weight, heads)[self._heads_shown]
+
+    @property
+    def head_weights(self) -> Float[Tensor, "H M Dv"] | None:
+        """Each head's columns of the output projection, a view; None if it has none."""
+        if self.output_weight is None:
+            return None
+        weight = self.output_weight.detach()
+        by_head = weight.view(weight.shape[0], -1, self.values.shape[-1]).transpose(0, 1)
+        return by_head[self._heads_shown]
+
+    @property
+    def _heads_shown(self) -> slice:
+        return slice(self.first_head, self.first_head + self.queries.shape[1])
+
+    def row(self, index: int) -> Observation:
+        """Return what one sequence of the batch shows.
+
+        >>> layer = Observation(queries=torch.ones(3, 4, 2, 8), keys=torch.ones(3, 2, 9, 8),
+        ...                     values=torch.ones(3, 2, 9, 8))
+        >>> layer.row(2).keys.shape
+        torch.Size([1, 2, 9, 8])
+        """
+        one = slice(index, index + 1)
+        return attrs.evolve(
+            self,
+            queries=self.queries[one],
+            keys=self.keys[one],
+            values=self.values[one],
+            positions=self.positions[one],
+            state=None if self.state is None else self.state[one],
+        )
+
+    def head(self, index: int) -> Observation:
+        """Return what one key/value head and its query heads show.
+
+        >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
+        ...                     values=torch.ones(1, 2, 9, 8))
+        >>> layer.head(1).first_head, layer.head(1).queries.shape
+        (2, torch.Size([1, 2, 2, 8]))
+        """
+        groups = self.queries.shape[1] // self.keys.shape[1]
+        one, group = slice(index, index + 1), slice(index * groups, (index + 1) * groups)
+        return attrs.evolve(
+            self,
+            queries=self.queries[:, group],
+            keys=self.keys[:, one],
+            values=self.values[:, one],
+            positions=self.positions[:, one],
+            state=None if self.state is None else self.state[:, group],
+            first_head=self.first_head + group.start,
+        )

@@ -23,6 +23,16 @@ class Selection:
     indices: Int[Tensor, "B N K"]
     lengths: Int[Tensor, "B N"]
 
+    def evicted(self, length: int) -> Int[Tensor, "B N E"]:
+        """Return the rows of `length` that are not kept: ascending, beyond a head's share `length`.
+
+        >>> Selection(indices=torch.tensor([[[1, 2]]]), lengths=torch.tensor([[2]])).evicted(4)
+        tensor([[[0, 3]]])
+        """
+        left = torch.ones(*self.indices.shape[:2], length + 1, device=self.indices.device)
+        left.scatter_(-1, self.indices, 0.0)
+        return select(left[..., :length], length - self.lengths).to(self.indices.device)
+
     @classmethod
     def everything(cls, observation: Observation) -> Selection:
         """Keep every row.

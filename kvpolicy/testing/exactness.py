@@ -3,6 +3,7 @@
 Every forward through a `PolicyCache` is recorded with the positions that each layer held, and
 replayed on the same model with transformers' full `DynamicCache` and an attention that sees only
 those positions. Nothing of kvpolicy's storage, masks or observation takes part in the replay.
+Where a policy renumbers slots, the replay turns each full key by an angle of its own reckoning.
 """
 
 from __future__ import annotations
@@ -101,11 +102,12 @@ def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: Polic
         raise ValueError(f"{len(calls)} forwards were recorded, and nothing was evicted in them")
     config = decoder_config(model)
     evicting = {index for index, layer in enumerate(cache.layers) if layer in cache.policy_layers}
+    turns = _slot_frequencies(model) if cache.policy.slot_positions else None
     full, found, worst = DynamicCache(config=config), config._attn_implementation, 0.0
     AttentionMaskInterface.register(_NAME, eager_mask)
     try:
         for call in calls:
-            AttentionInterface.register(_NAME, _masked_attention(call, evicting))
+            AttentionInterface.register(_NAME, _masked_attention(call, evicting, turns))
             config._attn_implementation = {"": _NAME}
             with torch.no_grad():
                 logits = model(**call.arguments | {"past_key_values": full}).logits
@@ -125,7 +127,9 @@ def _has_evicted(call: Call) -> bool:
     )
 
 
-def _masked_attention(call: Call, evicting: set[int]) -> Callable[..., Any]:
+def _masked_attention(
+    call: Call, evicting: set[int], turns: Float[Tensor, " pairs"] | None
+) -> Callable[..., Any]:
     """Attend to what the call's layers held; other layers attend as they always do."""
 
     def attention(
@@ -142,6 +146,8 @@ def _masked_attention(call: Call, evicting: set[int]) -> Callable[..., Any]:
                 module, query, key, value, attention_mask, **kwargs
             )
             return own
+        if turns is not None:
+            key = _at_their_slots(key, call, module.layer_idx, turns)
         groups = query.shape[1] // key.shape[1]
         allowed = _allowed(call, module.layer_idx, key.shape[1]).repeat_interleave(groups, 1)
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -171,3 +177,33 @@ def _allowed(call: Call, layer: int, heads: int) -> Bool[Tensor, "B N Q T"]:
     new = new & real[:, None, None, call.seen :]
     old = held[:, :, None, : call.seen].expand(-1, -1, call.length, -1)
     return torch.cat([old, new.expand(-1, heads, -1, -1)], -1)
+
+
+def _slot_frequencies(model: PreTrainedModel) -> Float[Tensor, " pairs"]:
+    """Return the angle per position of each pair of channels, for models that turn half by half.
+
+    Raises ValueError for a model that is not known to do so.
+    """
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    if not type(model).__name__.startswith(("Llama", "Mistral", "Qwen")) or rotary is None:
+        raise ValueError(f"the yardstick does not know how {type(model).__name__} rotates its keys")
+    frequencies: Tensor = rotary.inv_freq
+    return frequencies.double()
+
+
+def _at_their_slots(
+    key: Float[Tensor, "B N T D"], call: Call, layer: int, turns: Float[Tensor, " pairs"]
+) -> Float[Tensor, "B N T D"]:
+    """Turn the keys held before this call to stand without gaps before its new tokens."""
+    if not call.seen:
+        return key
+    positions, padding = call.positions[layer], (~call.real).sum(1)[:, None, None]
+    held = (positions >= 0).sum(-1, keepdim=True)
+    slots = call.seen - padding - held + torch.arange(positions.shape[-1])
+    column = (positions + padding).masked_fill(positions < 0, call.seen)
+    moves = torch.zeros((*key.shape[:2], key.shape[2] + 1), dtype=torch.float64)
+    moves.scatter_(2, column, (slots - positions).masked_fill(positions < 0, 0).double())
+    angles = moves[..., :-1, None] * turns
+    first, second = key.double().chunk(2, -1)
+    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([turned.real, turned.imag], -1).to(key.dtype)

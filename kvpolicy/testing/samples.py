@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.rotary import PlainRotary
 
 
 def observation(
@@ -31,11 +32,12 @@ def observation(
     >>> layer.queries.shape, layer.keys.shape
     (torch.Size([1, 4, 2, 8]), torch.Size([1, 2, 5, 8]))
     """
-    made = {
+    made: dict[str, Any] = {
         "queries": normal(seed, batch, heads * groups, min(window, positions), dim).to(dtype),
         "keys": normal(seed + 1, batch, heads, positions, dim).to(dtype),
         "values": normal(seed + 2, batch, heads, positions, dim).to(dtype),
         "output_weight": normal(seed + 3, model_dim, heads * groups * dim).to(dtype),
+        "rotary": PlainRotary(dim=dim),
     }
     return Observation(**made | fields)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.rotary import PlainRotary
 from kvpolicy.testing.samples import normal
 
 SEEDS = st.integers(0, 2**16)
@@ -20,8 +21,9 @@ def observations(
     min_length: int = 1,
     max_length: int = 48,
     dtype: torch.dtype = torch.float32,
+    grown: bool = True,
 ) -> Observation:
-    """Draw one layer at the end of a prompt, or later, when some positions are gone already.
+    """Draw one layer at the end of a prompt; if `grown`, or later, when positions are gone already.
 
     `window` is the scorer's: at most so many queries are shown; None shows all. `max_length`
     counts positions before the window. Attention ranges from uniform to one-hot.
@@ -33,7 +35,7 @@ def observations(
     seed, sharpness = draw(SEEDS), draw(st.sampled_from([1.0, 0.0, 30.0]))
     queries = normal(seed, batch, heads * groups, shown, dim) * sharpness
     num_layers = draw(st.integers(1, 4))
-    seen = length + draw(st.sampled_from([0, 0, 1, 17]))
+    seen = length + (draw(st.sampled_from([0, 0, 1, 17])) if grown else 0)
     return Observation(
         queries=queries.to(dtype),
         keys=normal(seed + 1, batch, heads, length, dim).to(dtype),
@@ -45,6 +47,7 @@ def observations(
         positions=_kept(seed + 4, (batch, heads), length, seen, shown),
         seen=seen,
         budget=draw(st.integers(1, length)),
+        rotary=PlainRotary(dim=dim) if dim > 1 else None,
     )
 
 

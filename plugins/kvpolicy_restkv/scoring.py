@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NoReturn
 
 import attrs
 import torch
@@ -14,8 +14,14 @@ from torch import Tensor
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.options import as_float, count, one_of, positive
 from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.projection import group_factors, joint_errors
 from kvpolicy.stages.reduction import Reduce, weights_of
-from kvpolicy_kernels import reconstruction_error, weighted_values, windowed_reconstruction_error
+from kvpolicy_kernels import (
+    odds,
+    reconstruction_error,
+    weighted_values,
+    windowed_reconstruction_error,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -27,7 +33,8 @@ class ReconstructionScorer:
     In `mode` "after", `a` is the attention averaged over the window, and `o` leaves the window's
     own values out unless `o_includes_window`. In "before", the score is that of each query with
     its own `a` and `o`, averaged; `normalize` divides each norm by ||W_o o||. `projection` "value"
-    leaves out the output projection W_o.
+    leaves out the output projection W_o. With `heads` "joint", all query heads that share a
+    position lose it at once, and have one score: ||sum_h a_hi / (1 - a_hi) W_h (o_h - v_i)||.
 
     An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm, Eq. 7; in value space
     Goel et al., https://arxiv.org/abs/2504.14051.
@@ -50,6 +57,9 @@ class ReconstructionScorer:
     tau: float = attrs.field(default=1.0, converter=as_float, validator=positive)
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))
     o_includes_window: bool = attrs.field(default=False, validator=instance_of(bool))
+    heads: Literal["alone", "joint"] = attrs.field(
+        default="alone", validator=one_of("alone", "joint")
+    )
 
     def __attrs_post_init__(self) -> None:
         """Refuse an option that the mode would ignore."""
@@ -59,12 +69,18 @@ class ReconstructionScorer:
             raise ValueError("in mode='before' o has the window in it: drop o_includes_window=True")
         if self.mode == "before" and self.tau != 1:
             raise ValueError(f"tau={self.tau} acts on the averaged output only: give mode='after'")
+        if self.mode == "before" and self.heads == "joint":
+            raise ValueError("heads='joint' takes the averaged attention: give mode='after'")
+        if self.heads == "joint" and self.tau != 1:
+            raise ValueError(f"tau={self.tau} acts on a head's own norm: give heads='alone'")
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the window's too; `reduce` folds attention or errors, by `mode`.
 
         Raises UnsupportedModelError if the output projection is needed but not known.
         """
+        if self.heads == "joint":
+            return self._joint_error_of_mean(observation, reduce)
         factors = self._factors(observation)
         if self.mode == "after":
             return self._error_of_mean(observation, reduce, factors)
@@ -77,20 +93,41 @@ class ReconstructionScorer:
         if self.projection == "value":
             return None
         factors = observation.output_factors
-        if factors is None:
-            raise UnsupportedModelError(
-                "scorer 'restkv' measures errors behind the output projection, which this model "
-                "does not show. Use projection='value'."
-            )
-        return factors
+        return factors if factors is not None else _refuse_without_projection()
+
+    def _group_factors(self, observation: Observation) -> Float[Tensor, "N R GDv"] | None:
+        if self.projection == "value":
+            return None
+        weight = observation.output_weight
+        if weight is None:
+            _refuse_without_projection()
+        kv_heads, dim = observation.values.shape[1], observation.values.shape[-1]
+        groups = observation.queries.shape[1] // kv_heads
+        first = observation.first_head // groups
+        return group_factors(weight, groups=groups, dim=dim)[first : first + kv_heads]
 
     def _error_of_mean(
         self, observation: Observation, reduce: Reduce, factors: Float[Tensor, "H R Dv"] | None
     ) -> Float[Tensor, "B H S"]:
-        attention, values = observation.folded_attention(reduce), observation.values
+        attention = observation.folded_attention(reduce)
+        output = self._output(observation, attention)
+        return reconstruction_error(attention, observation.values, output, factors, tau=self.tau)
+
+    def _joint_error_of_mean(
+        self, observation: Observation, reduce: Reduce
+    ) -> Float[Tensor, "B H S"]:
+        attention = observation.folded_attention(reduce)
+        output = self._output(observation, attention)
+        factors = self._group_factors(observation)
+        errors = joint_errors(odds(attention), observation.values, output, factors)
+        return errors.repeat_interleave(attention.shape[1] // errors.shape[1], dim=1)
+
+    def _output(
+        self, observation: Observation, attention: Float[Tensor, "B H S"]
+    ) -> Float[Tensor, "B H Dv"]:
+        """Return o, with or without the window's own values."""
         summed = observation.length - (0 if self.o_includes_window else observation.window)
-        output = weighted_values(attention[..., :summed], values[:, :, :summed])
-        return reconstruction_error(attention, values, output, factors, tau=self.tau)
+        return weighted_values(attention[..., :summed], observation.values[:, :, :summed])
 
     def _mean_of_errors(
         self,
@@ -126,3 +163,10 @@ class ReconstructionScorer:
             errors = self._mean_of_errors(alone, torch.ones(1), factors)
             rows.append(F.pad(errors, (0, observation.length - seen)))
         return torch.stack(rows, dim=2)
+
+
+def _refuse_without_projection() -> NoReturn:
+    raise UnsupportedModelError(
+        "scorer 'restkv' measures errors behind the output projection, which this model does not "
+        "show. Use projection='value'."
+    )

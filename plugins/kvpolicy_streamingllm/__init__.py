@@ -23,5 +23,12 @@ def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the paper's four sinks; the rest of the budget goes to the most recent positions."""
-    return {"streamingllm": {"scorer": "streamingllm", "sinks": 4}}
+    """Offer four sinks and the latest tokens, at every step, at rotary positions by slot."""
+    return {
+        "streamingllm": {
+            "scorer": "streamingllm",
+            "sinks": 4,
+            "every": 1,
+            "slot_positions": True,
+        }
+    }

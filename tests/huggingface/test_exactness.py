@@ -102,9 +102,9 @@ def test_a_layer_keeps_exactly_the_rows_of_its_selection():
 
     @attrs.frozen
     class Spy:
-        def compact(self, keys, values, selection: Selection):
+        def compact(self, keys, values, selection: Selection, observation):
             chosen.append((keys.clone(), selection.indices.clone()))
-            return policy.compactor.compact(keys, values, selection)
+            return policy.compactor.compact(keys, values, selection, observation)
 
     cache = attrs.evolve(policy, compactor=Spy()).cache(model)
     model(input_ids=tokens(0), past_key_values=cache)

@@ -96,8 +96,8 @@ def test_a_compactor_that_breaks_its_promise_is_named():
     def kept(change):
         @attrs.frozen
         class Careless:
-            def compact(self, keys, values, selection):
-                return change(*POLICY.compactor.compact(keys, values, selection))
+            def compact(self, keys, values, selection, observation):
+                return change(*POLICY.compactor.compact(keys, values, selection, observation))
 
         return attrs.evolve(POLICY, compactor=Careless()).cache(model)
 

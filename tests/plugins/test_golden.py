@@ -1,20 +1,18 @@
-"""What the authors' own code keeps, on the inputs and with the settings in golden/."""
+"""What the authors' own code of ReST-KV, SnapKV and StreamingLLM keeps.
 
-import json
+Other methods have such tests beside their own. Inputs and settings are those in golden/.
+"""
+
+import re
 from pathlib import Path
 
 import attrs
-import numpy as np
 import pytest
 import torch
 
 import kvpolicy
 from kvpolicy.policy import reduce_groups
 from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
-
-GOLDEN = Path(__file__).parent / "golden"
-CASES = json.loads((GOLDEN / "cases.json").read_text())["cases"]
-ARRAYS = np.load(GOLDEN / "golden.npz")
 
 POOLING = {"adaptive": "adaptive", "avgpool": "avg", "maxpool": "max", "none": "none"}
 AVERAGING = {"ema": "ema", "mean": "mean", "none": "none", "inv-ema": "inverse"}
@@ -93,48 +91,36 @@ PARTS = {
 
 
 def policy_of(case):
-    params = case["params"]
-    parts = PARTS[case["method"]](params)
+    params = case.params
+    parts = PARTS[case.method](params)
     if params.get("use_pyramid"):
-        count = case["n_selected_from_past"] + params["window_size"]
+        count = case.fields["n_selected_from_past"] + params["window_size"]
         parts["allocator"] = FixedAllocator(count=count)
     return kvpolicy.compose(**parts, budget=params["max_capacity_prompt"])
 
 
 def observation_of(case):
-    queries, keys, values, weight = (
-        torch.from_numpy(ARRAYS[f"input/{case['input']}/{name}"]).float()
-        for name in ("q", "k", "v", "wo")
-    )
-    return kvpolicy.Observation(
-        queries=queries[:, :, -case["params"]["window_size"] :],
-        keys=keys,
-        values=values,
-        output_weight=weight,
-        budget=case["params"]["max_capacity_prompt"],
-    )
-
-
-def array(case, name):
-    return torch.from_numpy(ARRAYS[f"{case['id']}/{name}"])
-
-
-def cases_with(name):
-    chosen = [case for case in CASES if name in case["arrays"]]
-    assert chosen
-    return pytest.mark.parametrize("case", chosen, ids=[case["id"] for case in chosen])
+    params = case.params
+    return case.observation(window=params["window_size"], budget=params["max_capacity_prompt"])
 
 
 def summed_over_the_window(case):
     """Whether the code adds up the window where kvpolicy averages: W times our scores."""
-    snapkv = case["method"] in ("snapkv", "snapkv_gqa") and "AdaKV" not in case["source"]
-    return snapkv or case["params"].get("indicator") == "attn"
+    snapkv = case.method in ("snapkv", "snapkv_gqa") and "AdaKV" not in case.fields["source"]
+    return snapkv or case.params.get("indicator") == "attn"
 
 
-@cases_with("scores_before_topk")
+@pytest.mark.golden(
+    "restkv",
+    "restkv_ablation",
+    "snapkv",
+    "snapkv_gqa",
+    "streamingllm_prefill",
+    array="scores_before_topk",
+)
 def test_scores_are_the_authors(case):
     policy, observation = policy_of(case), observation_of(case)
-    expected = array(case, "scores_before_topk")
+    expected = case.array("scores_before_topk")
 
     scores = reduce_groups(policy.score(observation), observation.keys.shape[1], policy.group)
     past = scores[..., : observation.length - observation.window]
@@ -144,33 +130,35 @@ def test_scores_are_the_authors(case):
     torch.testing.assert_close(past, expected, rtol=2e-4, atol=0)
 
 
-@cases_with("kept_in_emitted_order")
+@pytest.mark.golden("restkv", "restkv_ablation", "snapkv", "snapkv_gqa", "streamingllm_prefill")
 def test_kept_positions_are_the_authors(case):
-    assert not case.get("exact_ties_at_cut"), "compare the scores that are kept, not the positions"
+    assert not case.fields.get("exact_ties_at_cut"), (
+        "compare the scores that are kept, not the positions"
+    )
 
     selection = policy_of(case).select(observation_of(case))
 
-    expected = array(case, "kept_in_emitted_order").long().sort(-1).values
+    expected = case.array("kept_in_emitted_order").long().sort(-1).values
     assert torch.equal(selection.indices, expected)
     assert (selection.lengths == expected.shape[-1]).all()
 
 
-@cases_with("t_shift")
+@pytest.mark.golden("restkv", array="t_shift")
 def test_drift_widths_and_shifts_are_the_authors(case):
     smoother = policy_of(case).smoother
 
     drift = attention_drift(observation_of(case))
     widths, shifts = adaptive_pooling(drift, width=smoother.width, scale=smoother.scale)
 
-    torch.testing.assert_close(drift[0].float(), array(case, "t_shift"), rtol=1e-5, atol=1e-5)
-    left, right = array(case, "pad_left_right").long().unbind(-1)
-    assert widths[0].tolist() == case["kernel_per_head"] == (left + right + 1).tolist()
-    assert shifts[0].tolist() == case["shift_per_head"] == ((right - left) // 2).tolist()
+    torch.testing.assert_close(drift[0].float(), case.array("t_shift"), rtol=1e-5, atol=1e-5)
+    left, right = case.array("pad_left_right").long().unbind(-1)
+    assert widths[0].tolist() == case.fields["kernel_per_head"] == (left + right + 1).tolist()
+    assert shifts[0].tolist() == case.fields["shift_per_head"] == ((right - left) // 2).tolist()
 
 
-@cases_with("kept")
+@pytest.mark.golden("streamingllm")
 def test_streaming_keeps_the_original_slots(case):
-    params = case["params"]
+    params = case.params
     held = torch.zeros(1, 1, params["seq_len"], 8)
     # To make room for new tokens is to have so much less budget.
     budget = params["start_size"] + params["recent_size"] - (params["num_coming"] or 0)
@@ -178,9 +166,13 @@ def test_streaming_keeps_the_original_slots(case):
 
     selection = policy.select(kvpolicy.Observation(queries=held[:, :, -1:], keys=held, values=held))
 
-    assert selection.indices[0, 0].tolist() == array(case, "kept").tolist()
+    assert selection.indices[0, 0].tolist() == case.array("kept").tolist()
 
 
-def test_every_case_is_compared():
-    compared = [case for case in CASES if {"kept", "kept_in_emitted_order"} & set(case["arrays"])]
-    assert len(compared) == len(CASES) == 32
+def test_every_method_with_golden_cases_is_compared(golden_methods):
+    marked = set()
+    for file in Path(__file__).parent.glob("test_*.py"):
+        for marker in re.findall(r"pytest\.mark\.golden\(([^)]*)\)", file.read_text()):
+            marked |= set(re.findall(r'"(\w+)"', marker))
+
+    assert golden_methods <= marked, f"not compared: {sorted(golden_methods - marked)}"

@@ -6,6 +6,8 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.policy import reduce_groups
 from kvpolicy.testing import observation
+from kvpolicy.testing.models import tiny_model
+from kvpolicy.testing.usage import tokens
 from kvpolicy_streamingllm import RecencyScorer
 
 
@@ -21,6 +23,46 @@ def test_sinks_stay_when_it_evicts_again():
     layer = attrs.evolve(sample, positions=positions, seen=1000)
     kept = kvpolicy.recipe("streamingllm", budget=10).select(layer).indices
     assert kept.tolist() == [[[0, 1, 2, 3, 6, 7, 8, 9, 10, 11]] * 2]
+
+
+@torch.no_grad()
+def test_a_stream_holds_the_sinks_and_the_latest_at_every_step_side_by_side():
+    model, policy = tiny_model("llama"), kvpolicy.recipe("streamingllm", budget=10)
+    with policy.cache(model) as cache:
+        for seed, seen in enumerate([*range(1, 30)]):
+            model(tokens(seed, 1), past_key_values=cache)
+            expected = range(seen) if seen <= 10 else [*range(4), *range(seen - 6, seen)]
+            for positions in cache.positions:
+                assert positions[0, 0].tolist() == list(expected)
+    assert policy.slot_positions
+
+
+@torch.no_grad()
+def test_what_a_stream_answers_depends_on_the_tokens_held_and_not_on_how_many_are_gone():
+    # With one layer, a key depends on its own token alone.
+    model = tiny_model("llama", num_hidden_layers=1)
+    policy = kvpolicy.recipe("streamingllm", budget=10)
+    ids = tokens(0, 60)
+    held = torch.cat([ids[:, :4], ids[:, -7:]], 1)  # the last token saw one more than the budget
+    answers = []
+    for stream in (ids, held):
+        with policy.cache(model) as cache:
+            for token in stream.split(1, dim=1):
+                last = model(token, past_key_values=cache).logits
+        answers.append(last)
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_positions_of_the_text_and_eviction_at_the_end_of_a_prompt_are_a_setting_away():
+    model = tiny_model("llama")
+    policy = kvpolicy.recipe("streamingllm", budget=10, every=None, slot_positions=False)
+    with policy.cache(model) as cache:
+        model(tokens(0, 30), past_key_values=cache)
+        for step in range(3):
+            model(tokens(step, 1), past_key_values=cache)
+        held = cache.positions[0][0, 0].tolist()
+    assert held == [*range(4), *range(24, 33)]
 
 
 @pytest.mark.parametrize("group", ["mean", "max", "sum"])

@@ -11,25 +11,27 @@ LAYER = observation(positions=5, dim=4)
 
 def test_the_kept_rows_are_copied_in_order():
     selection = Selection(indices=torch.tensor([[[0, 3], [1, 4]]]), lengths=torch.full((1, 2), 2))
-    keys, values = GatherCompactor().compact(LAYER.keys, LAYER.values, selection)
+    keys, values = GatherCompactor().compact(LAYER.keys, LAYER.values, selection, LAYER)
     assert torch.equal(keys[0, 0], LAYER.keys[0, 0, [0, 3]])
     assert torch.equal(values[0, 1], LAYER.values[0, 1, [1, 4]])
 
 
 def test_rows_beyond_the_length_of_a_head_are_finite():
     selection = Selection(indices=torch.tensor([[[0, 5], [1, 4]]]), lengths=torch.tensor([[1, 2]]))
-    keys, values = GatherCompactor().compact(LAYER.keys, LAYER.values, selection)
+    keys, values = GatherCompactor().compact(LAYER.keys, LAYER.values, selection, LAYER)
     assert keys.isfinite().all()
     assert values.isfinite().all()
 
 
 def test_the_smaller_cache_holds_no_memory_of_the_larger():
-    keys, values = GatherCompactor().compact(LAYER.keys, LAYER.values, Selection.everything(LAYER))
+    keys, values = GatherCompactor().compact(
+        LAYER.keys, LAYER.values, Selection.everything(LAYER), LAYER
+    )
     assert keys.data_ptr() != LAYER.keys.data_ptr()
     assert values.untyped_storage().nbytes() == values.nbytes
 
 
 def test_keys_and_values_may_have_different_sizes():
     values = torch.ones(1, 2, 5, 3)
-    kept = GatherCompactor().compact(LAYER.keys, values, Selection.everything(LAYER))
+    kept = GatherCompactor().compact(LAYER.keys, values, Selection.everything(LAYER), LAYER)
     assert [each.shape[-1] for each in kept] == [4, 3]

@@ -61,8 +61,9 @@ def _layer(draw: Draw) -> tuple[Observation, Tensor, int]:
     observation = draw(observations())
     batch, heads, length, _ = observation.keys.shape
     budget = draw(st.integers(1, length + 8))
-    return (
-        attrs.evolve(observation, budget=budget),
-        draw(scores(shape=(batch, heads, length))),
-        budget,
-    )
+    scored = draw(scores(shape=(batch, heads, length)))
+    if heads > 1 and draw(st.booleans()):
+        # The first head holds the most, and so is the one that is observed.
+        held = torch.tensor([length, *draw(st.tuples(*[st.integers(0, length)] * (heads - 1)))])
+        scored = scored.masked_fill(torch.arange(length) >= held[:, None], -torch.inf)
+    return attrs.evolve(observation, budget=budget), scored, budget

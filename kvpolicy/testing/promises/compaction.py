@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvpolicy.stages.compaction import Compactor
+from kvpolicy.stages.compaction import Compactor, GatherCompactor
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing.promises.inputs import unchanged
@@ -20,7 +21,7 @@ def changes_nothing_in_a_full_selection(compactor: Compactor, draw: Draw) -> Non
     """Keeping every position gives back the same keys and values, bit for bit."""
     observation = draw(observations())
     every = Selection.everything(observation)
-    keys, values = compactor.compact(observation.keys, observation.values, every)
+    keys, values = compactor.compact(observation.keys, observation.values, every, observation)
     assert torch.equal(keys, observation.keys)
     assert torch.equal(values, observation.values)
 
@@ -33,7 +34,7 @@ def writes_a_row_for_each_that_is_kept(compactor: Compactor, draw: Draw) -> None
     selection = _selection(observation, draw)
     kept = selection.indices.shape
     for got, given in zip(
-        compactor.compact(observation.keys, observation.values, selection),
+        compactor.compact(observation.keys, observation.values, selection, observation),
         (observation.keys, observation.values),
         strict=True,
     ):
@@ -43,17 +44,24 @@ def writes_a_row_for_each_that_is_kept(compactor: Compactor, draw: Draw) -> None
 
 
 @promise("compactor")
-def keeps_rows_in_order(compactor: Compactor, draw: Draw) -> None:
-    """The rows of the smaller cache follow one another as they did in the larger one."""
+def builds_each_row_on_the_one_that_is_kept(compactor: Compactor, draw: Draw) -> None:
+    """Where evicted rows are zero, a row is the kept one or less of it, channel by channel.
+
+    So rows are in the order of the selection, and all that a compactor adds is of evicted rows.
+    """
     observation = draw(observations())
     selection = _selection(observation, draw)
-    numbered = [
-        torch.arange(observation.length, dtype=torch.float32)[:, None].expand_as(given)
-        for given in (observation.keys, observation.values)
-    ]
-    for got in compactor.compact(numbered[0], numbered[1], selection):
-        for head, length in zip(got.flatten(0, 1), selection.lengths.flatten(), strict=True):
-            assert (head[:length].diff(dim=0) >= 0).all(), "rows are out of order"
+    valid = (selection.indices < observation.length)[..., None]
+    kept = torch.ones(observation.keys.shape[:3], dtype=torch.bool)
+    evicted = selection.evicted(observation.length)
+    kept = torch.nn.functional.pad(kept, (0, 1)).scatter(2, evicted, False)[..., :-1, None]
+    keys, values = observation.keys * kept, observation.values * kept
+    observation = attrs.evolve(observation, keys=keys, values=values)
+    rows = GatherCompactor().compact(keys, values, selection, observation)
+    compacted = compactor.compact(keys, values, selection, observation)
+    for got, own in zip(compacted, rows, strict=True):
+        share = (got / own)[valid.expand_as(got)]
+        assert ((share >= 0) & (share <= 1 + 1e-5)).all(), "rows are out of order"
 
 
 @promise("compactor")
@@ -61,8 +69,8 @@ def leaves_its_inputs_alone(compactor: Compactor, draw: Draw) -> None:
     """Compacting writes to neither keys nor values nor the selection."""
     observation = draw(observations())
     selection = _selection(observation, draw)
-    with unchanged(observation.keys, observation.values, selection.indices, selection.lengths):
-        compactor.compact(observation.keys, observation.values, selection)
+    with unchanged(observation, selection.indices, selection.lengths):
+        compactor.compact(observation.keys, observation.values, selection, observation)
 
 
 def _selection(observation: Observation, draw: Draw) -> Selection:

@@ -69,8 +69,8 @@ def reads_a_padded_row_as_if_alone(recipe: Recipe, draw: Draw) -> None:
 
 def _small(recipe: Recipe) -> Policy:
     """Return the recipe's policy with room for few positions beyond the protected ones."""
-    protected = compose(**dict(recipe) | {"budget": 10_000}).protected
-    return compose(**dict(recipe) | {"budget": protected + 12})
+    policy = compose(**dict(recipe) | {"budget": 1.0})
+    return compose(**dict(recipe) | {"budget": policy.protected + (policy.scorer.window or 0) + 12})
 
 
 def _prompt(length: int, seed: int = 0, rows: int = 1) -> Tensor:

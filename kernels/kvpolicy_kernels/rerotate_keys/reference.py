@@ -1,0 +1,42 @@
+"""The turn from one rotary position to another in PyTorch: the specification, and the CPU path."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+
+def rotate_half(
+    vectors: Float[Tensor, "*lead R"], *, interleaved: bool
+) -> Float[Tensor, "*lead R"]:
+    """Turn every pair of channels (x, y) by a quarter: (-y, x).
+
+    >>> rotate_half(torch.tensor([1.0, 2.0, 3.0, 4.0]), interleaved=False)
+    tensor([-3., -4.,  1.,  2.])
+    >>> rotate_half(torch.tensor([1.0, 2.0, 3.0, 4.0]), interleaved=True)
+    tensor([-2.,  1., -4.,  3.])
+    """
+    if interleaved:
+        first, second = vectors[..., 0::2], vectors[..., 1::2]
+        return torch.stack([-second, first], dim=-1).flatten(-2)
+    first, second = vectors.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+@torch.no_grad()
+def rerotate_keys(
+    keys: Float[Tensor, "B N S D"],
+    old: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
+    new: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
+    *,
+    interleaved: bool,
+) -> Float[Tensor, "B N S D"]:
+    """Turn by the difference of the two angles."""
+    (old_cos, old_sin), (new_cos, new_sin) = old, new
+    cosines = new_cos * old_cos + new_sin * old_sin
+    sines = new_sin * old_cos - new_cos * old_sin
+    size = cosines.shape[-1]
+    turned = keys[..., :size].float()
+    turned = turned * cosines + rotate_half(turned, interleaved=interleaved) * sines
+    return torch.cat([turned.to(keys.dtype), keys[..., size:]], dim=-1)

@@ -1,0 +1,64 @@
+"""Which parts and settings go together; the rest is refused when a policy is built."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvpolicy.checks import title
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.stages.demands import across_heads, is_prefill_only, is_uneven
+
+if TYPE_CHECKING:
+    from kvpolicy.policy import Policy
+
+KINDS = ("scorer", "smoother", "allocator", "selector", "compactor")
+
+
+def check_combination(policy: Policy) -> None:
+    """Raise InvalidValueError, with the reason, for a policy that cannot work."""
+    _check_window(policy)
+    _check_protected(policy)
+    _check_heads(policy)
+    _check_every(policy)
+
+
+def _check_window(policy: Policy) -> None:
+    window = policy.scorer.window
+    if window is not None and (type(window) is not int or window < 1):
+        raise InvalidValueError(
+            f"the window of {type(policy.scorer).__name__} must be an int of at least 1, or None "
+            f"for all queries, but is {window!r}."
+        )
+
+
+def _check_protected(policy: Policy) -> None:
+    if isinstance(policy.budget, int) and policy.budget < policy.protected:
+        recent = policy.protected - policy.sinks
+        raise InvalidValueError(
+            f"budget {policy.budget} is smaller than the {policy.protected} positions that are "
+            f"always kept: sinks {policy.sinks} + recent {recent}. Raise the budget, or "
+            "lower sinks or recent (recent defaults to the scorer's window)."
+        )
+
+
+def _check_heads(policy: Policy) -> None:
+    if not is_uneven(policy.allocator):
+        return
+    for kind in KINDS:
+        if across_heads(getattr(policy, kind)):
+            raise InvalidValueError(
+                f"{title(policy, kind)} needs all heads of a layer to hold the same positions, "
+                f"but {title(policy, 'allocator')} gives each head a budget of its own. Use an "
+                "allocator that treats the heads of a layer alike, such as 'uniform'."
+            )
+
+
+def _check_every(policy: Policy) -> None:
+    if policy.every is None:
+        return
+    for kind in KINDS:
+        if is_prefill_only(getattr(policy, kind)):
+            raise InvalidValueError(
+                f"every={policy.every} evicts while decoding, but {title(policy, kind)} can judge "
+                "a whole prompt only. Leave every=None, or use another part."
+            )

@@ -1,0 +1,133 @@
+"""Listens to a model's attention while it reads, and leaves the model as it was found."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor, nn
+
+from kvpolicy.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PREFIX = "heard_"
+"""What is put before the name of an attention implementation while it is listened to."""
+
+Listener: TypeAlias = Callable[[nn.Module, Tensor], None]
+"""Is told of each attention block that attends, and of its queries after rotary embedding."""
+
+
+@contextmanager
+def heard(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
+    """Tell `listener` of every call of attention in the block.
+
+    Only what calls transformers' attention interface is heard.
+
+    >>> import torch
+    >>> from kvpolicy.testing import tiny_model
+    >>> model, shapes = tiny_model(), []
+    >>> with heard(model, lambda block, queries: shapes.append(list(queries.shape))):
+    ...     _ = model(torch.tensor([[1, 2, 3]]))
+    >>> shapes, model.config._attn_implementation
+    ([[1, 4, 3, 8], [1, 4, 3, 8]], 'sdpa')
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    config = model.config.get_text_config(decoder=True)
+    name = config._attn_implementation or "eager"
+    # What is registered stays so: it must not keep the listener alive.
+    listeners = [listener]
+    AttentionInterface.register(PREFIX + name, _telling(name, listeners))
+    if name in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    # The mapping form leaves sub-configs (a vision tower's, say) as they are.
+    config._attn_implementation = {"": PREFIX + name}
+    try:
+        yield
+    finally:
+        listeners.clear()
+        config._attn_implementation = {"": name}
+
+
+def _telling(name: str, listeners: list[Listener]) -> Callable[..., Any]:
+    def attention(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        for listener in listeners:
+            listener(module, query.detach())
+        return _attention_of(module, name)(module, query, *args, **kwargs)
+
+    return attention
+
+
+def _attention_of(module: nn.Module, name: str) -> Callable[..., Any]:
+    """Look an implementation up where the model itself does: its file may override entries."""
+    scope = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
+    try:
+        found: Callable[..., Any] = scope["ALL_ATTENTION_FUNCTIONS"].get_interface(
+            name, scope["eager_attention_forward"]
+        )
+    except KeyError:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not call transformers' attention interface, so it "
+            "cannot be listened to."
+        ) from None
+    return found
+
+
+@contextmanager
+def blocks_heard(
+    blocks: list[nn.Module], listener: Callable[[int, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Tell `listener` what each attention block was given and what it put out, by its number.
+
+    >>> from kvpolicy.testing import tiny_model
+    >>> import torch
+    >>> model, shapes = tiny_model(), []
+    >>> blocks = [layer.self_attn for layer in model.model.layers]
+    >>> with blocks_heard(blocks, lambda n, given, out: shapes.append((n, list(out.shape)))):
+    ...     _ = model(torch.tensor([[1, 2, 3]]))
+    >>> shapes
+    [(0, [1, 3, 32]), (1, [1, 3, 32])]
+    """
+
+    def after(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            out = output[0] if isinstance(output, tuple) else output
+            listener(number, hidden_states(args, kwargs).detach(), out.detach())
+
+        return hook
+
+    with ExitStack() as hooks:
+        for number, block in enumerate(blocks):
+            handle = block.register_forward_hook(after(number), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def blocks_given(blocks: list[nn.Module], inputs: Callable[[int], Tensor]) -> Iterator[None]:
+    """Give each attention block the hidden states of `inputs`, by its number, for its own."""
+
+    def before(number: int) -> Callable[..., tuple[Any, Any]]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            if "hidden_states" in kwargs:
+                return args, kwargs | {"hidden_states": inputs(number)}
+            return (inputs(number), *args[1:]), kwargs
+
+        return hook
+
+    with ExitStack() as hooks:
+        for number, block in enumerate(blocks):
+            handle = block.register_forward_pre_hook(before(number), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield
+
+
+def hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return what an attention block was given, by name or as its first argument."""
+    states: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return states

@@ -1,0 +1,75 @@
+"""Rotary embedding as a model applies it: its own tables, and how to turn vectors by them."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import attrs
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy_kernels import rotate_half
+
+
+@runtime_checkable
+class Rotary(Protocol):
+    """Knows the cosines and sines by which a model turns the queries and keys of a position."""
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether channels 2j and 2j + 1 are a pair; otherwise j and j + R/2 are."""
+        ...
+
+    def tables(
+        self, positions: Int[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
+        """Return float32 cosines and sines of norm 1, for the first R channels of a head."""
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class PlainRotary:
+    """Rotary embedding by its formula: channel pair j turns by position * base^(-2j / R).
+
+    Su et al., https://arxiv.org/abs/2104.09864.
+
+    >>> cosines, sines = PlainRotary(dim=4).tables(torch.tensor([0, 1]))
+    >>> sines
+    tensor([[0.0000, 0.0000, 0.0000, 0.0000],
+            [0.8415, 0.0100, 0.8415, 0.0100]])
+    """
+
+    dim: int
+    base: float = 10_000.0
+    interleaved: bool = False
+
+    def tables(
+        self, positions: Int[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
+        """Return cosines and sines, each angle for both channels of its pair."""
+        pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=positions.device)
+        angles = positions[..., None].double() * self.base ** (-pairs / self.dim)
+        if self.interleaved:
+            angles = angles.repeat_interleave(2, dim=-1)
+        else:
+            angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos().float(), angles.sin().float()
+
+
+def unrotated(
+    vectors: Float[Tensor, "*lead D"], positions: Int[Tensor, "*pos"], rotary: Rotary
+) -> Float[Tensor, "*lead D"]:
+    """Return queries or keys as they were before rotary embedding, in float32.
+
+    `positions` broadcasts against the leading axes of `vectors`.
+
+    >>> x = torch.tensor([[0.0, 0.0, 1.0, 0.0]])
+    >>> unrotated(x, torch.tensor([0]), PlainRotary(dim=4))
+    tensor([[0., 0., 1., 0.]])
+    """
+    cosines, sines = rotary.tables(positions)
+    size, vectors = cosines.shape[-1], vectors.float()
+    turned = vectors[..., :size]
+    back = turned * cosines - rotate_half(turned, interleaved=rotary.interleaved) * sines
+    return torch.cat([back, vectors[..., size:]], dim=-1)

@@ -1,0 +1,113 @@
+"""Budgets for heads that compete: each gets what it has among the layer's best scores."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import attrs
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.options import as_float, boolean, one_of, share
+from kvpolicy.stages.observation import Observation
+from kvpolicy_kernels import select
+
+LEAST = 1e-30
+
+
+@attrs.frozen(kw_only=True)
+class AdaptiveAllocator:
+    """Gives a head as many positions as it has among the best of the layer.
+
+    `floor` is the share of the budget that no head loses: in `mode` "blend" counts are drawn
+    towards the budget by that share; in "guarantee" that share of a head's own best positions is
+    kept before heads compete. `normalize` multiplies a head's scores by the share that its best
+    `budget` have of their sum: heads whose scores are spread then get less; a larger budget can
+    then take positions from a head. `rounding` "down" keeps a blend within the budget; "nearest" is
+    the authors' (see README).
+
+    Feng et al., NeurIPS 2025, https://arxiv.org/abs/2407.11550.
+
+    >>> from kvpolicy.testing import observation
+    >>> scores = torch.tensor([[[5.0, 4.0, 3.0, 2.0], [1.0, 1.0, 1.0, 0.0]]])
+    >>> AdaptiveAllocator(floor=0.0).allocate(scores, observation(positions=4), 2)
+    tensor([[4, 0]])
+    >>> AdaptiveAllocator(floor=0.5).allocate(scores, observation(positions=4), 2)
+    tensor([[3, 1]])
+    """
+
+    uneven: ClassVar[bool] = True
+
+    floor: float = attrs.field(default=0.2, converter=as_float, validator=share)
+    mode: Literal["blend", "guarantee"] = attrs.field(
+        default="blend", validator=one_of("blend", "guarantee")
+    )
+    normalize: bool = attrs.field(default=False, validator=boolean)
+    rounding: Literal["down", "nearest"] = attrs.field(
+        default="down", validator=one_of("down", "nearest")
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse an option that the mode would ignore."""
+        if self.mode == "guarantee" and self.rounding != "down":
+            raise InvalidValueError(
+                f"rounding={self.rounding!r} rounds a blend, but a guarantee has nothing to round: "
+                "drop it, or give mode='blend'"
+            )
+
+    def allocate(
+        self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
+    ) -> Int[Tensor, "B N"]:
+        """Return each head's count; a layer's counts sum to at most `budget` for each head."""
+        ranked = scores.sort(dim=-1, descending=True).values
+        if self.normalize:
+            ranked = _normalized(ranked, budget)
+        if self.mode == "guarantee":
+            counts = _shares_of_the_best(_with_floor(ranked, self._share_of(budget)), budget)
+        else:
+            counts = self._blended(_shares_of_the_best(ranked, budget), scores, budget)
+        held = (~scores.isneginf()).sum(-1)
+        return counts.minimum(held)
+
+    def _share_of(self, budget: int) -> int:
+        return int(self.floor * budget + 1e-9)
+
+    def _blended(
+        self, adaptive: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"], budget: int
+    ) -> Int[Tensor, "B N"]:
+        """Draw counts towards the budget by the share `floor`."""
+        if self.rounding == "down":
+            return (adaptive + self.floor * (budget - adaptive.double()) + 1e-9).floor().long()
+        protected = scores.isposinf().sum(-1)
+        base = (budget - protected).clamp_min(0)
+        blend = (adaptive - protected) * (1 - self.floor) + (base * self.floor).floor()
+        return (blend.round().long() + protected).clamp_min(0)
+
+
+def _shares_of_the_best(ranked: Float[Tensor, "B N S"], budget: int) -> Int[Tensor, "B N"]:
+    """Count each head's positions among the layer's best, `budget` for each head.
+
+    Of equal scores, those that rank higher in their own head come first: heads share them evenly.
+    """
+    batch, heads, length = ranked.shape
+    total = heads * min(budget, length)
+    by_rank = ranked.transpose(1, 2).reshape(batch, 1, length * heads)
+    best = select(by_rank, torch.full((batch, 1), total), count=total)[:, 0]
+    counts = best.new_zeros(batch, heads)
+    return counts.scatter_add_(1, best % heads, torch.ones_like(best))
+
+
+def _with_floor(ranked: Float[Tensor, "B N S"], floor: int) -> Float[Tensor, "B N S"]:
+    """Put the first `floor` positions of each head before all others."""
+    rank = torch.arange(ranked.shape[-1], device=ranked.device)
+    return ranked.masked_fill((rank < floor) & ~ranked.isneginf(), torch.inf)
+
+
+def _normalized(ranked: Float[Tensor, "B N S"], budget: int) -> Float[Tensor, "B N S"]:
+    """Multiply each head's scores by the share that its first `budget` have of their sum."""
+    free = ranked.isfinite()
+    mass = ranked.where(free, 0).clamp_min(0)
+    share = mass[..., :budget].sum(-1) / mass.sum(-1).clamp_min(LEAST)
+    return ranked.where(~free, ranked * share[..., None])

@@ -1,0 +1,27 @@
+"""CaM: evicted positions leave their values to the kept ones that follow, by chance.
+
+Zhang et al., ICML 2024, https://openreview.net/forum?id=LCTmppB165
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvpolicy import hookimpl
+from kvpolicy.stages.compaction import Compactor
+from kvpolicy_cam.compaction import CacheMergingCompactor
+
+__all__ = ["CacheMergingCompactor"]
+
+
+@hookimpl
+def kvpolicy_compactors() -> Mapping[str, Callable[..., Compactor]]:
+    """Offer the merging of values."""
+    return {"cam": CacheMergingCompactor}
+
+
+@hookimpl
+def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
+    """Offer sinks and recent positions, merged at every step, as the authors evaluate it."""
+    return {"cam": {"scorer": "streamingllm", "compactor": "cam", "sinks": 4, "every": 1}}

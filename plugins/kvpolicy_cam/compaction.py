@@ -1,0 +1,67 @@
+"""Compact by merging: what is evicted leaves its value to the kept positions after it."""
+
+from __future__ import annotations
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import count, natural
+from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.selection import Selection
+from kvpolicy_cam.merging import (
+    Heirs,
+    draws,
+    inherited,
+    merge_probabilities,
+    window_attention,
+)
+from kvpolicy_kernels import gather_kv
+
+
+@attrs.frozen(kw_only=True)
+class CacheMergingCompactor:
+    """Adds the value of an evicted position, or nothing, to the kept positions after it.
+
+    v_j <- v_j + b_i v_i / m  for the m kept positions j that follow the evicted i,
+    b_i ~ Bernoulli(min(1, a_i / mean of their a_j))
+
+    m is `neighbours`, or all that follow if there are fewer; `a` is the attention of the queries
+    shown, averaged over them and over the group. Keys stay as they are. The draws depend on `seed`,
+    the layer and the tokens seen, not on the device; every sequence of a batch gets the same ones.
+
+    Zhang et al., ICML 2024, https://openreview.net/forum?id=LCTmppB165.
+
+    >>> import torch
+    >>> from kvpolicy import Observation, Selection
+    >>> values = torch.tensor([[[[8.0], [1.0], [2.0], [3.0]]]])
+    >>> layer = Observation(queries=torch.zeros(1, 1, 1, 1), keys=torch.zeros(1, 1, 4, 1),
+    ...                     values=values)
+    >>> last = Selection(indices=torch.tensor([[[1, 2, 3]]]), lengths=torch.tensor([[3]]))
+    >>> merging = CacheMergingCompactor(neighbours=2)
+    >>> merging.compact(layer.keys, values, last, layer)[1].flatten()
+    tensor([5., 6., 3.])
+    """
+
+    neighbours: int = attrs.field(default=32, validator=count)
+    seed: int = attrs.field(default=0, validator=natural)
+
+    def compact(
+        self,
+        keys: Float[Tensor, "B N S D"],
+        values: Float[Tensor, "B N S Dv"],
+        selection: Selection,
+        observation: Observation,
+    ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+        """Return the kept keys, and the kept values with what they inherit."""
+        kept = GatherCompactor().compact(keys, values, selection, observation)
+        length, evicted = keys.shape[2], selection.evicted(keys.shape[2])
+        if evicted.shape[-1] == 0 or kept[0].shape[2] == 0:
+            return kept
+        heirs = Heirs.of(selection.indices, evicted, length=length, neighbours=self.neighbours)
+        chances = merge_probabilities(window_attention(observation), heirs)
+        merged = draws(self.seed, observation).gather(-1, heirs.evicted) < chances
+        _, evicted_values = gather_kv(keys, values, heirs.evicted)
+        merged_values = kept[1].float() + inherited(evicted_values, merged, heirs)
+        return kept[0], merged_values.to(values.dtype)

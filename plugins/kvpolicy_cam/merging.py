@@ -1,0 +1,111 @@
+"""Who inherits from an evicted position, how probably, and what comes of it."""
+
+from __future__ import annotations
+
+import zlib
+
+import attrs
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.smoothing import MeanSmoother, fold_of
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Heirs:
+    """The kept positions that follow each evicted one: `counts` slots from `first` on.
+
+    A filler among the evicted stands for row 0, without heirs.
+    """
+
+    kept: Int[Tensor, "B N K"]
+    is_kept: Bool[Tensor, "B N K"]
+    evicted: Int[Tensor, "B N E"]
+    first: Int[Tensor, "B N E"]
+    counts: Int[Tensor, "B N E"]
+    most: int
+
+    @classmethod
+    def of(
+        cls,
+        indices: Int[Tensor, "B N K"],
+        evicted: Int[Tensor, "B N E"],
+        *,
+        length: int,
+        neighbours: int,
+    ) -> Heirs:
+        """Find at most `neighbours` heirs for each evicted row; K is at least 1.
+
+        >>> heirs = Heirs.of(
+        ...     torch.tensor([[[0, 3, 4]]]), torch.tensor([[[1, 2]]]), length=5, neighbours=8)
+        >>> heirs.first, heirs.counts
+        (tensor([[[1, 1]]]), tensor([[[2, 2]]]))
+        """
+        slots = indices.shape[-1]
+        is_kept, most = indices < length, min(neighbours, slots)
+        first = torch.searchsorted(indices.contiguous(), evicted.contiguous())
+        # Filler comes after all that is kept, and so has no heirs.
+        counts = (is_kept.sum(-1, keepdim=True) - first).clamp(0, most)
+        return cls(
+            kept=indices.clamp(max=length - 1),
+            is_kept=is_kept,
+            evicted=evicted.where(evicted < length, 0),
+            first=first.clamp(max=slots - 1),
+            counts=counts,
+            most=most,
+        )
+
+
+def window_attention(observation: Observation) -> Float[Tensor, "B N S"]:
+    """Return the attention of the queries shown, averaged over them and over the group."""
+    attention = observation.folded_attention(fold_of(MeanSmoother()))
+    return reduce_groups(attention, observation.keys.shape[1], "mean")
+
+
+def merge_probabilities(attention: Float[Tensor, "B N S"], heirs: Heirs) -> Float[Tensor, "B N E"]:
+    """Return min(1, a_i / mean a_j) for every evicted i and its heirs j; 0 without heirs.
+
+    >>> heirs = Heirs.of(
+    ...     torch.tensor([[[1, 2]]]), torch.tensor([[[0]]]), length=3, neighbours=1)
+    >>> merge_probabilities(torch.tensor([[[0.1, 0.3, 0.6]]]), heirs)
+    tensor([[[0.3333]]])
+    """
+    of_kept = attention.gather(-1, heirs.kept).masked_fill(~heirs.is_kept, 0.0)
+    ahead = F.pad(of_kept, (0, heirs.most - 1)).unfold(-1, heirs.most, 1).sum(-1)
+    mean = ahead.gather(-1, heirs.first) / heirs.counts
+    ratio = attention.gather(-1, heirs.evicted) / mean
+    # Attention that underflows on both sides is no reason to merge.
+    return ratio.nan_to_num(nan=0.0).clamp(max=1.0).masked_fill(heirs.counts == 0, 0.0)
+
+
+def draws(seed: int, observation: Observation) -> Float[Tensor, "B N S"]:
+    """Draw from [0, 1) for every head and position, the same for all sequences.
+
+    A head draws the same whether it is shown alone or with the others of its layer.
+    """
+    batch, heads, length, _ = observation.keys.shape
+    groups = observation.queries.shape[1] // heads
+    before = observation.first_head // groups
+    # A generator on the CPU looks at 32 bits of its seed.
+    mark = f"{seed} {observation.layer} {observation.seen}"
+    generator = torch.Generator().manual_seed(zlib.crc32(mark.encode()))
+    drawn = torch.rand(before + heads, length, generator=generator)[before:]
+    return drawn.to(observation.keys.device).expand(batch, -1, -1)
+
+
+def inherited(
+    values: Float[Tensor, "B N E Dv"], merged: Bool[Tensor, "B N E"], heirs: Heirs
+) -> Float[Tensor, "B N K Dv"]:
+    """Return what every slot of the smaller cache inherits, in float32.
+
+    Values are first summed where their heirs begin, then over the slots that those reach.
+    """
+    share = merged / heirs.counts.clamp(min=1)
+    parts = values.float() * share[..., None]
+    begun = parts.new_zeros(*heirs.kept.shape, values.shape[-1])
+    begun.scatter_add_(2, heirs.first[..., None].expand_as(parts), parts)
+    return F.pad(begun, (0, 0, heirs.most - 1, 0)).unfold(2, heirs.most, 1).sum(-1)

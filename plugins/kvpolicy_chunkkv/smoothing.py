@@ -1,0 +1,65 @@
+"""Mean over the heads, then over chunks of neighbouring tokens, which stay or go together."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.options import count
+from kvpolicy.stages.observation import Observation
+
+
+@attrs.frozen(kw_only=True)
+class ChunkSmoother:
+    """Gives every position the mean of its chunk over tokens and heads, whatever scored them.
+
+    Chunks are stretches of `length` tokens of the text, counted from its first; the last one may be
+    shorter, and so may one that was evicted from. The window is in no chunk: its scores are means
+    over the heads. Over the window's queries it averages.
+
+    Liu et al., NeurIPS 2025, https://arxiv.org/abs/2502.00299.
+
+    >>> from kvpolicy import Observation
+    >>> layer = Observation(queries=torch.ones(1, 1, 1, 1), keys=torch.ones(1, 1, 6, 1),
+    ...                     values=torch.ones(1, 1, 6, 1))
+    >>> scores = torch.tensor([[[3.0, 1.0, 4.0, 0.0, 7.0, 9.0]]])
+    >>> ChunkSmoother(length=2).spatial(scores, layer)
+    tensor([[[2., 2., 2., 2., 7., 9.]]])
+    """
+
+    across_heads: ClassVar[bool] = True
+
+    length: int = attrs.field(default=10, validator=count)
+
+    def weights(self, window: int) -> Float[Tensor, " W"]:
+        """Return 1/W for every query."""
+        return torch.full((window,), 1 / window)
+
+    def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
+        """Average over the window's queries."""
+        return values.mean(-2)
+
+    def spatial(
+        self, scores: Float[Tensor, "B H S"], observation: Observation
+    ) -> Float[Tensor, "B H S"]:
+        """Average over heads and, for the past, over chunks."""
+        past = observation.length - observation.window
+        mean = scores.mean(1)
+        chunks = observation.positions[:, 0, :past].long() // self.length
+        mean = torch.cat([_means(mean[:, :past], chunks), mean[:, past:]], dim=-1)
+        return mean[:, None].expand(scores.shape)
+
+
+def _means(scores: Float[Tensor, "B P"], chunks: Int[Tensor, "B P"]) -> Float[Tensor, "B P"]:
+    """Return for each score the mean of its chunk; the chunks' numbers ascend."""
+    chunks = chunks.contiguous()
+    first = torch.searchsorted(chunks, chunks)
+    behind = torch.searchsorted(chunks, chunks, right=True)
+    # In double precision, differences of running sums are exact enough for the smallest scores.
+    sums = F.pad(scores.double().cumsum(-1), (1, 0))
+    return ((sums.gather(-1, behind) - sums.gather(-1, first)) / (behind - first)).to(scores)

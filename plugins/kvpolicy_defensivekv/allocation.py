@@ -1,0 +1,68 @@
+"""One budget for the whole model: every head of every layer competes for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import attrs
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.stages.observation import Observation
+from kvpolicy_kernels import select
+
+
+@attrs.frozen(kw_only=True)
+class LayerDefensiveAllocator:
+    """Gives a head as many positions as it has among the best of the model.
+
+    Scores of different layers must be comparable, as those of scorer "defensivekv" are. Of equal
+    scores, those that rank higher in their own head come first.
+
+    Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O.
+
+    >>> from kvpolicy.testing import observation
+    >>> scores = [torch.tensor([[[9.0, 8.0, 7.0]]]), torch.tensor([[[5.0, 1.0, 0.0]]])]
+    >>> LayerDefensiveAllocator().allocate_layers(scores, [observation()] * 2, 2)
+    [tensor([[3]]), tensor([[1]])]
+    """
+
+    uneven: ClassVar[bool] = True
+
+    def allocate(
+        self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
+    ) -> Int[Tensor, "B N"]:
+        """Let the heads of one layer compete."""
+        return self.allocate_layers([scores], [observation], budget)[0]
+
+    def allocate_layers(
+        self,
+        scores: Sequence[Float[Tensor, "B N _"]],
+        observations: Sequence[Observation],
+        budget: int,
+    ) -> Sequence[Int[Tensor, "B N"]]:
+        """Return each layer's counts; all together they sum to at most `budget` for each head."""
+        longest = max(each.shape[-1] for each in scores)
+        ranked = torch.cat([_ranked(each, longest).to(scores[0].device) for each in scores], dim=-1)
+        batch, _, heads = ranked.shape
+        total = heads * min(budget, longest)
+        best = select(ranked.view(batch, 1, -1), torch.full((batch, 1), total), count=total)[:, 0]
+        counts = best.new_zeros(batch, heads)
+        counts.scatter_add_(1, best % heads, torch.ones_like(best))
+        of_layers = counts.split([each.shape[1] for each in scores], dim=1)
+        return [_held(*each) for each in zip(of_layers, scores, strict=True)]
+
+
+def _ranked(scores: Float[Tensor, "B N S"], longest: int) -> Float[Tensor, "B longest N"]:
+    """Sort each head's scores, best first, and fill up with what no head holds."""
+    best_first = scores.sort(dim=-1, descending=True).values
+    missing = longest - scores.shape[-1]
+    return F.pad(best_first, (0, missing), value=-torch.inf).transpose(1, 2)
+
+
+def _held(counts: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N"]:
+    """Cut counts to what each head holds."""
+    return counts.to(scores.device).minimum((~scores.isneginf()).sum(-1))

@@ -1,0 +1,127 @@
+"""Importance as risk: the most that any query of the window would lose with a position."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.options import as_float, count, odd_count, share
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+from kvpolicy_defensivekv.norms import projected_norms
+from kvpolicy_defensivekv.smoothing import with_floor
+from kvpolicy_kernels import pool_scores
+
+LEAST, STEP = 1e-30, 2.0**-22
+
+
+@attrs.frozen(kw_only=True)
+class DefensiveScorer:
+    """Scores a position by the worst case of its attention times the size of its value.
+
+    Each query's attention is averaged over `width` neighbours, folded by the smoother, and the
+    largest of a group's query heads is taken; what is below the mean is raised to it. That, times
+    ||W_o v||_1 relative to the average of the layer's heads, is the risk. The most attended
+    positions, up to `mass` of the attention, come before all others as far as the budget allows.
+
+    The published method folds by the maximum: smoother "defensive" with floor=False, since the
+    floor is here. Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O.
+
+    >>> from kvpolicy import Observation
+    >>> layer = Observation(queries=torch.zeros(1, 2, 1, 1), keys=torch.zeros(1, 2, 4, 1),
+    ...                     values=torch.tensor([[[[1.0], [-3.0], [2.0], [0.0]],
+    ...                                           [[3.0], [1.0], [2.0], [0.0]]]]),
+    ...                     output_weight=torch.ones(1, 2), budget=1)
+    >>> scorer = DefensiveScorer(window=1, width=1)
+    >>> scorer.score(layer, lambda attention: attention.amax(-2))
+    tensor([[[0.1250, 0.3750, 0.2500, 0.3750],
+             [0.3750, 0.1250, 0.2500, 0.3750]]])
+    """
+
+    window: int = attrs.field(default=32, validator=count)
+    width: int = attrs.field(default=5, validator=odd_count)
+    mass: float = attrs.field(default=0.9, converter=as_float, validator=share)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Score every position, the same for all query heads of a group.
+
+        Raises UnsupportedModelError if the output projection is not known.
+        """
+        batch, heads = observation.queries.shape[:2]
+        if observation.length == observation.window:
+            return torch.zeros(batch, heads, observation.length, device=observation.keys.device)
+        seen = [
+            self._seen_by(observation.head(n), reduce) for n in range(observation.keys.shape[1])
+        ]
+        worst, mean, nearby = (torch.stack(each, dim=1) for each in zip(*seen, strict=True))
+        risk = with_floor(worst) * self._relative_sizes(observation)
+        risk = _with_first(risk, mean, self._first(mean, nearby.mean(1), observation))
+        window = risk.amax((1, 2), keepdim=True).expand(*risk.shape[:2], observation.window)
+        scores = torch.cat([risk, window], dim=-1)
+        return scores.repeat_interleave(heads // risk.shape[1], dim=1)
+
+    def _seen_by(
+        self, head: Observation, reduce: Reduce
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"], Float[Tensor, " B"]]:
+        """Return what the window sees in the past through one key/value head.
+
+        The worst case, the mean, and the mean share of the last W positions of the past.
+        """
+        rows = head.attention[..., : head.length - head.window]
+        worst = reduce(self._pooled(rows)).amax(1)
+        nearby = rows[..., -head.window :].sum(-1).mean((1, 2))
+        return worst, rows.mean((1, 2)), nearby
+
+    def _pooled(self, rows: Float[Tensor, "B G W P"]) -> Float[Tensor, "B G W P"]:
+        """Average over neighbours; a query keeps the attention that it pays to all of them."""
+        pooled = pool_scores(rows.flatten(1, 2), self.width, edges="zero").view_as(rows)
+        paid, left = (each.sum(-1, keepdim=True) for each in (rows, pooled))
+        return pooled * (paid / left.clamp_min(LEAST))
+
+    def _relative_sizes(self, observation: Observation) -> Float[Tensor, "B N P"]:
+        """Return the sizes of projected values where the average over a position's heads is 1.
+
+        And 1 where heads hold different positions, after an earlier eviction.
+        """
+        weights = observation.head_weights
+        if weights is None:
+            raise UnsupportedModelError(
+                "scorer 'defensivekv' measures values behind the output projection, which this "
+                "model does not show. Use scorer='snapkv' with smoother='defensive'."
+            )
+        past = observation.length - observation.window
+        sizes = projected_norms(observation.values[:, :, :past], weights)
+        positions = observation.positions[:, :, :past]
+        together = (positions == positions[:, :1]).all(1, keepdim=True)
+        average = sizes.mean(1, keepdim=True).clamp_min(LEAST)
+        return torch.where(together, sizes / average, 1)
+
+    def _first(
+        self, mean: Float[Tensor, "B N P"], nearby: Float[Tensor, " B"], observation: Observation
+    ) -> Int[Tensor, "B N"]:
+        """Count the most attended positions that together stay below the mass, within the budget.
+
+        The mass is less by what the window pays to the last W positions of the past.
+        """
+        ordered = mean.sort(dim=-1, descending=True).values
+        shares = ordered / mean.sum(-1, keepdim=True).clamp_min(LEAST)
+        below = shares.cumsum(-1) < self.mass - nearby[:, None, None]
+        return below.sum(-1).clamp_max(max(0, observation.budget - observation.window))
+
+
+def _with_first(
+    risk: Float[Tensor, "B N P"], attention: Float[Tensor, "B N P"], counts: Int[Tensor, "B N"]
+) -> Float[Tensor, "B N P"]:
+    """Raise the `counts` most attended positions of each head to the largest risk of all heads.
+
+    And above it by 2^-22 of itself for every place that a position has before the last one: where
+    a budget ends among them, it ends at the least attended.
+    """
+    order = attention.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(risk.shape[-1], device=risk.device)
+    raised = risk.amax((1, 2), keepdim=True) * (1 + STEP * (risk.shape[-1] - place))
+    ranked = torch.where(place < counts[..., None], raised, risk.gather(-1, order))
+    return torch.empty_like(risk).scatter_(-1, order, ranked)

@@ -1,0 +1,50 @@
+"""Defensive aggregation: the largest of the window's scores, none below the average position."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import boolean
+from kvpolicy.stages.observation import Observation
+
+
+def with_floor(scores: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead P"]:
+    """Raise every score below the mean over positions to that mean.
+
+    >>> with_floor(torch.tensor([0.0, 1.0, 5.0]))
+    tensor([2., 2., 5.])
+    """
+    return scores.maximum(scores.mean(-1, keepdim=True))
+
+
+@attrs.frozen(kw_only=True)
+class DefensiveSmoother:
+    """Takes the worst case over the window, and with `floor` assumes it of what nobody asked for.
+
+    The largest score that any of the window's queries gives stands for what a later one may give.
+    `floor` raises the scores of the past that are below their mean to it: the window is a small
+    sample, and a low score in it says little.
+
+    Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O.
+
+    >>> DefensiveSmoother().temporal(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    tensor([3., 2.])
+    """
+
+    floor: bool = attrs.field(default=True, validator=boolean)
+
+    def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
+        """Take the largest over the window's queries."""
+        return values.amax(-2)
+
+    def spatial(
+        self, scores: Float[Tensor, "B H S"], observation: Observation
+    ) -> Float[Tensor, "B H S"]:
+        """Raise low scores of the past to their mean."""
+        past = observation.length - observation.window
+        if not self.floor or past == 0:
+            return scores
+        return torch.cat([with_floor(scores[..., :past]), scores[..., past:]], dim=-1)

@@ -1,0 +1,43 @@
+"""The rotation that queries to come will have on average."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from kvpolicy.stages.rotary import Rotary
+from kvpolicy_kernels import rotate_half
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class MeanRotation:
+    """The mean of rotary rotations: R = diag(mean cos) + diag(mean sin) P, P the quarter turn.
+
+    It is linear, but no rotation: fast pairs of channels, whose turns cancel, become short.
+    """
+
+    cosines: Float32[Tensor, " R"]
+    sines: Float32[Tensor, " R"]
+    interleaved: bool
+
+    @classmethod
+    def of_next(cls, count: int, seen: int, rotary: Rotary, device: torch.device) -> MeanRotation:
+        """Average over the `count` positions after `seen` tokens.
+
+        >>> from kvpolicy.stages.rotary import PlainRotary
+        >>> MeanRotation.of_next(1, 0, PlainRotary(dim=2), torch.device("cpu")).cosines
+        tensor([1., 1.])
+        """
+        positions = torch.arange(seen, seen + count, device=device)
+        cosines, sines = (table.mean(0) for table in rotary.tables(positions))
+        return cls(cosines=cosines, sines=sines, interleaved=rotary.interleaved)
+
+    def __call__(self, vectors: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
+        """Turn vectors; channels beyond R stay as they are."""
+        size = self.cosines.shape[-1]
+        turned = vectors[..., :size]
+        quarter = rotate_half(turned, interleaved=self.interleaved)
+        turned = turned * self.cosines + quarter * self.sines
+        return torch.cat([turned, vectors[..., size:]], dim=-1)

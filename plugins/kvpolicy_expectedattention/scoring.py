@@ -1,0 +1,92 @@
+"""Importance by expectation: how queries like those of the prompt would attend from now on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.options import as_float, boolean, count, natural, share
+from kvpolicy.stages.demands import ModelFacts
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+from kvpolicy.stages.rotary import Rotary
+from kvpolicy_expectedattention.logits import expected_logits
+from kvpolicy_expectedattention.rotation import MeanRotation
+from kvpolicy_expectedattention.statistics import query_statistics
+
+
+@attrs.frozen(kw_only=True)
+class ExpectedAttentionScorer:
+    """Scores a position by the attention of a Gaussian of queries, times the norm of its value.
+
+    z_i = c mu k_i + c^2 / 2 k_i S k_i,   score_i = (softmax_i(z) + epsilon) ||v_i||
+
+    mu and S are mean and covariance of the queries shown, before rotary embedding, turned by the
+    average rotation of the next `future` positions; c is the scale of the logits. The first `sinks`
+    tokens of the sequence are left out of statistics and softmax, and score as high as the best.
+    `covariance` and `values` False leave out S and ||v_i||. The smoother's temporal part has no
+    say: all queries are equal.
+
+    Devoto et al., https://arxiv.org/abs/2510.00636.
+
+    >>> from kvpolicy.testing import observation
+    >>> scorer = ExpectedAttentionScorer(values=False)
+    >>> scores = scorer.score(observation(positions=9, window=9), lambda values: values.mean(-2))
+    >>> scores[..., 4:].sum(-1)
+    tensor([[1.0000, 1.0000, 1.0000, 1.0000]])
+    """
+
+    future: int = attrs.field(default=512, validator=count)
+    sinks: int = attrs.field(default=4, validator=natural)
+    covariance: bool = attrs.field(default=True, validator=boolean)
+    values: bool = attrs.field(default=True, validator=boolean)
+    epsilon: float = attrs.field(default=0.0, converter=as_float, validator=share)
+
+    window: ClassVar[None] = None
+    prefill_only: ClassVar[bool] = True
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Raise UnsupportedModelError for a model whose rotary embedding is not known."""
+        if not model.has_rotary:
+            raise _without_rotary(model.name)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Score every position by what queries to come would make of it.
+
+        Raises UnsupportedModelError if the rotary embedding is not known.
+        """
+        if observation.rotary is None:
+            raise _without_rotary("this model")
+        sinks = observation.positions < self.sinks
+        attention = self._attention(observation, observation.rotary, sinks)
+        scores = attention + self.epsilon
+        if self.values:
+            scores = scores * observation.values.float().norm(dim=-1)[:, :, None]
+        # Of equal scores the earlier position is kept: no sink goes before another position.
+        return scores.where(~sinks[:, :, None], scores.amax(-1, keepdim=True)).flatten(1, 2)
+
+    def _attention(
+        self, observation: Observation, rotary: Rotary, sinks: Bool[Tensor, "B N S"]
+    ) -> Float[Tensor, "B N G S"]:
+        statistics = query_statistics(
+            observation, rotary, sinks=self.sinks, covariance=self.covariance
+        )
+        turned = statistics.turned(
+            MeanRotation.of_next(self.future, observation.seen, rotary, observation.keys.device)
+        )
+        logits = expected_logits(turned, observation.keys, observation.scaling)
+        # Not -inf: a sequence may be all sinks.
+        lowest = torch.finfo(logits.dtype).min
+        return logits.masked_fill(sinks[:, :, None], lowest).softmax(-1)
+
+
+def _without_rotary(name: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"scorer 'expectedattention' turns queries to positions still to come, but the rotary "
+        f"embedding of {name} is not known. Use another scorer, such as 'snapkv'."
+    )

@@ -1,0 +1,20 @@
+"""HeadKV: budgets by a table that says how much each head of the model matters.
+
+Fu et al., ICLR 2025, https://openreview.net/forum?id=FJFVmeXusW
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kvpolicy import hookimpl
+from kvpolicy.stages.allocation import Allocator
+from kvpolicy_headkv.allocation import HeadTableAllocator
+
+__all__ = ["HeadTableAllocator"]
+
+
+@hookimpl
+def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
+    """Offer budgets by a table of heads; without one there is no recipe."""
+    return {"headkv": HeadTableAllocator}

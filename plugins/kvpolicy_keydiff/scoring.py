@@ -1,0 +1,42 @@
+"""Importance by distinctness of the key: the less it points where all keys point, the better."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import count
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+
+TINY = 1e-12  # of a norm: a key of zeros has no direction, and scores 0
+
+
+@attrs.frozen(kw_only=True)
+class KeyDiffScorer:
+    """Scores a position by how far its key points away from the mean direction of all keys.
+
+    score_i = -cos(k_i, mean_j k_j / ||k_j||)    over all keys j that the head holds
+
+    Attention is not looked at. Park et al., NeurIPS 2025, https://arxiv.org/abs/2504.15364.
+
+    >>> from kvpolicy import Observation
+    >>> keys = torch.tensor([[[[1.0, 0.0], [5.0, 0.0], [0.0, 2.0]]]])
+    >>> layer = Observation(queries=torch.ones(1, 1, 1, 2), keys=keys, values=keys)
+    >>> KeyDiffScorer().score(layer, lambda attention: attention.mean(-2))
+    tensor([[[-0.8944, -0.8944, -0.4472]]])
+    """
+
+    window: int = attrs.field(default=1, validator=count)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Return the scores of a key/value head for each of its query heads."""
+        keys = observation.keys.float()
+        norms: Tensor = torch.linalg.vector_norm(keys, dim=-1, keepdim=True)
+        scales = 1 / norms.clamp(min=TINY)
+        anchor = F.normalize(scales.mT @ keys, dim=-1, eps=TINY)
+        scores = -(scales * (keys @ anchor.mT)).squeeze(-1)
+        return scores.repeat_interleave(observation.queries.shape[1] // keys.shape[1], dim=1)

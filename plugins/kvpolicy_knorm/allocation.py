@@ -1,0 +1,83 @@
+"""Some layers keep everything; the others pay for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from attrs import Attribute
+from attrs.validators import and_
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.options import as_float, positive, share
+from kvpolicy.stages.demands import ModelFacts
+from kvpolicy.stages.observation import Observation
+
+
+def _as_layers(layers: Any) -> Any:
+    """Return a sequence as a tuple, and leave the rest for the validator to see."""
+    return tuple(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else layers
+
+
+def _layers(instance: object, option: Attribute[Any], layers: Any) -> None:
+    """Refuse all but different ints of at least 0, one or more."""
+    if (
+        not isinstance(layers, tuple)
+        or not layers
+        or any(type(layer) is not int or layer < 0 for layer in layers)
+        or len(set(layers)) < len(layers)
+    ):
+        raise InvalidValueError(
+            f"{option.name!r} must be a list of different layers, counted from 0, not {layers!r}"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class SkippingAllocator:
+    """Lets `layers` keep all positions, and shares out what is left of the budget equally.
+
+    rest = (layers of the model * budget - skipped layers * S) / (layers that are not skipped)
+
+    The rest is never below `least` of the budget: a prompt that is longer than that allows is
+    evicted from the skipped layers as well.
+
+    Devoto et al., EMNLP 2024, https://arxiv.org/abs/2406.11430.
+
+    >>> from kvpolicy.testing import observation
+    >>> allocator = SkippingAllocator(layers=[0])
+    >>> [allocator.allocate(torch.zeros(1, 1, 32), observation(layer=layer, num_layers=4), 14)
+    ...  for layer in range(4)]
+    [tensor([[32]]), tensor([[8]]), tensor([[8]]), tensor([[8]])]
+    """
+
+    layers: tuple[int, ...] = attrs.field(default=(0, 1), converter=_as_layers, validator=_layers)
+    least: float = attrs.field(default=0.5, converter=as_float, validator=and_(positive, share))
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Raise InvalidValueError if the model has no such layers, or none besides them."""
+        if max(self.layers) >= model.layers or len(self.layers) == model.layers:
+            raise InvalidValueError(
+                f"'layers' {list(self.layers)} must be some, but not all, of the {model.layers} "
+                f"layers of {model.name} that evict: 0 to {model.layers - 1}."
+            )
+
+    def allocate(
+        self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
+    ) -> Int[Tensor, "B N"]:
+        """Return the same count for all heads of a layer; no score is looked at."""
+        batch, heads, length = scores.shape
+        skipped = sum(layer < observation.num_layers for layer in self.layers)
+        others = observation.num_layers - skipped
+        rest = min(budget, length)
+        if skipped and others:
+            total = budget * observation.num_layers
+            paid = max((total - skipped * length) // others, math.ceil(self.least * budget))
+            rest = min(paid, length)
+            if observation.layer in self.layers:
+                rest = min((total - others * rest) // skipped, length)
+        return torch.full((batch, heads), rest)

@@ -1,0 +1,36 @@
+"""Importance by the norm of the key: the smaller, the better."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import count
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+
+
+@attrs.frozen(kw_only=True)
+class KeyNormScorer:
+    """Scores a position by the length of its key, negated; attention is not looked at.
+
+    score_i = -||k_i||
+
+    Devoto et al., EMNLP 2024, https://arxiv.org/abs/2406.11430.
+
+    >>> from kvpolicy import Observation
+    >>> keys = torch.tensor([[[[3.0, 4.0], [1.0, 0.0]]]])
+    >>> layer = Observation(queries=torch.ones(1, 1, 1, 2), keys=keys, values=keys)
+    >>> KeyNormScorer().score(layer, lambda attention: attention.mean(-2))
+    tensor([[[-5., -1.]]])
+    """
+
+    window: int = attrs.field(default=1, validator=count)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Return the scores of a key/value head for each of its query heads."""
+        norms: Tensor = torch.linalg.vector_norm(observation.keys, dim=-1, dtype=torch.float32)
+        groups = observation.queries.shape[1] // observation.keys.shape[1]
+        return -norms.repeat_interleave(groups, dim=1)

@@ -1,0 +1,44 @@
+"""LaCache: a ladder over the layers, so that each position is left in some of them.
+
+Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvpolicy import hookimpl
+from kvpolicy.stages.allocation import Allocator
+from kvpolicy.stages.scoring import Scorer
+from kvpolicy_lacache.allocation import LadderAllocator
+from kvpolicy_lacache.ladder import Ladder
+from kvpolicy_lacache.planning import Plan, Planner
+from kvpolicy_lacache.scoring import LadderScorer
+
+__all__ = ["Ladder", "LadderAllocator", "LadderScorer", "Plan", "Planner"]
+
+
+@hookimpl
+def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
+    """Offer the ladder."""
+    return {"lacache": LadderScorer}
+
+
+@hookimpl
+def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
+    """Offer the counts that go with it."""
+    return {"lacache": LadderAllocator}
+
+
+@hookimpl
+def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
+    """Offer the published setting: iterative compaction at every token, positions by slot."""
+    return {
+        "lacache": {
+            "scorer": "lacache",
+            "allocator": "lacache",
+            "every": 1,
+            "slot_positions": True,
+        }
+    }

@@ -1,0 +1,124 @@
+"""Importance by the ladder: what it keeps, the later the better, before what it drops."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import attrs
+import torch
+from attrs.validators import optional
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.options import count, natural, one_of
+from kvpolicy.stages.demands import ModelFacts
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+from kvpolicy_lacache.ladder import Ladder
+from kvpolicy_lacache.planning import Planner
+
+DROPPED = -1.0  # in the plan, beside 1 for compacted and 0 for as it is
+
+
+@attrs.frozen(kw_only=True)
+class LadderScorer:
+    """Scores from 0 what the ladder keeps, and below 0 what it drops, within the budget.
+
+    score_i = i / S, less 1 if the ladder drops row i of S
+
+    Running state has two numbers for a position: whether it is compacted already, and the plan for
+    the eviction at hand, 1 to be compacted and kept, -1 to be dropped, 0 to stay as it is. A plan
+    counts as carried out when nothing is left that it dropped.
+
+    `span` is how many layers a rung of the ladder covers, None for half of those that evict;
+    `overlap` how many of them the next rung covers too. The first `start` positions always stay.
+    For `groups` see `kvpolicy_lacache.planning`.
+
+    Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204.
+
+    >>> from kvpolicy.testing import observation
+    >>> layer = observation(positions=10, budget=8, layer=1, num_layers=2)
+    >>> LadderScorer(start=2).accumulate(layer)[0, 0, :, 1]
+    tensor([ 1.,  1., -1.,  1., -1.,  1.,  0.,  0.,  0.,  0.])
+    """
+
+    across_heads: ClassVar[bool] = True
+
+    window: int = attrs.field(default=1, validator=count)
+    span: int | None = attrs.field(default=None, validator=optional(count))
+    overlap: int = attrs.field(default=0, validator=natural)
+    start: int = attrs.field(default=4, validator=natural)
+    groups: Literal["fitting", "authors"] = attrs.field(
+        default="fitting", validator=one_of("fitting", "authors")
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a ladder that does not climb."""
+        if self.span is not None and self.overlap >= self.span:
+            raise ValueError(f"overlap={self.overlap} must be below span={self.span}")
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Raise InvalidValueError if the span leaves no layer out, so that nothing could go."""
+        span = self.ladder(model.layers).span
+        if span >= model.layers:
+            raise InvalidValueError(
+                f"'span' must be below the number of layers that evict, so that each position is "
+                f"kept by some of them only, but it is {span} and {model.name} has {model.layers}. "
+                "Give a smaller 'span' or 'overlap', or another method to a model of one layer."
+            )
+
+    def ladder(self, layers: int) -> Ladder:
+        """Return the ladder over so many layers."""
+        span = max(layers // 2, self.overlap + 1) if self.span is None else self.span
+        return Ladder(layers=layers, span=span, overlap=self.overlap)
+
+    def planner(self, layers: int, budget: int) -> Planner:
+        """Return who plans within a budget; a small one is taken from `start`, down to 1."""
+        ladder = self.ladder(layers)
+        start = min(self.start, max(1, budget - ladder.layers - ladder.teeth))
+        return Planner(ladder=ladder, budget=budget, start=start, groups=self.groups)
+
+    def accumulate(self, observation: Observation) -> Float[Tensor, "B H S 2"]:
+        """Note what is compacted, and plan what is to go if the layer is evicted now."""
+        planner = self.planner(observation.num_layers, observation.budget)
+        # Compacted rows come first: to count them is to know where they end.
+        cursors = _compacted(observation).sum(-1, keepdim=True).clamp(min=planner.start)
+        rows = torch.arange(observation.length, device=cursors.device)
+        before = (rows < cursors).float()
+        planned = before
+        if observation.length > planner.budget:
+            # The cursor decides how many rows are left: the host has to know it.
+            of_rows = [_planned(planner, each, observation) for each in cursors.flatten().tolist()]
+            planned = torch.stack(of_rows).to(before).view_as(before)
+        state = torch.stack([before, planned], dim=-1)
+        return state.expand(-1, observation.queries.shape[1], -1, -1)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Return the order of the rows, those to be dropped first; no query is looked at."""
+        state = observation.state
+        if state is None:
+            state = self.accumulate(observation)
+        length = observation.length
+        order = torch.arange(length, dtype=torch.float32, device=observation.keys.device) / length
+        return order - (state[..., 1] == DROPPED).float()
+
+
+def _planned(planner: Planner, cursor: int, observation: Observation) -> Float[Tensor, " S"]:
+    """Return the plan for one sequence, as it is kept in the state."""
+    plan = planner.plan(cursor, length=observation.length, layer=observation.layer)
+    planned = torch.full((observation.length,), DROPPED)
+    planned[plan.rows] = 0.0
+    planned[plan.rows[: plan.cursor]] = 1.0
+    return planned
+
+
+def _compacted(observation: Observation) -> Bool[Tensor, "B 1 S"]:
+    """Return which rows are compacted, now that the last plan was carried out or was not."""
+    if observation.state is None:
+        return observation.keys.new_zeros(
+            (len(observation.keys), 1, observation.length), dtype=torch.bool
+        )
+    before, planned = observation.state[:, :1].unbind(-1)
+    carried_out = ~(planned == DROPPED).any(-1, keepdim=True)
+    return torch.where(carried_out, planned, before) > 0

@@ -1,0 +1,76 @@
+"""A layer's rows by the partition of the text that they come from."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvpolicy.stages.observation import Observation
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Partitions:
+    """Stretches of the text, numbered from 1 among those that still hold a row; 0 are the sinks.
+
+    `judged` says which rows have a partition to be compared with: behind their own, complete, and
+    with a row left.
+    """
+
+    members: Int[Tensor, "B N S"]
+    judged: Bool[Tensor, "B N S"]
+    last: int
+
+    def ranges(
+        self, states: Float[Tensor, "B N S D"]
+    ) -> tuple[Float[Tensor, "B N S D"], Float[Tensor, "B N S D"]]:
+        """Return, channel by channel, the least and the greatest of the partition behind a row."""
+        own = self.members.unsqueeze(-1).expand(states.shape)
+        behind = (self.members + 1).clamp(max=self.last).unsqueeze(-1).expand(states.shape)
+        table = states.new_zeros(*states.shape[:2], self.last + 1, states.shape[-1])
+        low, high = (
+            table.scatter_reduce(2, own, states, extreme, include_self=False).gather(2, behind)
+            for extreme in ("amin", "amax")
+        )
+        return low, high
+
+    def softmax(self, logits: Float[Tensor, "B N S"]) -> Float[Tensor, "B N S"]:
+        """Return the softmax among the rows of each partition."""
+        table = logits.new_zeros(*logits.shape[:2], self.last + 1)
+        largest = table.scatter_reduce(2, self.members, logits, "amax", include_self=False)
+        # In double precision the order in which a GPU adds up does not show.
+        weights = (logits - largest.gather(2, self.members)).double().exp()
+        sums = table.double().scatter_add(2, self.members, weights)
+        return (weights / sums.gather(2, self.members)).to(logits)
+
+    def ranks(self, scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N S"]:
+        """Return how many rows of its partition are better than a row, or as good and earlier."""
+        best_first = scores.argsort(dim=-1, descending=True, stable=True)
+        grouped = self.members.gather(-1, best_first).argsort(dim=-1, stable=True)
+        order = best_first.gather(-1, grouped)
+        members = self.members.gather(-1, order)
+        places = torch.arange(members.shape[-1], device=members.device)
+        ranks = places - torch.searchsorted(members, members)
+        return torch.empty_like(order).scatter_(-1, order, ranks)
+
+
+def partitions_of(observation: Observation, *, sinks: int, lag: int) -> Partitions:
+    """Cut all text seen so far, whatever is left of it, every `lag` tokens behind the sinks.
+
+    >>> layer = Observation(queries=torch.zeros(1, 1, 1, 1), keys=torch.zeros(1, 1, 6, 1),
+    ...                     values=torch.zeros(1, 1, 6, 1), seen=12,
+    ...                     positions=torch.tensor([[[0, 1, 3, 8, 9, 11]]]))
+    >>> parts = partitions_of(layer, sinks=1, lag=3)  # 1 to 3, 4 to 6, 7 to 9, and then 10, 11
+    >>> print(parts.members, parts.judged)
+    tensor([[[0, 1, 1, 2, 2, 3]]]) tensor([[[False,  True,  True, False, False, False]]])
+    """
+    complete = max(0, observation.seen - sinks) // lag
+    behind_sinks = observation.positions.long() - sinks
+    stretches = behind_sinks.div(lag, rounding_mode="floor").add(1).clamp(min=0)
+    held = stretches.new_zeros(*stretches.shape[:2], complete + 2).scatter(2, stretches, 1)
+    numbers = held[..., 1:].cumsum(-1)
+    numbers = torch.cat([torch.zeros_like(held[..., :1]), numbers], dim=-1)
+    members = numbers.gather(2, stretches)
+    judged = (members > 0) & (members < numbers[..., complete, None])
+    return Partitions(members=members, judged=judged, last=complete + 1)

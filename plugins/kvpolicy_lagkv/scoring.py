@@ -1,0 +1,71 @@
+"""Importance by lag-relative information: what the text that follows is unlike."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import as_float, count, natural, positive
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+from kvpolicy_lagkv.partitions import Partitions, partitions_of
+
+LIMIT = 1e6  # of a normalised channel, so that its square stays finite
+
+
+@attrs.frozen(kw_only=True)
+class LagScorer:
+    """Ranks a position within its partition of `lag` tokens, by how unlike the next one it is.
+
+    z = (x - min) / (max - min)    per channel, over the next partition
+    information = softmax(std z) of the keys + value_weight softmax(std z) of the values
+    score_i = -(rank of its information in the partition, from 0)
+
+    so that the best scores are an equal share of every partition; of equal ranks, the later. The
+    first `sinks` tokens score highest; then, the later the better, those with no complete partition
+    behind their own. Queries are not looked at.
+
+    Liang et al., https://arxiv.org/abs/2504.04704.
+
+    >>> from kvpolicy import Observation
+    >>> states = torch.tensor([[[[0.0, 0.0], [0.0, 9.0], [0.0, 0.0], [1.0, 1.0]]]])
+    >>> layer = Observation(queries=torch.ones(1, 1, 1, 2), keys=states, values=states)
+    >>> LagScorer(sinks=0, lag=2).score(layer, lambda attention: attention.mean(-2))
+    tensor([[[-1.7500, -0.7500,  0.5000,  1.0000]]])
+    """
+
+    window: int = attrs.field(default=1, validator=count)
+    sinks: int = attrs.field(default=16, validator=natural)
+    lag: int = attrs.field(default=128, validator=count)
+    value_weight: float = attrs.field(default=1.0, converter=as_float, validator=positive)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Return the scores of a key/value head for each of its query heads."""
+        partitions = partitions_of(observation, sinks=self.sinks, lag=self.lag)
+        information = _information(observation.keys.float(), partitions)
+        of_values = _information(observation.values.float(), partitions)
+        ranks = partitions.ranks(information + self.value_weight * of_values)
+        age = 1 - partitions.members / (partitions.last + 1)
+        scores = torch.where(partitions.judged, -(ranks + age), _recency(observation))
+        scores = scores.masked_fill(observation.positions < self.sinks, 2.0)
+        groups = observation.queries.shape[1] // observation.keys.shape[1]
+        return scores.repeat_interleave(groups, dim=1)
+
+
+def _information(
+    states: Float[Tensor, "B N S D"], partitions: Partitions
+) -> Float[Tensor, "B N S"]:
+    """Return the softmax, in each partition, of the spread of a row's normalised channels."""
+    low, high = partitions.ranges(states)
+    # A channel on which the next partition does not vary has no scale: it says nothing.
+    normalised = torch.where(high > low, (states - low) / (high - low), 0.0)
+    channels = states.shape[-1]
+    spread = normalised.clamp(-LIMIT, LIMIT).std(-1, correction=min(1, channels - 1))
+    return partitions.softmax(spread)
+
+
+def _recency(observation: Observation) -> Float[Tensor, "B N S"]:
+    """Return 1 for the last token, 1/2 for the one before it, and so on."""
+    return 1.0 / (observation.seen - observation.positions)

@@ -1,0 +1,72 @@
+"""Compact by merging: what is evicted goes into the kept position with the most similar key."""
+
+from __future__ import annotations
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import one_of
+from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.selection import Selection
+from kvpolicy_kernels import gather_kv
+from kvpolicy_lookm.matching import nearest_kept
+from kvpolicy_lookm.merging import Merge, merged, shares
+
+
+@attrs.frozen(kw_only=True)
+class SimilarityMergingCompactor:
+    """Merges every evicted key and value into those of the kept key that is most like it.
+
+    With s the cosine of an evicted key to the most similar kept one, x, and n evicted d that x is
+    the most similar for, keys and values alike become, by `merge`,
+
+    "pivot"       (x + sum (d + x) / 2) / (1 + n)
+    "averaged"    (x + sum d) / (1 + n)
+    "weighted"    (x + sum s d) / (1 + n), over the evicted with an s of at least the average
+    "normalized"  (x + sum w d) / (1 + sum w)  with  w = (1 + s) / 2
+
+    "weighted" compares heads: all heads of a layer must then keep equally many.
+
+    Wan et al., Findings of EMNLP 2024, https://aclanthology.org/2024.findings-emnlp.235/;
+    "normalized" is that of https://github.com/Zefan-Cai/KVCache-Factory.
+
+    >>> import torch
+    >>> from kvpolicy import Observation, Selection
+    >>> keys = torch.tensor([[[[1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]]])
+    >>> layer = Observation(queries=keys[:, :, -1:], keys=keys, values=keys)
+    >>> first = Selection(indices=torch.tensor([[[0, 1]]]), lengths=torch.tensor([[2]]))
+    >>> SimilarityMergingCompactor(merge="averaged").compact(keys, keys, first, layer)[0]
+    tensor([[[[1.0000, 0.0000],
+              [0.0000, 1.5000]]]])
+    """
+
+    merge: Merge = attrs.field(
+        default="pivot", validator=one_of("pivot", "averaged", "weighted", "normalized")
+    )
+
+    @property
+    def across_heads(self) -> bool:
+        """Whether heads are compared: those of "weighted" share one filter."""
+        return self.merge == "weighted"
+
+    def compact(
+        self,
+        keys: Float[Tensor, "B N S D"],
+        values: Float[Tensor, "B N S Dv"],
+        selection: Selection,
+        observation: Observation,
+    ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+        """Return the kept keys and values, with the evicted ones merged into them."""
+        kept = GatherCompactor().compact(keys, values, selection, observation)
+        length, rows = keys.shape[2], selection.evicted(keys.shape[2])
+        if rows.shape[-1] == 0 or kept[0].shape[2] == 0:
+            return kept
+        evicted = gather_kv(keys, values, rows.where(rows < length, 0))
+        match = nearest_kept(evicted[0], kept[0], selection.indices < length)
+        share = shares(match.similarity, rows < length, self.merge)
+        return (
+            merged(kept[0], evicted[0], match.slots, share),
+            merged(kept[1], evicted[1], match.slots, share),
+        )

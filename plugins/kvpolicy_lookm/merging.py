@@ -1,0 +1,77 @@
+"""What an evicted position counts for in the kept one that it is merged into."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+Merge = Literal["pivot", "averaged", "weighted", "normalized"]
+
+
+class Shares(NamedTuple):
+    """Of every evicted position: its own weight, what it repeats of the kept one, and its count.
+
+    x becomes (x (1 + sum repeated) + sum own d) / (1 + sum counted).
+    """
+
+    own: Float32[Tensor, "B N E"]
+    repeated: Float32[Tensor, "B N E"]
+    counted: Float32[Tensor, "B N E"]
+
+
+def shares(
+    similarity: Float32[Tensor, "B N E"], is_evicted: Bool[Tensor, "B N E"], merge: Merge
+) -> Shares:
+    """Return the shares of evicted positions with these cosines.
+
+    >>> both = torch.ones(1, 1, 2).bool()
+    >>> shares(torch.tensor([[[0.0, 1.0]]]), both, "normalized").own
+    tensor([[[0.5000, 1.0000]]])
+    """
+    one = is_evicted.float()
+    none = torch.zeros_like(one)
+    if merge == "pivot":
+        return Shares(one / 2, one / 2, one)
+    if merge == "averaged":
+        return Shares(one, none, one)
+    if merge == "weighted":
+        close = one * _close(similarity, is_evicted)
+        return Shares(similarity * close, none, close)
+    weights = one * ((1 + similarity) / 2).clamp(min=1e-6)
+    return Shares(weights, none, weights)
+
+
+def _close(
+    similarity: Float32[Tensor, "B N E"], is_evicted: Bool[Tensor, "B N E"]
+) -> Bool[Tensor, "B 1 E"]:
+    """Say which evicted positions have a cosine of at least the average, as a mean over heads.
+
+    The j-th evicted positions of all heads are compared; heads may have evicted different ones.
+    """
+    heads = is_evicted.sum(1, keepdim=True)
+    over_heads = (similarity * is_evicted).sum(1, keepdim=True) / heads.clamp(min=1)
+    some = heads > 0
+    average = (over_heads * some).sum(-1, keepdim=True) / some.sum(-1, keepdim=True).clamp(min=1)
+    return over_heads >= average
+
+
+def merged(
+    kept: Float[Tensor, "B N K D"],
+    evicted: Float[Tensor, "B N E D"],
+    slots: Int64[Tensor, "B N E"],
+    share: Shares,
+) -> Float[Tensor, "B N K D"]:
+    """Return kept keys or values with the evicted ones in them; computed in float32.
+
+    A row that nothing is merged into stays as it is, bit for bit.
+    """
+    nothing = kept.new_zeros(kept.shape[:3], dtype=torch.float32)
+    repeated = nothing.scatter_add(2, slots, share.repeated)
+    counted = nothing.scatter_add(2, slots, share.counted)
+    parts = evicted.float() * share.own[..., None]
+    sums = kept.float() * (1 + repeated)[..., None]
+    sums.scatter_add_(2, slots[..., None].expand_as(parts), parts)
+    return (sums / (1 + counted)[..., None]).to(kept.dtype)

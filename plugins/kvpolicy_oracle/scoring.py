@@ -1,0 +1,111 @@
+"""Importance by hindsight: what the queries to come would lose without a position."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import attrs
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation.recording import Future
+from kvpolicy.options import count
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.projection import group_factors, joint_errors
+from kvpolicy.stages.reduction import Reduce
+
+LEAST_REST = 2.0**-50
+"""What a position leaves to the others counts as at least that much: its odds must stay finite."""
+
+
+@runtime_checkable
+class Foresight(Protocol):
+    """Knows what comes after an observation; `kvpolicy.evaluation.recording.Recording` does."""
+
+    def future_of(self, observation: Observation) -> Future:
+        """Return the queries, keys and values to come of the layer and heads that are shown."""
+        ...
+
+
+def _foresight(instance: object, option: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, type) or not isinstance(value, Foresight):
+        raise InvalidValueError(
+            f"{option.name!r} must know the future, as what kvpolicy.evaluation.recording.record "
+            f"returns does, but is {value!r}"
+        )
+
+
+@attrs.frozen(kw_only=True)
+class OracleScorer:
+    """Scores a position by the error that its loss will cause in the outputs to come.
+
+    score_i = 1/F sum_f ||sum_h a_hfi / (1 - a_hfi) W_h (o_hf - v_i)||
+
+    over the F queries of the `future` and the query heads h that share the position: each attends
+    to all that is held and to the tokens between. One score for all query heads of a group, of
+    sums in float64. Where the output projection is not known, errors are those in value space.
+
+    `window` queries of the prompt are shown; none is looked at.
+
+    >>> from kvpolicy.testing import observation
+    >>> from kvpolicy.evaluation.recording import Future
+    >>> class Repeats:
+    ...     def future_of(self, layer):
+    ...         return Future(queries=layer.queries[:, :, -1:], keys=layer.keys[:, :, -1:],
+    ...                       values=layer.values[:, :, -1:])
+    >>> OracleScorer(future=Repeats()).score(observation(positions=5), lambda rows: rows).shape
+    torch.Size([1, 4, 5])
+    """
+
+    prefill_only: ClassVar[bool] = True
+
+    future: Foresight = attrs.field(validator=_foresight)
+    window: int = attrs.field(default=1, validator=count)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Average the errors over the queries to come; the window is not folded."""
+        future, factors = self.future.future_of(observation), _factors(observation)
+        keys = torch.cat([observation.keys, future.keys], dim=2).double()
+        values = torch.cat([observation.values, future.values], dim=2).double()
+        errors = observation.keys.new_zeros(observation.keys.shape[:3], dtype=torch.float64)
+        for step, query in enumerate(future.queries.double().unbind(2)):
+            seen = observation.length + step + 1
+            attention = _attention(query, keys[:, :, :seen], observation)
+            errors += _errors(attention, values[:, :, :seen], factors)[..., : observation.length]
+        errors = errors / future.queries.shape[2]
+        groups = observation.queries.shape[1] // errors.shape[1]
+        return errors.float().repeat_interleave(groups, dim=1)
+
+
+def _attention(
+    query: Float64[Tensor, "B H D"], keys: Float64[Tensor, "B N S D"], observation: Observation
+) -> Float64[Tensor, "B H S"]:
+    """Return one query's attention, in float64: it may be all but 1e-10 on one position."""
+    by_group = query.unflatten(1, (keys.shape[1], -1))
+    logits: Tensor = (by_group @ keys.mT).flatten(1, 2) * observation.scaling
+    if observation.softcap is not None:
+        logits = observation.softcap * torch.tanh(logits / observation.softcap)
+    return logits.softmax(-1)
+
+
+def _errors(
+    attention: Float64[Tensor, "B H S"],
+    values: Float64[Tensor, "B N S Dv"],
+    factors: Float[Tensor, "N R GDv"] | None,
+) -> Float64[Tensor, "B N S"]:
+    """Return what one query loses with each of the positions that it attends to."""
+    output = (attention.unflatten(1, (values.shape[1], -1)) @ values).flatten(1, 2)
+    odds = attention / (1 - attention).clamp_min(LEAST_REST)
+    return joint_errors(odds, values, output, factors)
+
+
+def _factors(observation: Observation) -> Float[Tensor, "N R GDv"] | None:
+    if observation.output_weight is None:
+        return None
+    kv_heads, dim = observation.values.shape[1], observation.values.shape[-1]
+    groups = observation.queries.shape[1] // kv_heads
+    first = observation.first_head // groups
+    factors = group_factors(observation.output_weight, groups=groups, dim=dim)
+    return factors[first : first + kv_heads]

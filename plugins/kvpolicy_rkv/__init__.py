@@ -1,0 +1,27 @@
+"""R-KV: attention, less what other keys say as well, for long chains of thought.
+
+Cai et al., NeurIPS 2025, https://arxiv.org/abs/2505.24133
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kvpolicy import hookimpl
+from kvpolicy.stages.scoring import Scorer
+from kvpolicy_rkv.scoring import RedundancyScorer
+
+__all__ = ["RedundancyScorer"]
+
+
+@hookimpl
+def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
+    """Offer importance less redundancy."""
+    return {"rkv": RedundancyScorer}
+
+
+@hookimpl
+def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
+    """Offer the paper's setting: a buffer of 128 tokens, judged by the last eight."""
+    return {"rkv": {"scorer": "rkv", "every": 128}}

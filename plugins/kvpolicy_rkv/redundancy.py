@@ -1,0 +1,49 @@
+"""How much a key repeats other keys, without a [S, S] matrix."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy_kernels.chunking import LOGITS_BYTES
+
+Retain: TypeAlias = Literal["last", "first", "none"]
+
+
+def redundancy(
+    keys: Float[Tensor, "B N S D"], *, threshold: float, retain: Retain
+) -> Float[Tensor, "B N S"]:
+    """Return the softmax over positions of the mean cosine that a key has with all keys.
+
+    A key has none with itself. Of the keys that key i resembles, by a cosine above `threshold`,
+    the last (or first) is spared: its cosine with i counts as 0. If i resembles none, position 0
+    is spared, as in the authors' code.
+
+    >>> keys = torch.tensor([[[[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]]]])
+    >>> redundancy(keys, threshold=0.5, retain="none")
+    tensor([[[0.2638, 0.3681, 0.3681]]])
+    """
+    directions = F.normalize(keys.float(), dim=-1, eps=1e-8)
+    length = keys.shape[2]
+    sums = directions.new_zeros(keys.shape[:3])
+    rows = max(1, LOGITS_BYTES // (4 * sums.numel()))
+    for first in range(0, length, rows):
+        cosines = directions[:, :, first : first + rows] @ directions.mT
+        cosines.diagonal(first, -2, -1).zero_()
+        if retain != "none":
+            cosines.scatter_(-1, _spared(cosines > threshold, retain), 0.0)
+        sums += cosines.sum(-2)
+    return (sums / length).softmax(-1)
+
+
+def _spared(similar: Tensor, retain: Retain) -> Tensor:
+    """Return the last or first column that is set in each row, 0 where none is."""
+    length = similar.shape[-1]
+    columns = torch.arange(length, dtype=torch.int32, device=similar.device)
+    if retain == "last":
+        return torch.where(similar, columns, 0).amax(-1, keepdim=True).long()
+    return torch.where(similar, columns, length).amin(-1, keepdim=True).long() % length

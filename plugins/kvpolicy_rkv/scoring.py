@@ -1,0 +1,69 @@
+"""Importance less redundancy: what is attended to, and said nowhere else."""
+
+from __future__ import annotations
+
+from functools import reduce as fold
+
+import attrs
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import as_float, count, odd_count, one_of, share
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+from kvpolicy_kernels import pool_scores
+from kvpolicy_rkv.redundancy import Retain, redundancy
+
+
+@attrs.frozen(kw_only=True)
+class RedundancyScorer:
+    """Scores a position by the attention that the window pays to it, less how much it repeats.
+
+    score_i = mix importance_i - (1 - mix) redundancy_i
+
+    Importance is a key/value head's attention to the past, its greatest logit over the group's
+    query heads, folded over the window and pooled by a maximum over `width` neighbours. Redundancy
+    is the mean cosine of a key with all others (see `kvpolicy_rkv.redundancy`). The window's own
+    positions are judged by redundancy alone.
+
+    Cai et al., NeurIPS 2025, https://arxiv.org/abs/2505.24133.
+
+    >>> from kvpolicy import Observation
+    >>> keys = torch.tensor([[[[0.0, 1.0], [1.0, 0.0], [2.0, 0.0], [0.0, -1.0]]]])
+    >>> layer = Observation(queries=torch.zeros(1, 1, 1, 2), keys=keys, values=keys)
+    >>> scorer = RedundancyScorer(window=1, mix=0.5, width=1, retain="none")
+    >>> scorer.score(layer, lambda attention: attention.mean(-2))
+    tensor([[[ 0.0723,  0.0111,  0.0111, -0.0944]]])
+    """
+
+    window: int = attrs.field(default=8, validator=count)
+    mix: float = attrs.field(default=0.1, converter=as_float, validator=share)
+    width: int = attrs.field(default=7, validator=odd_count)
+    threshold: float = attrs.field(default=0.5, converter=as_float, validator=share)
+    retain: Retain = attrs.field(default="last", validator=one_of("last", "first", "none"))
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Return the scores of a key/value head for each of its query heads."""
+        importance = self._importance(observation, reduce)
+        repeated = redundancy(observation.keys, threshold=self.threshold, retain=self.retain)
+        scores = self.mix * importance - (1 - self.mix) * repeated
+        groups = observation.queries.shape[1] // observation.keys.shape[1]
+        return scores.repeat_interleave(groups, dim=1)
+
+    def _importance(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B N S"]:
+        attention = _group_logits(observation).softmax(-1)
+        pooled = pool_scores(reduce(attention), self.width, mode="max", edges="zero")
+        return F.pad(pooled, (0, observation.window))
+
+
+def _group_logits(observation: Observation) -> Float[Tensor, "B N W P"]:
+    """Return the logits of the past, the greatest over the query heads of each group."""
+    past = observation.keys[:, :, : observation.length - observation.window].float()
+    by_group = observation.queries.float().unflatten(1, (past.shape[1], -1))
+    # One query head of each group at a time: [B, H, W, P] is never stored.
+    logits = (queries @ past.mT for queries in by_group.unbind(2))
+    greatest = fold(torch.maximum, logits) * observation.scaling
+    cap = observation.softcap
+    return greatest if cap is None else cap * torch.tanh(greatest / cap)

@@ -1,0 +1,67 @@
+"""Compact, and zero the key channels that matter least to the last queries."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kvpolicy.options import as_float, count, natural, share
+from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.selection import Selection
+from kvpolicy_think.channels import channel_importance, least_important
+
+
+@attrs.frozen(kw_only=True)
+class ChannelPruningCompactor:
+    """Keeps rows, and zeroes channels of all kept keys of a head but the last `recent`.
+
+    The int(ratio D) channels of a head that have the lowest mean_t q_td^2 mean_i k_id^2 go, over
+    the last `window` of the queries shown, the query heads of the group, and the kept keys. A key
+    is pruned once: one with as many zeros already is left as it is, and does not count. A head
+    that loses no position loses no channel.
+
+    Zeros take as much memory as any number: nothing is saved beyond the evicted rows.
+
+    Xu et al., ICLR 2025, https://arxiv.org/abs/2407.21018.
+
+    >>> from kvpolicy import Observation, Selection
+    >>> keys = torch.tensor([[[[9.0, 9.0], [3.0, 1.0], [2.0, 1.0]]]])
+    >>> layer = Observation(queries=torch.ones(1, 1, 1, 2), keys=keys, values=keys)
+    >>> last = Selection(indices=torch.tensor([[[1, 2]]]), lengths=torch.tensor([[2]]))
+    >>> ChannelPruningCompactor(ratio=0.5, recent=1).compact(keys, keys, last, layer)[0]
+    tensor([[[[3., 0.],
+              [2., 1.]]]])
+    """
+
+    ratio: float = attrs.field(default=0.4, converter=as_float, validator=share)
+    recent: int = attrs.field(default=32, validator=natural)
+    window: int = attrs.field(default=32, validator=count)
+
+    def compact(
+        self,
+        keys: Float[Tensor, "B N S D"],
+        values: Float[Tensor, "B N S Dv"],
+        selection: Selection,
+        observation: Observation,
+    ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+        """Return the kept rows, their keys with zeros for the pruned channels."""
+        kept_keys, kept_values = GatherCompactor().compact(keys, values, selection, observation)
+        pruned = int(keys.shape[-1] * self.ratio)
+        if pruned == 0:
+            return kept_keys, kept_values
+        full = (kept_keys == 0).sum(-1) < pruned
+        is_kept = selection.indices < keys.shape[2]
+        queries = observation.queries[:, :, -self.window :]
+        importance = channel_importance(queries, kept_keys, full & is_kept)
+        channels = least_important(importance, pruned)[:, :, None]
+        thinned = full & self._is_old(is_kept, keys.shape[2])
+        return kept_keys.masked_fill(thinned[..., None] & channels, 0), kept_values
+
+    def _is_old(self, is_kept: Bool[Tensor, "B N K"], length: int) -> Bool[Tensor, "B N K"]:
+        """Mark all but the last kept rows of each head that evicts."""
+        lengths = is_kept.sum(-1, keepdim=True)
+        slots = torch.arange(is_kept.shape[-1], device=is_kept.device)
+        return (slots < lengths - self.recent) & (lengths < length)

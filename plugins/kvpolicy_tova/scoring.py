@@ -1,0 +1,49 @@
+"""Importance by the newest attention: how much the last query looks at a position."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.options import boolean, count
+from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Reduce
+
+
+@attrs.frozen(kw_only=True)
+class OmissionScorer:
+    """Scores a position by the attention of the last query, the same for all heads of a layer.
+
+    score_i = 1/H sum_h a_h[t, i]    with t the last query
+
+    A `window` of more queries is folded by the smoother. `value_weighted` multiplies each head's
+    attention by ||v_i||_1 before the mean.
+
+    Oren et al., EMNLP 2024, https://arxiv.org/abs/2401.06104; `value_weighted`: Guo et al.,
+    EMNLP 2024, https://arxiv.org/abs/2406.12335.
+
+    >>> import torch
+    >>> from kvpolicy import Observation
+    >>> layer = Observation(queries=torch.tensor([[[[0.0]], [[100.0]]]]),
+    ...                     keys=torch.tensor([[[[1.0], [0.0]]]]), values=torch.ones(1, 1, 2, 1))
+    >>> OmissionScorer().score(layer, lambda attention: attention[..., -1, :])
+    tensor([[[0.7500, 0.2500],
+             [0.7500, 0.2500]]])
+    """
+
+    across_heads: ClassVar[bool] = True
+
+    window: int = attrs.field(default=1, validator=count)
+    value_weighted: bool = attrs.field(default=False, validator=boolean)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Average the attention over all query heads, and give each head the average."""
+        attention = observation.folded_attention(reduce)
+        if self.value_weighted:
+            groups = attention.shape[1] // observation.values.shape[1]
+            norms = observation.values.float().abs().sum(-1)
+            attention = attention * norms.repeat_interleave(groups, dim=1)
+        return attention.mean(1, keepdim=True).expand_as(attention)

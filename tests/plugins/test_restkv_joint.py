@@ -1,0 +1,166 @@
+"""ReST-KV with joint heads: a group loses a position at once, and that error is exact."""
+
+import attrs
+import pytest
+import torch
+
+import kvpolicy
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.projection import group_factors, joint_errors
+from kvpolicy.stages.smoothing import fold_of
+from kvpolicy.testing import check, observation
+from kvpolicy_kernels import odds
+from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
+
+EMA = fold_of(SpatiotemporalSmoother(averaging="ema"))
+
+
+def leave_one_out(attention, values, blocks):
+    """||sum_h W_h (o_h without i - o_h)||, by renormalising every head without i: [B N S].
+
+    `attention` is [B H S], `values` [B N S D] and `blocks` W_h [H M D], all in float64.
+    """
+    kv_heads, groups = values.shape[1], attention.shape[1] // values.shape[1]
+    values = values.repeat_interleave(groups, dim=1)
+    output = attention[..., None, :] @ values
+    errors = []
+    for position in range(values.shape[2]):
+        rest = attention.clone()
+        rest[..., position] = 0
+        rest = rest / rest.sum(-1, keepdim=True)
+        change = (rest[..., None, :] @ values - output).squeeze(-2)
+        behind = torch.einsum("hmd,bhd->bhm", blocks, change)
+        errors.append(behind.unflatten(1, (kv_heads, groups)).sum(2).norm(dim=-1))
+    return torch.stack(errors, dim=-1)
+
+
+def exactly(layer):
+    """A layer's averaged attention, its values and its heads' projections, in float64."""
+    blocks = layer.output_weight.double().unflatten(1, (layer.queries.shape[1], -1))
+    attention = EMA(layer.attention.double())
+    # What was rounded to float32 does not sum to 1.
+    attention = attention / attention.sum(-1, keepdim=True)
+    return attention, layer.values.double(), blocks.transpose(0, 1)
+
+
+@pytest.mark.parametrize("model_dim", [7, 16, 64])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_the_error_of_a_group_is_that_of_renormalising_without_the_position(groups, model_dim):
+    layer = observation(groups=groups, positions=20, batch=2, model_dim=model_dim)
+    attention, values, blocks = exactly(layer)
+    output = attention.unflatten(1, (2, groups)) @ values
+    stacked = blocks.unflatten(0, (2, groups)).transpose(1, 2).flatten(2)
+
+    errors = joint_errors(odds(attention), values, output.flatten(1, 2), stacked)
+
+    expected = leave_one_out(attention, values, blocks)
+    torch.testing.assert_close(errors, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("model_dim", [7, 16, 64])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_scores_are_that_error_for_every_query_head_of_the_group(groups, model_dim):
+    layer = observation(groups=groups, positions=20, batch=2, model_dim=model_dim)
+    scorer = ReconstructionScorer(heads="joint", o_includes_window=True)
+
+    scores = scorer.score(layer, EMA)
+
+    expected = leave_one_out(*exactly(layer)).repeat_interleave(groups, dim=1)
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_in_value_space_the_heads_of_a_group_do_not_mix():
+    layer = observation(positions=20)
+    alone, joint = (
+        ReconstructionScorer(projection="value", heads=heads).score(layer, EMA)
+        for heads in ("alone", "joint")
+    )
+    squares = reduce_groups(alone.square(), 2, "sum")
+    torch.testing.assert_close(joint[:, ::2], squares.sqrt())
+
+
+def test_a_group_of_one_scores_as_its_only_head():
+    layer = observation(groups=1, positions=20)
+    alone, joint = (
+        ReconstructionScorer(heads=heads).score(layer, EMA) for heads in ("alone", "joint")
+    )
+    torch.testing.assert_close(joint, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_errors_of_heads_can_cancel_and_never_add_up_to_more_than_their_sum():
+    layer = observation(groups=2, positions=20)
+    alone, joint = (
+        ReconstructionScorer(heads=heads).score(layer, EMA) for heads in ("alone", "joint")
+    )
+    assert (joint[:, ::2] <= reduce_groups(alone, 2, "sum") * (1 + 1e-5)).all()
+
+    opposite = layer.output_weight.unflatten(1, (2, 2, 8)).clone()
+    opposite[:, :, 1] = -opposite[:, :, 0]
+    queries = layer.queries.unflatten(1, (2, 2))[:, :, :1].expand(-1, -1, 2, -1, -1).flatten(1, 2)
+    twins = attrs.evolve(layer, queries=queries, output_weight=opposite.flatten(1))
+    cancelled = ReconstructionScorer(heads="joint").score(twins, EMA)
+    torch.testing.assert_close(cancelled, torch.zeros_like(cancelled), rtol=0, atol=1e-6)
+
+
+def test_blocks_of_positions_give_what_one_block_gives(monkeypatch):
+    layer = observation(positions=50)
+    scorer = ReconstructionScorer(heads="joint")
+    whole = scorer.score(layer, EMA)
+    monkeypatch.setattr("kvpolicy.stages.projection.rows_per_block", lambda floats, device: 7)
+    torch.testing.assert_close(scorer.score(layer, EMA), whole)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_head_that_is_shown_alone_is_scored_by_its_own_columns(index):
+    layer = observation(heads=3, groups=2, positions=20)
+    scorer = ReconstructionScorer(heads="joint")
+    whole = scorer.score(layer, EMA)[:, 2 * index : 2 * index + 2]
+    torch.testing.assert_close(scorer.score(layer.head(index), EMA), whole)
+
+
+@pytest.mark.parametrize("group", ["max", "sum"])
+def test_without_pooling_the_group_reduction_has_nothing_to_choose(group):
+    layer = observation(positions=60)
+    parts = {
+        "scorer": {"name": "restkv", "window": 8, "heads": "joint"},
+        "smoother": {"name": "spatiotemporal", "pooling": "none"},
+        "budget": 20,
+    }
+    mean, other = (kvpolicy.compose(**parts, group=name) for name in ("mean", group))
+    assert torch.equal(mean.select(layer).indices, other.select(layer).indices)
+
+
+def test_factors_of_groups_and_of_heads_are_remembered_side_by_side():
+    layer = observation(groups=2)
+    of_heads = layer.output_factors
+    of_groups = group_factors(layer.output_weight, groups=2, dim=8)
+    assert of_groups.shape == (2, 16, 16)
+    assert group_factors(layer.output_weight, groups=2, dim=8) is of_groups
+    assert layer.output_factors.data_ptr() == of_heads.data_ptr()
+
+
+def test_a_model_that_hides_its_output_projection_is_refused_with_the_way_out():
+    layer = observation(output_weight=None)
+    with pytest.raises(UnsupportedModelError, match="projection='value'"):
+        ReconstructionScorer(heads="joint").score(layer, EMA)
+    in_value_space = ReconstructionScorer(heads="joint", projection="value")
+    assert in_value_space.score(layer, EMA).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": "both"}, "'heads' must be one of .*'alone', 'joint'.*'both'"),
+        ({"heads": "joint", "mode": "before"}, "heads='joint' .* mode='after'"),
+        ({"heads": "joint", "tau": 2.0}, "tau=2.0 .* heads='alone'"),
+    ],
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(InvalidValueError, match=f"scorer 'restkv': {message}"):
+        kvpolicy.compose(scorer={"name": "restkv", **options})
+
+
+@pytest.mark.parametrize("projection", ["output", "value"])
+def test_joint_heads_keep_the_promises_of_a_scorer(projection):
+    check("scorer", ReconstructionScorer(heads="joint", projection=projection))
