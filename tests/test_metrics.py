@@ -76,7 +76,7 @@ def test_the_first_layer_errs_as_masked_attention_does(model, ids):
     held[KEPT] = True
     torch.testing.assert_close(full.layers[0].outputs, output(causal), rtol=1e-4, atol=1e-6)
 
-    errors = token_errors(model, kvpolicy.recipe("streamingllm", budget=12), full)
+    errors = token_errors(model, kvpolicy.compose(scorer="streamingllm", sinks=4, budget=12), full)
 
     expected = relative_error(output(causal & held), output(causal))
     torch.testing.assert_close(errors[0], expected, rtol=1e-3, atol=1e-5)
@@ -105,7 +105,7 @@ def test_a_layer_is_judged_as_if_all_others_held_everything(model, ids):
         model(full.continuation[:, :1], past_key_values=cache)
     hook.remove()
 
-    errors = token_errors(model, kvpolicy.recipe("streamingllm", budget=12), full)
+    errors = token_errors(model, kvpolicy.compose(scorer="streamingllm", sinks=4, budget=12), full)
 
     expected = relative_error(outputs[1], layer.outputs[:, :1])
     torch.testing.assert_close(errors[1, :, :1], expected, rtol=1e-3, atol=1e-5)

@@ -34,7 +34,7 @@ def test_only_the_text_stands_on_standard_output(generate):
 def test_what_is_held_is_said_on_standard_error(generate):
     result = generate("--prompt", PROMPT, "--budget", "25%")
     assert "tokens  96 read, 8 written" in result.stderr
-    assert "held    31 of 103 positions in each of layers 0 to 1" in result.stderr
+    assert "held    25 of 103 positions in each of layers 0 to 1" in result.stderr
     assert "% saved" in result.stderr
 
 
