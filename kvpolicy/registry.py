@@ -58,8 +58,8 @@ class BrokenPlugin:
 def installed(kind: str | None = None) -> tuple[Component, ...]:
     """List what the installed plugins offer, by kind and name.
 
-    >>> [part.name for part in installed("compactor")]
-    ['gather']
+    >>> [part.name for part in installed("selector")]
+    ['topk']
     """
     _check_kind(kind)
     return tuple(part for part in _announced().components if kind in (None, part.kind))

@@ -26,7 +26,10 @@ def test_list_shows_kind_name_origin_and_options(run):
 
 def test_list_can_be_of_one_kind(run):
     lines = run("list", "compactor").output.splitlines()
-    assert [line.split()[:2] for line in lines] == [["kind", "name"], ["compactor", "gather"]]
+    named = [line.split()[:2] for line in lines if not line.startswith(" ")]
+    assert named == [["kind", "name"]] + [
+        ["compactor", name] for name in ("cam", "gather", "lookm", "think")
+    ]
 
 
 def test_list_as_json_is_data(run):

@@ -17,10 +17,10 @@ from kvpolicy.testing.usage import tokens
 
 PROMPT, BUDGET, WINDOW = 36, 20, 4
 TABLE = [[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]
-NEEDED = {"headkv": {"importance": TABLE}}
-"""What parts cannot be built without."""
+NEEDED = {"headkv": {"importance": TABLE}, "skiplayers": {"layers": [0]}}
+"""What allocators cannot be built without, or need for a model of two layers."""
 FITTING = {"lacache": {"span": 1}}
-"""What parts are given because the defaults do not fit a model of two layers."""
+"""What scorers need for it."""
 KINDS = ("scorer", "smoother", "allocator", "selector", "compactor")
 # The oracle knows the future of one prompt, in tensors; its own tests compose it.
 NAMES = {

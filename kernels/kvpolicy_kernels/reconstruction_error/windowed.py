@@ -35,6 +35,10 @@ def windowed_reconstruction_error(
         factor = None if factors is None else factors[h].float()
         output = _project(_outputs(attention, seen), factor)
         share = weights[w].float().expand(attention.shape[:2])
+        if w.start == 0 and queries.shape[2] == keys.shape[2]:
+            # The first query sees one position, which is its whole output: the error is 0. Odds of
+            # 2 ** 20 would make a score of the rounding of o - v.
+            share = share.masked_fill(torch.arange(share.shape[1], device=share.device) == 0, 0.0)
         if normalize:
             share = share / torch.linalg.vector_norm(output, dim=-1).clamp_min(LEAST_NORM)
         _add_errors(scores[b, h], attention, seen, output, factor, share)
