@@ -100,7 +100,8 @@ def test_the_origin_of_a_part_that_nobody_offers_is_its_class():
         (
             "compactor",
             "topk",
-            "no compactor named 'topk'. Installed: cam, gather, lookm, think. There is a selector of that name.",
+            "no compactor named 'topk'. Installed: cam, gather, lookm, think. There is a "
+            "selector of that name.",
         ),
         (
             "scorers",

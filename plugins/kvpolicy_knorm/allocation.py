@@ -41,7 +41,7 @@ def _layers(instance: object, option: Attribute[Any], layers: Any) -> None:
 class SkippingAllocator:
     """Lets `layers` keep all positions, and shares out what is left of the budget equally.
 
-    rest = (layers of the model * budget - skipped layers * S) / (layers that are not skipped)
+    rest = (layers of the model * budget - skipped layers * tokens seen) / (layers not skipped)
 
     The rest is never below `least` of the budget: a prompt that is longer than that allows is
     evicted from the skipped layers as well.
@@ -71,13 +71,15 @@ class SkippingAllocator:
     ) -> Int[Tensor, "B N"]:
         """Return the same count for all heads of a layer; no score is looked at."""
         batch, heads, length = scores.shape
+        # What is seen, not what is held: later turns find layers of different length.
+        seen = observation.seen
         skipped = sum(layer < observation.num_layers for layer in self.layers)
         others = observation.num_layers - skipped
-        rest = min(budget, length)
+        rest = budget
         if skipped and others:
             total = budget * observation.num_layers
-            paid = max((total - skipped * length) // others, math.ceil(self.least * budget))
-            rest = min(paid, length)
+            paid = max((total - skipped * seen) // others, math.ceil(self.least * budget))
+            rest = min(paid, seen)
             if observation.layer in self.layers:
-                rest = min((total - others * rest) // skipped, length)
-        return torch.full((batch, heads), rest)
+                rest = (total - others * rest) // skipped
+        return torch.full((batch, heads), min(rest, length))

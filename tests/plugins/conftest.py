@@ -1,4 +1,4 @@
-"""Golden cases for tests of plugins: `@pytest.mark.golden("tova")` runs a test with each of them."""
+"""Golden cases: a test marked `@pytest.mark.golden("tova")` runs with each of that method's."""
 
 import json
 from pathlib import Path
