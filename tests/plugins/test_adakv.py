@@ -231,3 +231,18 @@ def test_a_part_that_joins_heads_is_refused():
 def test_mistakes_are_named(options, message):
     with pytest.raises(InvalidValueError, match=f"allocator 'adakv': {message}"):
         kvpolicy.compose(scorer="snapkv", allocator={"name": "adakv", **options})
+
+
+def test_a_quarter_of_the_budget_takes_a_quarter_of_the_bytes():
+    from kvpolicy.testing.models import tiny_model
+    from kvpolicy.testing.usage import tokens
+
+    model = tiny_model("llama", num_key_value_heads=4)
+    policy = kvpolicy.recipe("adakv", scorer={"name": "snapkv", "window": 8}, budget=0.25)
+    with torch.no_grad(), policy.cache(model) as cache:
+        model(input_ids=tokens(0, 400), past_key_values=cache)
+        report = cache.report()
+        lengths = torch.stack([(held >= 0).sum(-1) for held in cache.positions])
+
+    assert (lengths.amax(-1) > lengths.amin(-1)).all(), "no layer is uneven"
+    assert 0.24 * report.full_nbytes <= cache.nbytes <= 0.27 * report.full_nbytes
