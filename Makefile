@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo test check oldest needle-model bench exactness clean
+.PHONY: help demo test check oldest needle-model bench exactness fidelity endurance clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,13 @@ bench: $(READY) ## Time the eviction of one layer.
 
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted.
 	@$(BIN)/python -m benchmarks.exactness
+	@$(BIN)/python -m benchmarks.exactness --every-recipe
+
+fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.fidelity
+
+endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance
 
 clean: ## Remove the environment and everything that tools left behind.
 	@rm -rf .venv .venv-oldest dist build kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \

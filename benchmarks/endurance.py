@@ -1,4 +1,4 @@
-"""Memory over a long generation: the bytes of a cache that evicts while decoding stay where they are.
+"""Memory over a long generation: a cache that evicts while decoding does not grow.
 
     python -m benchmarks.endurance [--recipe h2o] [--tokens 10000] [--budget 64]
 

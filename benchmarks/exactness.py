@@ -1,6 +1,7 @@
 """The exactness table: the largest logit difference of every usage on every family.
 
     python -m benchmarks.exactness [--recipe restkv] [--budget 24] [--markdown | --json]
+    python -m benchmarks.exactness --every-recipe    (on one family, by default llama)
 
 Each cell compares a `PolicyCache` with a full cache whose evicted entries are masked at their true
 positions (float32, random weights). "nothing to evict" must be 0: equal bit for bit.
@@ -18,12 +19,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from kvpolicy import Policy
+from kvpolicy import Policy, installed
+from kvpolicy.budget import Budget
 from kvpolicy.commands.budgets import read_budget
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.testing.models import FAMILIES, tiny_model
 from kvpolicy.testing.usage import USAGES, small_policy
 
+LAYERS = {"num_hidden_layers": 4}
+"""Room for a ladder over layers."""
 LIMIT = 1e-4
 """Logits of float32 models may differ by this much: the order of sums differs, nothing else."""
 
@@ -43,9 +47,21 @@ def measure(policy: Policy, families: list[str]) -> list[dict[str, object]]:
     return rows
 
 
+def measure_recipes(recipes: list[str], family: str, budget: Budget) -> list[dict[str, object]]:
+    """Return one row for each recipe, on one family with sdpa."""
+    model = tiny_model(family, **LAYERS)
+    rows: list[dict[str, object]] = []
+    for name in recipes:
+        policy = small_policy(name, budget=budget)
+        cells = {usage: run(model, policy) for usage, run in USAGES.items()}
+        rows.append({"family": f"{family}, {name}", "attention": "sdpa", **cells})
+    return rows
+
+
 def main(
     recipe: Annotated[str, typer.Option(help="Which recipe evicts.")] = "restkv",
     budget: Annotated[str, typer.Option(help="Positions (24), or a share (0.4, 40%).")] = "24",
+    every_recipe: Annotated[bool, typer.Option(help="A row for each installed recipe.")] = False,
     family: Annotated[list[str] | None, typer.Option(help="Only these families.")] = None,
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row.")] = False,
@@ -53,7 +69,12 @@ def main(
     """Measure and print the table; exit with 1 if a cell is above the limit."""
     warnings.filterwarnings("ignore")
     torch.set_grad_enabled(False)
-    rows = measure(small_policy(recipe, budget=read_budget(budget)), family or list(FAMILIES))
+    if every_recipe:
+        recipe = "every recipe"
+        names = sorted(part.name for part in installed("recipe"))
+        rows = measure_recipes(names, (family or ["llama"])[0], read_budget(budget))
+    else:
+        rows = measure(small_policy(recipe, budget=read_budget(budget)), family or list(FAMILIES))
     if as_json:
         for row in rows:
             typer.echo(json.dumps(row))

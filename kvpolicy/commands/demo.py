@@ -30,10 +30,10 @@ app = typer.Typer(add_completion=False)
 def demo(
     budgets: Annotated[
         str, typer.Option(help="Positions per head (64), or shares of the prompt (25%).")
-    ] = "34,40,48,64,96,128,256",
+    ] = "40,64,128,256",
     tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 512,
     facts: Annotated[int, typer.Option(min=1, help="Facts told in every prompt.")] = 32,
-    prompts: Annotated[int, typer.Option(min=1, help="How many prompts; the same for all.")] = 64,
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts; the same for all.")] = 32,
     seed: Annotated[int, typer.Option(help="Another seed writes other prompts.")] = 0,
     output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path(
         "kvpolicy-demo.html"

@@ -38,7 +38,8 @@ def small_policy(recipe: str, **changes: Any) -> Policy:
     8
     """
     scorer = policy_of(recipe).to_dict()["scorer"]
-    scorer["window"] = min(scorer["window"], 8)
+    if isinstance(scorer.get("window"), int):
+        scorer["window"] = min(scorer["window"], 8)
     return policy_of(recipe, **{"scorer": scorer, "budget": 24} | changes)
 
 

@@ -30,6 +30,17 @@ def test_every_line_and_every_strip_is_named(comparison, specimen):
     assert texts(survival_picture(specimen)) >= names | {"the answer", "all facts"}
 
 
+def test_many_recipes_become_a_grid_that_names_them_all(made_up):
+    many = {f"recipe{number}": {10: number % 5, 20: 4} for number in range(12)}
+    drawn = accuracy_picture(made_up(20, **many))
+
+    [axes] = drawn.axes
+    named = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(named) == sorted(many)
+    assert named[0] in ("recipe4", "recipe9"), "the best comes first"
+    assert len(axes.texts) == 24
+
+
 def test_a_single_budget_can_be_drawn(made_up):
     assert svg(accuracy_picture(made_up(20, a={10: 4}, b={10: 4})))
 

@@ -9,18 +9,20 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from kvpolicy.evaluation.pictures.accuracy import draw_accuracy
+from kvpolicy.evaluation.pictures.grid import draw_grid
 from kvpolicy.evaluation.pictures.survival import draw_survival
-from kvpolicy.evaluation.pictures.theme import LIGHT, Theme
+from kvpolicy.evaluation.pictures.theme import HUES, LIGHT, Canvas, Theme
 from kvpolicy.evaluation.results import Comparison
 from kvpolicy.evaluation.survival import Specimen
 
 WIDTH, CHART_HEIGHT, STRIP_HEIGHT, MARGIN_HEIGHT = 9.6, 4.8, 0.5, 1.3  # inches
+LINE_HEIGHT, THIN_STRIP_HEIGHT = 0.28, 0.34  # inches, where there are many recipes
 
 
 def accuracy_picture(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
-    """Draw accuracy over budget, a line for each recipe."""
-    figure = Figure(figsize=(WIDTH, CHART_HEIGHT), facecolor=theme.ground)
-    draw_accuracy(figure, comparison, theme)
+    """Draw accuracy over budget: a line for each recipe, or a grid of more than there are hues."""
+    figure = Figure(figsize=(WIDTH, _chart_height(comparison)), facecolor=theme.ground)
+    _draw_chart(figure, comparison, theme)
     return figure
 
 
@@ -33,10 +35,10 @@ def survival_picture(specimen: Specimen, theme: Theme = LIGHT) -> Figure:
 
 def save_picture(path: Path, comparison: Comparison, specimen: Specimen) -> None:
     """Write both pictures, one above the other, into one image file."""
-    heights = (CHART_HEIGHT, _height(specimen))
+    heights = (_chart_height(comparison), _height(specimen))
     figure = Figure(figsize=(WIDTH, sum(heights)), facecolor=LIGHT.ground)
     halves: Any = figure.subfigures(2, 1, height_ratios=heights)
-    draw_accuracy(halves[0], comparison, LIGHT)
+    _draw_chart(halves[0], comparison, LIGHT)
     draw_survival(halves[1], specimen, LIGHT)
     figure.savefig(path, dpi=200)
 
@@ -48,5 +50,20 @@ def svg(figure: Figure) -> str:
     return text.getvalue()
 
 
+def _are_many(comparison: Comparison) -> bool:
+    return len(comparison.names) > len(HUES)
+
+
+def _draw_chart(figure: Canvas, comparison: Comparison, theme: Theme) -> None:
+    draw = draw_grid if _are_many(comparison) else draw_accuracy
+    draw(figure, comparison, theme)
+
+
+def _chart_height(comparison: Comparison) -> float:
+    many = _are_many(comparison)
+    return 1.5 + LINE_HEIGHT * len(comparison.names) if many else CHART_HEIGHT
+
+
 def _height(specimen: Specimen) -> float:
-    return MARGIN_HEIGHT + STRIP_HEIGHT * len(specimen.survivals)
+    count = len(specimen.survivals)
+    return MARGIN_HEIGHT + count * (THIN_STRIP_HEIGHT if count > len(HUES) + 1 else STRIP_HEIGHT)
