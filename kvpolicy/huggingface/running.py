@@ -57,12 +57,13 @@ def _split(found: Sequence[Tensor], views: Sequence[View], contents: Contents) -
     prefix, slots = contents.prefix, contents.slots
     if prefix is None:
         return
-    groups, rest = found[0].shape[1], found[0].shape[3:]
+    groups, rest = found[0].shape[1] // views[0].keys.shape[1], found[0].shape[3:]
     flat = found[0].new_zeros((len(prefix.positions), groups, *rest))
     tail = found[0].new_zeros((slots.batch, slots.heads * groups, slots.held, *rest))
     states = {
-        (view.rows.start, view.heads.start): state[0]
+        (view.rows.start, view.heads.start + at): of_head
         for view, state in zip(views, found, strict=True)
+        for at, of_head in enumerate(state[0].split(groups))
     }
     for row, head, rows in prefix.heads():
         if (state := states.get((row, head))) is None:

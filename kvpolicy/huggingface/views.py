@@ -44,11 +44,11 @@ class Turned:
 def views_of(contents: Contents, turned: Turned, *, by_row: bool = False) -> list[list[View]]:
     """Return a layer in groups of rows, each as one view or as a view for every head.
 
-    Rows that differ in what they hold or have seen stand alone, or all of them with `by_row`, and
-    heads of an uneven layer do.
+    Rows that differ in what they hold or have seen stand alone, or all of them with `by_row`. Heads
+    stand alone where those of their row differ, whatever the rest of the batch holds.
     """
     if contents.prefix is not None:
-        return _heads_of(contents, turned)
+        return [_together(views) for views in _heads_of(contents, turned)]
     slots = contents.slots
     if not by_row and not slots.is_padded and len(set(slots.seen)) == 1:
         return [[_rows(contents, turned, slice(0, slots.batch), 0, slots.seen[0])]]
@@ -70,6 +70,29 @@ def _rows(contents: Contents, turned: Turned, rows: slice, first: int, seen: int
         seen=seen,
         state=None if state is None else state[rows, :, first:],
     )
+
+
+def _together(heads: list[View]) -> list[View]:
+    """Join the heads of a row that hold equally many: so they are shown if the row is alone."""
+    if len({view.length for view in heads}) > 1:
+        return heads
+    keys, turned, values, positions = (
+        torch.cat([getattr(view, name) for view in heads], 1)
+        for name in ("keys", "turned", "values", "positions")
+    )
+    states = [view.state for view in heads if view.state is not None]
+    return [
+        View(
+            rows=heads[0].rows,
+            heads=slice(0, len(heads)),
+            keys=keys,
+            turned=turned,
+            values=values,
+            positions=positions,
+            seen=heads[0].seen,
+            state=torch.cat(states, 1) if states else None,
+        )
+    ]
 
 
 def _heads_of(contents: Contents, turned: Turned) -> list[list[View]]:

@@ -228,3 +228,33 @@ def test_dropout_is_refused_where_attention_is_our_own():
 
     with pytest.raises(UnsupportedModelError, match="dropout"):
         model(input_ids=tokens(1, 1), past_key_values=cache)
+
+
+def test_heads_that_are_even_are_shown_together_whatever_the_batch_holds():
+    @attrs.frozen
+    class UnevenOnLongRows(Uneven):
+        def allocate(self, scores, observation, budget):
+            if observation.seen < 50:
+                return torch.full(scores.shape[:2], min(budget, scores.shape[-1]))
+            return super().allocate(scores, observation, budget)
+
+    shown = []
+
+    @attrs.frozen
+    class Spy:
+        window = 8
+
+        def score(self, observation, reduce):
+            shown.append((observation.seen, observation.keys.shape[1]))
+            return observation.folded_attention(reduce)
+
+    model = tiny_model("llama", num_hidden_layers=1)
+    cache = policy(UnevenOnLongRows(), scorer=Spy()).cache(model)
+    mask = torch.ones(2, 60).long()
+    mask[1, :25] = 0
+    model(input_ids=tokens(0, batch=2), attention_mask=mask, past_key_values=cache)
+    shown.clear()
+    mask = torch.cat([mask, torch.ones(2, 5).long()], 1)
+    model(input_ids=tokens(1, 5, 2), attention_mask=mask, past_key_values=cache)
+
+    assert shown == [(65, 1), (65, 1), (40, 2)]
