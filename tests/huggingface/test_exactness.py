@@ -4,6 +4,8 @@ import attrs
 import pytest
 import torch
 
+import kvpolicy
+from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.selection import Selection
 from kvpolicy.testing.exactness import max_logit_difference, recorded
 from kvpolicy.testing.models import FAMILIES, tiny_model
@@ -33,9 +35,6 @@ def test_every_usage_is_exact_on_every_family(family, attention, usage):
 @pytest.mark.parametrize(
     "policy",
     [
-        {"recipe": "snapkv"},
-        {"recipe": "streamingllm"},
-        {"recipe": "random"},
         {"budget": 0.4},
         {"every": 3},
         {"budget": 0.4, "every": 3},
@@ -47,6 +46,21 @@ def test_every_usage_is_exact_under_every_kind_of_policy(policy, usage):
     assert (
         USAGES[usage](tiny_model("llama"), small_policy(**{"recipe": "restkv"} | policy)) <= LIMIT
     )
+
+
+UNCHANGING = [
+    part.name
+    for part in kvpolicy.installed("recipe")
+    if isinstance(small_policy(part.name).compactor, GatherCompactor)
+]
+
+
+@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize("recipe", UNCHANGING)
+def test_every_usage_is_exact_under_every_recipe(recipe, usage):
+    # Four layers leave room for a ladder over them.
+    model = tiny_model("llama", num_hidden_layers=4)
+    assert USAGES[usage](model, small_policy(recipe)) <= LIMIT
 
 
 @attrs.frozen
