@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from kvpolicy.evaluation.pictures.theme import GAMMA, Canvas, Theme, colours, title
 from kvpolicy.evaluation.survival import Specimen, Survival
 
-LEFT, WIDTH = 0.145, 0.63  # of the figure
+LEFT, WIDTH = 0.2, 0.575  # of the figure
 ABOVE, BELOW = 0.66, 0.12  # inches
 STRIP = 0.3  # half a strip's height, in distances between two strips
 
