@@ -31,7 +31,8 @@ from kvpolicy import Policy, compose, installed, recipe
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.comparison import batches
-from kvpolicy.evaluation.fidelity import Entrant, Estimate, Fidelity, FidelityRow, fidelity
+from kvpolicy.evaluation.fidelity import Entrant, fidelity
+from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
 from kvpolicy.evaluation.reader import Reader
 from kvpolicy.evaluation.results import Refusal
 from kvpolicy.metrics import Recording

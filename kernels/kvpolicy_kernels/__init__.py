@@ -8,9 +8,11 @@ S positions, oldest first.
 
 from kvpolicy_kernels.gather_kv import gather_kv
 from kvpolicy_kernels.pool_scores import pool_scores
+from kvpolicy_kernels.projected_norms import projected_norms
 from kvpolicy_kernels.ragged_attention import ragged_attention
 from kvpolicy_kernels.reconstruction_error import (
     head_factors,
+    joint_reconstruction_error,
     odds,
     reconstruction_error,
     weighted_values,
@@ -25,8 +27,10 @@ __all__ = [
     "WindowAttention",
     "gather_kv",
     "head_factors",
+    "joint_reconstruction_error",
     "odds",
     "pool_scores",
+    "projected_norms",
     "ragged_attention",
     "reconstruction_error",
     "rerotate_keys",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
-
-from kvpolicy.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,27 +52,14 @@ def heard(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
 
 
 def _telling(name: str, listeners: list[Listener]) -> Callable[..., Any]:
+    from kvpolicy.huggingface.attention import attention_of
+
     def attention(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         for listener in listeners:
             listener(module, query.detach())
-        return _attention_of(module, name)(module, query, *args, **kwargs)
+        return attention_of(module, name)(module, query, *args, **kwargs)
 
     return attention
-
-
-def _attention_of(module: nn.Module, name: str) -> Callable[..., Any]:
-    """Look an implementation up where the model itself does: its file may override entries."""
-    scope = getattr(inspect.unwrap(type(module).forward), "__globals__", {})
-    try:
-        found: Callable[..., Any] = scope["ALL_ATTENTION_FUNCTIONS"].get_interface(
-            name, scope["eager_attention_forward"]
-        )
-    except KeyError:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} does not call transformers' attention interface, so it "
-            "cannot be listened to."
-        ) from None
-    return found
 
 
 @contextmanager

@@ -100,8 +100,7 @@ def _observed(name: str) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        interface, eager = _interface(type(module).forward, name)
-        wrapped = interface.get_interface(name, eager)
+        wrapped = attention_of(module, name)
         layer = _layer_of(key)
         if layer is None:
             return wrapped(module, query, key, value, attention_mask, *args, **kwargs)
@@ -118,6 +117,16 @@ def _observed(name: str) -> Callable[..., Any]:
         return result
 
     return attention
+
+
+def attention_of(module: Any, name: str) -> Callable[..., Any]:
+    """Return the implementation `name` as the model itself looks it up.
+
+    Raises UnsupportedModelError for a model that does not call transformers' attention interface.
+    """
+    interface, eager = _interface(type(module).forward, name)
+    found: Callable[..., Any] = interface.get_interface(name, eager)
+    return found
 
 
 @cache

@@ -17,6 +17,7 @@ from kvpolicy.huggingface.attention import hand_out, take_given_mask
 from kvpolicy.huggingface.eviction import Ranked, Shown, budgets_of, everything, keep, rank
 from kvpolicy.huggingface.masks import check_given_mask, fit, with_own_padding
 from kvpolicy.huggingface.running import accumulate
+from kvpolicy.huggingface.schedule import Schedule
 from kvpolicy.huggingface.slots import Slots
 from kvpolicy.huggingface.state import CacheState
 from kvpolicy.huggingface.storage import Contents, Rows
@@ -56,8 +57,7 @@ class PolicyLayer(DynamicLayer):
         """Forget everything and give the memory back."""
         self.seen = 0
         self._contents: Contents | None = None
-        self._queries: Tensor | None = None
-        self._decoded = 0
+        self._schedule = Schedule(self.state.policy)
         self._turned: Turned | None = None
 
     # transformers keeps plain attributes here; they follow from what is held.
@@ -101,8 +101,7 @@ class PolicyLayer(DynamicLayer):
     @property
     def nbytes(self) -> int:
         """Bytes held: keys, values, slack, positions, running state and remembered queries."""
-        queries = 0 if self._queries is None else self._queries.nbytes
-        return queries + (0 if self._contents is None else self._contents.nbytes)
+        return self._schedule.nbytes + (0 if self._contents is None else self._contents.nbytes)
 
     @property
     def full_nbytes(self) -> int:
@@ -205,7 +204,26 @@ class PolicyLayer(DynamicLayer):
     ) -> None:
         """Take note of the queries that just attended, and evict where the policy says so."""
         query = query.detach()
-        shown = Shown(
+        decoded = query.shape[2] == 1 and self.seen > 1
+        queries = self._schedule.queries_if_due(query, decoded=decoded)
+        runs = isinstance(self.state.policy.scorer, RunningScorer)
+        if runs or queries is not None:
+            shown = self._shown(module, query, scaling, softcap)
+            with torch.no_grad():
+                if runs and self._turned is not None:
+                    accumulate(self.state.policy, self._filled(), self._turned, shown)
+                if queries is not None:
+                    self._evict(attrs.evolve(shown, queries=queries))
+        self._turned = None
+
+    def _shown(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "B H Q D"],
+        scaling: float | None,
+        softcap: float | None,
+    ) -> Shown:
+        return Shown(
             layer=self.index,
             num_layers=self.state.num_layers,
             kv_heads=self._filled().slots.heads,
@@ -215,38 +233,6 @@ class PolicyLayer(DynamicLayer):
             output_weight=output_weight(module),
             rotary=self.state.rotaries[self.index],
         )
-        with torch.no_grad():
-            self._accumulate(shown)
-            queries = self._queries_if_due(query)
-            if queries is not None:
-                self._evict(attrs.evolve(shown, queries=queries))
-        self._turned = None
-
-    def _accumulate(self, shown: Shown) -> None:
-        policy = self.state.policy
-        if isinstance(policy.scorer, RunningScorer) and self._turned is not None:
-            accumulate(policy, self._filled(), self._turned, shown)
-
-    def _queries_if_due(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H W D"] | None:
-        """Return the queries since eviction was last due if it is due now, else remember them.
-
-        Their keys are all held, so that they see one another as in the model. It is due when a
-        prompt ends and after every so many decoded tokens, whether or not there is anything to
-        evict: so a row's turns never depend on its batch mates.
-        """
-        policy, decoded = self.state.policy, query.shape[2] == 1 and self.seen > 1
-        if decoded and policy.every is None:
-            return None
-        if self._queries is not None:
-            query = torch.cat([self._queries, query], dim=2)
-        window = policy.scorer.window
-        query = query if window is None else query[:, :, -window:]
-        self._decoded = self._decoded + 1 if decoded else 0
-        if decoded and self._decoded < (policy.every or 0):
-            self._queries = query
-            return None
-        self._queries, self._decoded = None, 0
-        return query
 
     def _evict(self, shown: Shown) -> None:
         """Rank what is held, and keep the best: at once, or when all layers have been ranked."""
@@ -291,10 +277,7 @@ class PolicyLayer(DynamicLayer):
             return
         self._contents.forget_last(count)
         self.seen -= count
-        self._decoded = max(0, self._decoded - count)
-        if self._queries is not None:
-            kept = self._queries[:, :, :-count]
-            self._queries = kept if kept.shape[2] else None
+        self._schedule.forget_last(count)
 
     def check_crop(self, count: int) -> None:
         """Raise CacheStateError if `crop(-count)` would."""
@@ -320,5 +303,4 @@ class PolicyLayer(DynamicLayer):
         if self._contents is None:
             return
         self._contents.select_rows(batch)
-        if self._queries is not None:
-            self._queries = self._queries.index_select(0, batch.to(self._queries.device))
+        self._schedule.select_rows(batch)

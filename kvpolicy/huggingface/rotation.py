@@ -17,7 +17,7 @@ VARYING = ("dynamic", "longrope")
 """Kinds of rotary embedding whose tables depend on the length of what was read."""
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-_known: weakref.WeakKeyDictionary[PreTrainedModel, list[ModelRotary | None]] = (
+_known: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, ModelRotary | None]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -56,9 +56,11 @@ def rotaries(
     None where a layer has none, or one that is not understood: learned or other positions, tables
     that depend on what was read, pairs of another kind. Looked for once per model.
     """
-    if model not in _known:
-        _known[model] = [_rotary_of(model, config, layer) for layer in layers]
-    return _known[model]
+    known = _known.setdefault(model, {})
+    for layer in layers:
+        if layer not in known:
+            known[layer] = _rotary_of(model, config, layer)
+    return [known[layer] for layer in layers]
 
 
 def _rotary_of(model: PreTrainedModel, config: PreTrainedConfig, layer: int) -> ModelRotary | None:

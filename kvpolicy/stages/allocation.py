@@ -41,7 +41,7 @@ class ModelAllocator(Allocator, Protocol):
 
     def allocate_layers(
         self,
-        scores: Sequence[Float[Tensor, "B N S"]],
+        scores: Sequence[Float[Tensor, "B N _"]],
         observations: Sequence[Observation],
         budget: int,
     ) -> Sequence[Int[Tensor, "B N"]]:

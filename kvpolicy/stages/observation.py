@@ -118,6 +118,20 @@ class Observation:
         return output_factors(self.output_weight, heads)[self._heads_shown]
 
     @property
+    def group_factors(self) -> Float[Tensor, "N R GDv"] | None:
+        """R of the QR of what the query heads of each key/value head own together; None likewise.
+
+        ||R_g x|| = ||sum_h W_h x_h|| for x the x_h of a group's heads, one after another.
+        """
+        if self.output_weight is None:
+            return None
+        kv_heads = self.keys.shape[1]
+        groups = self.queries.shape[1] // kv_heads
+        all_groups = self.output_weight.shape[1] // (groups * self.values.shape[-1])
+        first = self.first_head // groups
+        return output_factors(self.output_weight, all_groups)[first : first + kv_heads]
+
+    @property
     def head_weights(self) -> Float[Tensor, "H M Dv"] | None:
         """Each head's columns of the output projection, a view; None if it has none."""
         if self.output_weight is None:

@@ -13,8 +13,7 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.options import as_float, count, odd_count, one_of, positive, share
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.reduction import Reduce
-from kvpolicy_criticalkv.norms import projected_norms
-from kvpolicy_kernels import pool_scores
+from kvpolicy_kernels import pool_scores, projected_norms
 
 LEAST, STEP = 1e-30, 2.0**-22
 
@@ -78,7 +77,7 @@ class CriticalScorer:
                 "scorer 'criticalkv' measures values behind the output projection, which this "
                 "model does not show. Use scorer='snapkv'."
             )
-        return projected_norms(observation.values, weights, 1 if l1 else 2)
+        return projected_norms(observation.values, weights, order=1 if l1 else 2)
 
 
 def _in_two_stages(

@@ -11,9 +11,8 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.options import as_float, count, odd_count, share
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.reduction import Reduce
-from kvpolicy_defensivekv.norms import projected_norms
 from kvpolicy_defensivekv.smoothing import with_floor
-from kvpolicy_kernels import pool_scores
+from kvpolicy_kernels import pool_scores, projected_norms
 
 LEAST, STEP = 1e-30, 2.0**-22
 

@@ -13,8 +13,8 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.recording import Future
 from kvpolicy.options import count
 from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.projection import group_factors, joint_errors
 from kvpolicy.stages.reduction import Reduce
+from kvpolicy_kernels import joint_reconstruction_error
 
 LEAST_REST = 2.0**-50
 """What a position leaves to the others counts as at least that much: its odds must stay finite."""
@@ -66,7 +66,7 @@ class OracleScorer:
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Average the errors over the queries to come; the window is not folded."""
-        future, factors = self.future.future_of(observation), _factors(observation)
+        future, factors = self.future.future_of(observation), observation.group_factors
         keys = torch.cat([observation.keys, future.keys], dim=2).double()
         values = torch.cat([observation.values, future.values], dim=2).double()
         errors = observation.keys.new_zeros(observation.keys.shape[:3], dtype=torch.float64)
@@ -98,14 +98,4 @@ def _errors(
     """Return what one query loses with each of the positions that it attends to."""
     output = (attention.unflatten(1, (values.shape[1], -1)) @ values).flatten(1, 2)
     odds = attention / (1 - attention).clamp_min(LEAST_REST)
-    return joint_errors(odds, values, output, factors)
-
-
-def _factors(observation: Observation) -> Float[Tensor, "N R GDv"] | None:
-    if observation.output_weight is None:
-        return None
-    kv_heads, dim = observation.values.shape[1], observation.values.shape[-1]
-    groups = observation.queries.shape[1] // kv_heads
-    first = observation.first_head // groups
-    factors = group_factors(observation.output_weight, groups=groups, dim=dim)
-    return factors[first : first + kv_heads]
+    return joint_reconstruction_error(odds, values, output, factors)

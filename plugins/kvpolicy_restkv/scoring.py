@@ -14,9 +14,9 @@ from torch import Tensor
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.options import as_float, count, one_of, positive
 from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.projection import group_factors, joint_errors
 from kvpolicy.stages.reduction import Reduce, weights_of
 from kvpolicy_kernels import (
+    joint_reconstruction_error,
     odds,
     reconstruction_error,
     weighted_values,
@@ -98,13 +98,8 @@ class ReconstructionScorer:
     def _group_factors(self, observation: Observation) -> Float[Tensor, "N R GDv"] | None:
         if self.projection == "value":
             return None
-        weight = observation.output_weight
-        if weight is None:
-            _refuse_without_projection()
-        kv_heads, dim = observation.values.shape[1], observation.values.shape[-1]
-        groups = observation.queries.shape[1] // kv_heads
-        first = observation.first_head // groups
-        return group_factors(weight, groups=groups, dim=dim)[first : first + kv_heads]
+        factors = observation.group_factors
+        return factors if factors is not None else _refuse_without_projection()
 
     def _error_of_mean(
         self, observation: Observation, reduce: Reduce, factors: Float[Tensor, "H R Dv"] | None
@@ -119,7 +114,7 @@ class ReconstructionScorer:
         attention = observation.folded_attention(reduce)
         output = self._output(observation, attention)
         factors = self._group_factors(observation)
-        errors = joint_errors(odds(attention), observation.values, output, factors)
+        errors = joint_reconstruction_error(odds(attention), observation.values, output, factors)
         return errors.repeat_interleave(attention.shape[1] // errors.shape[1], dim=1)
 
     def _output(

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 import kvpolicy
 from benchmarks import fidelity as benchmark
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.evaluation.fidelity import Entrant, Estimate, Fidelity, FidelityRow, fidelity
+from kvpolicy.evaluation.fidelity import Entrant, fidelity
+from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
 from kvpolicy.evaluation.results import Refusal
 from kvpolicy.metrics import reconstruction_error
 

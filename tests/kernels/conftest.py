@@ -5,9 +5,11 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
+from kvpolicy_kernels import backend
+
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-collect_ignore = ["compile_offline.py"]
+collect_ignore = ["compile_offline.py", "variants"]
 
 
 @pytest.fixture(autouse=True)
@@ -61,3 +63,34 @@ def refused():
         assert isinstance(error.value, TypeCheckError) or error.match(message)
 
     return expect
+
+
+@pytest.fixture
+def device():
+    """Where kernels run: on the GPU, or in Triton's interpreter."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def triton_kernels(monkeypatch):
+    """Let the doors choose the Triton kernels, and make an error of falling back."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setenv("KVPOLICY_KERNELS", "triton")
+    backend._warn_once.cache_clear()
+
+
+@pytest.fixture(params=["forwards", "backwards"])
+def program_order(request, monkeypatch):
+    """Run the programs of a launch in either order: results must not depend on it."""
+    if request.param == "backwards":
+        if torch.cuda.is_available():
+            # Only the interpreter runs programs one by one, in an order that can be reversed.
+            pytest.skip("a GPU chooses its own order")
+        interpreter = pytest.importorskip("triton.runtime.interpreter")
+        builder = interpreter.interpreter_builder
+        forwards = builder.set_grid_idx
+
+        def backwards(*place):
+            forwards(*(size - 1 - i for size, i in zip(builder.grid_dim, place, strict=True)))
+
+        monkeypatch.setattr(builder, "set_grid_idx", backwards)

@@ -8,7 +8,7 @@ from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
 from kvpolicy_criticalkv import CriticalScorer
-from kvpolicy_criticalkv.norms import projected_norms
+from kvpolicy_kernels import projected_norms
 
 test_contract = contract(plugin="criticalkv")
 
@@ -123,13 +123,13 @@ def test_under_adakv_heads_share_by_their_attention():
 @pytest.mark.parametrize("order", [1, 2])
 def test_norms_do_not_depend_on_the_blocks(order):
     layer = observation(positions=700, model_dim=4096, dim=4, batch=2)
-    norms = projected_norms(layer.values, layer.head_weights, order)
+    norms = projected_norms(layer.values, layer.head_weights, order=order)
     torch.testing.assert_close(norms, norms_of(layer, order).float(), rtol=1e-5, atol=0)
 
 
 def test_norms_of_the_factors_are_those_of_the_projection():
     layer = observation(positions=50)
-    norms = projected_norms(layer.values, layer.output_factors, 2)
+    norms = projected_norms(layer.values, layer.output_factors, order=2)
     torch.testing.assert_close(norms, norms_of(layer, 2).float(), rtol=1e-5, atol=0)
 
 

@@ -10,7 +10,7 @@ from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_defensivekv import DefensiveScorer, DefensiveSmoother, LayerDefensiveAllocator
-from kvpolicy_defensivekv.norms import projected_norms
+from kvpolicy_kernels import projected_norms
 
 test_contract = contract(plugin="defensivekv")
 

@@ -7,10 +7,9 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.policy import reduce_groups
-from kvpolicy.stages.projection import group_factors, joint_errors
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import check, observation
-from kvpolicy_kernels import odds
+from kvpolicy_kernels import joint_reconstruction_error, odds
 from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
 
 EMA = fold_of(SpatiotemporalSmoother(averaging="ema"))
@@ -52,7 +51,7 @@ def test_the_error_of_a_group_is_that_of_renormalising_without_the_position(grou
     output = attention.unflatten(1, (2, groups)) @ values
     stacked = blocks.unflatten(0, (2, groups)).transpose(1, 2).flatten(2)
 
-    errors = joint_errors(odds(attention), values, output.flatten(1, 2), stacked)
+    errors = joint_reconstruction_error(odds(attention), values, output.flatten(1, 2), stacked)
 
     expected = leave_one_out(attention, values, blocks)
     torch.testing.assert_close(errors, expected, rtol=1e-12, atol=1e-13)
@@ -107,7 +106,9 @@ def test_blocks_of_positions_give_what_one_block_gives(monkeypatch):
     layer = observation(positions=50)
     scorer = ReconstructionScorer(heads="joint")
     whole = scorer.score(layer, EMA)
-    monkeypatch.setattr("kvpolicy.stages.projection.rows_per_block", lambda floats, device: 7)
+    monkeypatch.setattr(
+        "kvpolicy_kernels.reconstruction_error.joint.rows_per_block", lambda floats, device: 7
+    )
     torch.testing.assert_close(scorer.score(layer, EMA), whole)
 
 
@@ -134,9 +135,10 @@ def test_without_pooling_the_group_reduction_has_nothing_to_choose(group):
 def test_factors_of_groups_and_of_heads_are_remembered_side_by_side():
     layer = observation(groups=2)
     of_heads = layer.output_factors
-    of_groups = group_factors(layer.output_weight, groups=2, dim=8)
+    of_groups = layer.group_factors
     assert of_groups.shape == (2, 16, 16)
-    assert group_factors(layer.output_weight, groups=2, dim=8) is of_groups
+    assert layer.group_factors.data_ptr() == of_groups.data_ptr()
+    assert torch.equal(layer.head(1).group_factors[0], of_groups[1])
     assert layer.output_factors.data_ptr() == of_heads.data_ptr()
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.gather_kv import reference
 
 __all__ = ["gather_kv"]
-
-_TRITON = find_spec("triton") is not None
 
 
 def gather_kv(
@@ -33,8 +29,7 @@ def gather_kv(
         f"keys {tuple(keys.shape)}, values {tuple(values.shape)} and rows {tuple(rows.shape)} "
         "differ in batch, heads or positions",
     )
-    if keys.is_cuda and _TRITON:
-        from kvpolicy_kernels.gather_kv import kernel
-
-        return kernel.gather_kv(keys, values, rows)
-    return reference.gather_kv(keys, values, rows)
+    kept: tuple[Tensor, Tensor] = implementation(__name__, keys, values, rows).gather_kv(
+        keys, values, rows
+    )
+    return kept

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from kvpolicy_kernels.checks import require, require_groups, require_window
 from kvpolicy_kernels.reconstruction_error import factors as _factors
-from kvpolicy_kernels.reconstruction_error import reference, windowed
+from kvpolicy_kernels.reconstruction_error import joint, reference, windowed
 from kvpolicy_kernels.reconstruction_error.reference import odds
 
 __all__ = [
     "head_factors",
+    "joint_reconstruction_error",
     "odds",
     "reconstruction_error",
     "weighted_values",
@@ -65,6 +66,31 @@ def reconstruction_error(
         f"and values {tuple(values.shape)}",
     )
     return reference.reconstruction_error(attention, values, output, factors, tau=tau)
+
+
+def joint_reconstruction_error(
+    odds: Float[Tensor, "B H S"],
+    values: Float[Tensor, "B N S D"],
+    output: Float[Tensor, "B H D"],
+    factors: Float[Tensor, "N R GD"] | None,
+) -> Float[Tensor, "B N S"]:
+    """Norm of sum_h odds_hi R_h (output_h - v_i) over the query heads h that share a position.
+
+    What the output loses behind the projection, exactly, if one key/value head loses position i.
+    `factors` are `head_factors(weight, heads=N)`: of the G D columns that a group's heads own. None
+    measures in value space, where heads do not mix. In the precision of `odds`.
+
+    >>> import torch
+    >>> odds, values = torch.ones(1, 2, 2), torch.tensor([[[[0.0], [3.0]]]])
+    >>> joint_reconstruction_error(
+    ...     odds, values, torch.full((1, 2, 1), 1.5), torch.tensor([[[1.0, 1.0]]]))
+    tensor([[[3., 3.]]])
+    """
+    _check(odds, values)
+    if factors is not None:
+        groups = odds.shape[1] // values.shape[1]
+        _check_factors(factors, values.shape[1], groups * values.shape[-1])
+    return joint.joint_reconstruction_error(odds, values, output, factors)
 
 
 def weighted_values(

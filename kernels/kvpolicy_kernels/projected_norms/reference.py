@@ -1,0 +1,26 @@
+"""Norms of projected values in PyTorch: the specification, and the CPU path."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from kvpolicy_kernels.chunking import rows_per_block, spans
+
+
+@torch.no_grad()
+def projected_norms(
+    values: Float[Tensor, "B N S Dv"], weights: Float[Tensor, "H R Dv"], *, order: int
+) -> Float32[Tensor, "B N S"]:
+    """Project a block of positions at a time, head by head."""
+    batch, kv_heads, positions, _ = values.shape
+    group = weights.shape[0] // kv_heads
+    step = rows_per_block(batch * weights.shape[1], values.device)
+    norms = torch.zeros(batch, kv_heads, positions, device=values.device)
+    for head, weight in enumerate(weights):
+        projection, kv_head = weight.float().mT, head // group
+        for s in spans(0, positions, step):
+            projected = values[:, kv_head, s].float() @ projection
+            norms[:, kv_head, s] += torch.linalg.vector_norm(projected, ord=order, dim=-1)
+    return norms / group

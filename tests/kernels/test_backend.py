@@ -1,0 +1,70 @@
+import warnings
+
+import pytest
+import torch
+
+from kvpolicy_kernels import backend, gather_kv
+from kvpolicy_kernels.backend import KernelFallbackWarning, implementation
+
+ROOM = "kvpolicy_kernels.gather_kv"
+
+
+@pytest.fixture(autouse=True)
+def _forgotten(monkeypatch):
+    monkeypatch.delenv("KVPOLICY_KERNELS", raising=False)
+    backend._warn_once.cache_clear()
+
+
+def test_the_reference_runs_on_a_cpu():
+    assert implementation(ROOM, torch.zeros(1)).__name__ == f"{ROOM}.reference"
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_the_variable_asks_for_kernels(device):
+    assert implementation(ROOM, torch.zeros(1, device=device)).__name__ == f"{ROOM}.kernel"
+
+
+def test_the_variable_asks_for_the_reference(device, monkeypatch):
+    monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
+    assert implementation(ROOM, torch.zeros(1, device=device)).__name__ == f"{ROOM}.reference"
+
+
+def test_a_misspelt_choice_is_an_error(monkeypatch):
+    monkeypatch.setenv("KVPOLICY_KERNELS", "tritn")
+    with pytest.raises(ValueError, match="one of auto, reference, triton: 'tritn'"):
+        implementation(ROOM, torch.zeros(1))
+
+
+def test_kernels_on_a_cpu_need_the_interpreter(monkeypatch):
+    monkeypatch.setenv("KVPOLICY_KERNELS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match=r"not all tensors are on a GPU: cpu.*TRITON_INTERPRET"):
+        implementation(ROOM, torch.zeros(1))
+
+
+def test_kernels_need_triton(monkeypatch):
+    monkeypatch.setenv("KVPOLICY_KERNELS", "triton")
+    monkeypatch.setattr(backend, "_has_triton", lambda: False)
+    with pytest.raises(ValueError, match=r"Triton is not installed. Install kvpolicy\[kernels\]"):
+        implementation(ROOM, torch.zeros(1))
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_what_a_kernel_does_not_take_runs_in_pytorch_and_says_so_once(device):
+    keys = torch.arange(8.0, dtype=torch.float64, device=device).view(1, 1, 4, 2)
+    rows = torch.tensor([[[3, 1]]], device=device)
+    with pytest.warns(KernelFallbackWarning, match="gather_kv runs in PyTorch.*float64") as given:
+        kept, _ = gather_kv(keys, keys, rows)
+    assert given[0].filename == __file__
+    assert kept.flatten().tolist() == [6, 7, 2, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gather_kv(keys, keys, rows)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_gradients_are_not_lost_to_a_kernel(device):
+    keys = torch.zeros(1, 1, 4, 2, device=device, requires_grad=True)
+    with pytest.warns(KernelFallbackWarning, match="no gradient"):
+        kept, _ = gather_kv(keys, keys, torch.tensor([[[3, 1]]], device=device))
+    assert kept.requires_grad
