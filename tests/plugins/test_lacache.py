@@ -181,6 +181,15 @@ def test_neighbouring_layers_keep_different_rows_and_all_of_them_together_keep_e
     assert sorted({*even, *odd}) == list(range(80))
 
 
+@pytest.mark.parametrize(
+    ("length", "budget", "start", "kept"), [(4096, 2048, 128, 3776), (131_072, 1024, 4, 30_784)]
+)
+def test_all_layers_together_keep_as_much_as_the_readme_says(length, budget, start, kept):
+    planner = Planner(ladder=Ladder(layers=32, span=16), budget=budget, start=start)
+    plans = (planner.plan(start, length=length, layer=layer).rows for layer in range(32))
+    assert len(torch.cat(list(plans)).unique()) == kept
+
+
 def test_rows_of_a_batch_have_cursors_of_their_own():
     scorer = LadderScorer()
     sample = observation(positions=25, batch=2, budget=24, num_layers=4)

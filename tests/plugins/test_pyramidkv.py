@@ -124,11 +124,24 @@ def test_the_last_layer_has_a_betath_of_the_average():
     assert (got[0], got[4], got[-1]) == (190, 100, 10)
 
 
-@pytest.mark.parametrize("exceeds", [(64, 0), (96, 0.151), (128, 0.113), (1024, 0.013)])
+@pytest.mark.parametrize(
+    "exceeds",
+    [
+        (64, 0, 0),
+        (96, 0.151, 0.227),
+        (128, 0.113, 0.151),
+        (256, 0.045, 0.051),
+        (512, 0.013, 0.014),
+        (1024, 0.013, 0.013),
+        (2048, 0.005, 0.005),
+    ],
+)
 def test_the_reference_exceeds_the_budget_by_what_the_readme_says(exceeds):
-    budget, share = exceeds
+    budget, whole, past = exceeds
     got = counts(PyramidAllocator(schedule="reference"), budget, seen=100_000, layers=32)
-    assert sum(got) / (32 * budget) - 1 == pytest.approx(share, abs=5e-4)
+    excess = sum(got) - 32 * budget
+    assert excess / (32 * budget) == pytest.approx(whole, abs=5e-4)
+    assert excess / (32 * (budget - 32)) == pytest.approx(past, abs=5e-4)
 
 
 @pytest.mark.parametrize("schedule", ["exact", "reference"])

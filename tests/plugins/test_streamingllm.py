@@ -65,6 +65,15 @@ def test_positions_of_the_text_and_eviction_at_the_end_of_a_prompt_are_a_setting
     assert held == [*range(4), *range(24, 33)]
 
 
+@pytest.mark.parametrize(("seen", "radians"), [(100_000, 0.005), (1_000_000, 0.05)])
+def test_the_angles_of_long_streams_are_off_by_what_the_readme_says(seen, radians):
+    frequencies = 500_000.0 ** -(torch.arange(0, 128, 2).double() / 128)
+    positions = torch.arange(seen - 1000, seen)[:, None]
+    angles = positions.float() * frequencies.float()
+    error = (angles.double() - positions.double() * frequencies).abs().max().item()
+    assert 0.8 * radians < error < 1.2 * radians
+
+
 @pytest.mark.parametrize("group", ["mean", "max", "sum"])
 def test_later_positions_score_higher_in_long_prompts_too(group):
     keys = torch.zeros(1, 1, 2**20, 1)
