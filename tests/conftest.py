@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -15,7 +16,12 @@ ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").glob("kvpolicy_*"))
 
 # The shapes in signatures are checked in tests only; this must come before the first import.
-jaxtyping.install_import_hook(["kvpolicy.stages", *PLUGINS], "beartype.beartype")
+CHECKED = ("a_shape", "blocks", "last_attention", "reference", "vertical_slash")
+PREFILL = [f"kvpolicy.prefill.{module}" for module in CHECKED]  # flex compiles its functions
+jaxtyping.install_import_hook(["kvpolicy.stages", *PREFILL, *PLUGINS], "beartype.beartype")
+
+# Triton reads it when it is first imported, which torch.use_deterministic_algorithms does.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 # Two workers on two cores gain nothing from threads of their own.
 torch.set_num_threads(1)

@@ -6,7 +6,8 @@ projection, K kept, M model dim, T dense tail behind uneven heads. The window is
 S positions, oldest first.
 """
 
-from kvpolicy_kernels.gather_kv import gather_kv
+from kvpolicy_kernels.column_attention import column_attention
+from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
 from kvpolicy_kernels.ragged_attention import ragged_attention
@@ -25,6 +26,8 @@ from kvpolicy_kernels.window_attention import WindowAttention, window_attention
 
 __all__ = [
     "WindowAttention",
+    "column_attention",
+    "compact_in_place",
     "gather_kv",
     "head_factors",
     "joint_reconstruction_error",

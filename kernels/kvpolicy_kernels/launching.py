@@ -12,6 +12,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256
+PROGRAMS = 264
+"""Two for each processor of an H100; the same everywhere, since sums depend on how they split."""
 
 
 def refusal(*tensors: Tensor, largest_dim: int = LARGEST_DIM) -> str | None:
@@ -29,3 +31,8 @@ def refusal(*tensors: Tensor, largest_dim: int = LARGEST_DIM) -> str | None:
 def precision(*tensors: Tensor) -> str:
     """How exactly a kernel multiplies in float32: as exactly as its inputs deserve."""
     return "ieee" if any(tensor.dtype == torch.float32 for tensor in tensors) else "tf32"
+
+
+def splits(programs: int, blocks: int) -> int:
+    """Say into how many parts to cut a loop over blocks that so many programs each run."""
+    return max(1, min(blocks, -(-PROGRAMS // max(1, programs))))

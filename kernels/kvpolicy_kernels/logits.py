@@ -17,7 +17,8 @@ class QueryBlock(NamedTuple):
     """Logits of a few queries of one sequence; the caller may overwrite them."""
 
     batch: int
-    kv_head: int
+    kv_head: int | None
+    """None where a block spans the heads of all."""
     heads: slice
     window: slice
     logits: Float32[Tensor, "h w V"]
@@ -30,14 +31,20 @@ def query_blocks(
     *,
     scaling: float,
     softcap: float | None,
+    together: bool = False,
 ) -> Iterator[QueryBlock]:
     """Walk over all rows; a block holds whole windows of one key/value head while they fit.
 
     All heads of a group share one product: it reads the keys once and has enough rows to be fast.
-    A block's logits are valid until the next block.
+    With `together` the single query of a decoded token comes for all heads of a sequence at once,
+    where that is small: a walk over heads would take longer than its products. A block's logits
+    are valid until the next block.
     """
     batch, heads, window, _ = queries.shape
     kv_heads, positions = keys.shape[1:3]
+    if together and window == 1 and _is_small(queries, keys):
+        yield from _single_queries(queries, keys, scaling, softcap)
+        return
     group = heads // kv_heads
     rows = max(1, LOGITS_BYTES // (4 * positions))
     window_step = min(window, rows)
@@ -71,3 +78,27 @@ def _logits(
         later = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu_(1)
         logits[..., visible - window :].masked_fill_(later, -torch.inf)
     return logits
+
+
+def _is_small(queries: Float[Tensor, "B H 1 D"], keys: Float[Tensor, "B N S D"]) -> bool:
+    """Whether a sequence's logits, and its keys in float32, are temporaries of bounded size."""
+    _, kv_heads, positions, dim = keys.shape
+    copied = 0 if keys.dtype == torch.float32 else kv_heads * dim
+    return 4 * positions * max(queries.shape[1], copied) <= LOGITS_BYTES
+
+
+def _single_queries(
+    queries: Float[Tensor, "B H 1 D"],
+    keys: Float[Tensor, "B N S D"],
+    scaling: float,
+    softcap: float | None,
+) -> Iterator[QueryBlock]:
+    """Walk over sequences, each by itself, so that it does not depend on its batch mates."""
+    heads, kv_heads = queries.shape[1], keys.shape[1]
+    everything = slice(0, heads)
+    for b in range(queries.shape[0]):
+        rows = queries[b].reshape(kv_heads, heads // kv_heads, -1).float() * scaling
+        logits = torch.bmm(rows, keys[b].float().mT)
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        yield QueryBlock(b, None, everything, slice(0, 1), logits.view(heads, 1, -1))

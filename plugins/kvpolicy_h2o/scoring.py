@@ -9,7 +9,7 @@ from torch import Tensor
 from kvpolicy.options import boolean, count
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.reduction import Reduce
-from kvpolicy_h2o.accumulation import causal_sums, unmasked_sums
+from kvpolicy_h2o.accumulation import received
 
 
 @attrs.frozen(kw_only=True)
@@ -51,8 +51,8 @@ class HeavyHitterScorer:
 
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S"]:
         """Add the attention of this forward's queries to what each position has received."""
-        received = self._received(observation)
-        return received if observation.state is None else observation.state + received
+        new = self._received(observation)
+        return new if observation.state is None else observation.state + new
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the running sums, averaged or weighted; there is no window left to `reduce`."""
@@ -69,9 +69,9 @@ class HeavyHitterScorer:
     def _received(self, observation: Observation) -> Float[Tensor, "B H S"]:
         queries = observation.queries
         if self.causal or observation.window <= self.window:
-            return causal_sums(observation, queries)
+            return received(observation, queries)
         early, late = queries.split([observation.window - self.window, self.window], dim=2)
-        return unmasked_sums(observation, early) + causal_sums(observation, late)
+        return received(observation, early, causal=False) + received(observation, late)
 
 
 def _per_query_head(

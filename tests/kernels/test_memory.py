@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kvpolicy_kernels import (
+    compact_in_place,
     gather_kv,
     pool_scores,
     reconstruction_error,
@@ -60,6 +61,9 @@ OPERATIONS = {
     ),
     "pool_scores": lambda x: pool_scores(x.attention, 129, 60),
     "select": lambda x: select(x.attention, torch.tensor([[992] * x.attention.shape[1]])),
+    "compact_in_place": lambda x: compact_in_place(
+        x.keys, x.values, torch.arange(7, 1031).expand(1, x.keys.shape[1], -1)
+    ),
     "gather_kv": lambda x: gather_kv(
         x.keys, x.values, torch.zeros(1, x.keys.shape[1], 1024, dtype=torch.int64)
     ),
@@ -98,3 +102,14 @@ def test_the_windowed_error_fits_as_well():
             layer.queries, layer.keys, layer.values, layer.weights, layer.factors, scaling=SCALING
         )
     assert largest.bytes < 32 * MIB
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_the_kernels_store_no_row_of_attention(device):
+    batch, heads, window, positions = 1, 4, 16, 100
+    queries = torch.rand(batch, heads, window, 8, device=device)
+    keys = torch.rand(batch, 2, positions, 8, device=device)
+    weights = torch.ones(window, device=device)
+    with LargestAllocation() as largest:
+        window_attention(queries, keys, weights, scaling=SCALING)
+    assert 0 < largest.bytes < 4 * batch * heads * window * positions / 2

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from kvpolicy_kernels import pool_scores
+from kvpolicy_kernels.backend import KernelFallbackWarning
+from kvpolicy_kernels.pool_scores import reference
 
 options = pytest.mark.parametrize(
     ("mode", "edges"),
@@ -130,3 +132,93 @@ def test_unknown_options_are_an_error(refused):
         pool_scores(torch.zeros(1, 2, 5), 3, edges="wrap")
     with refused(r"widths \(1, 3\) do not fit"):
         pool_scores(torch.zeros(1, 2, 5), torch.ones(1, 3).int())
+
+
+WIDTHS, SHIFTS = (
+    torch.tensor([[1, 3, 31], [5, 61, 7]]),
+    torch.tensor([[0, 1, -3], [2000, -2000, 4]]),
+)
+kernel = pytest.mark.usefixtures("triton_kernels", "program_order")
+
+
+@options
+@pytest.mark.parametrize("positions", [1, 20, 1030])
+@kernel
+def test_the_kernel_matches_the_formula(mode, edges, positions, device):
+    scores = torch.rand(2, 3, positions)
+    pooled = pool_scores(
+        scores.to(device), WIDTHS.to(device), SHIFTS.int().to(device), mode=mode, edges=edges
+    )
+    expected = [
+        naive(row, *pair, mode, edges)
+        for row, *pair in zip(
+            scores.double().flatten(0, 1).tolist(), WIDTHS.flatten().tolist(),
+            SHIFTS.flatten().tolist(), strict=True,
+        )
+    ]  # fmt: skip
+    # A sum of 61 numbers that are not negative errs by at most 61 roundings, of 2**-24 each.
+    torch.testing.assert_close(
+        pooled.double().cpu(), torch.tensor(expected).view(2, 3, -1).double(),
+        rtol=61 * 2**-24, atol=0,
+    )  # fmt: skip
+
+
+@options
+@kernel
+def test_the_kernel_takes_what_all_heads_share_and_any_layout(mode, edges, device):
+    scores = torch.rand(40, 2, 3, device=device)[::2].permute(1, 2, 0)
+    for width, shift in ((1, 0), (5, -2)):
+        shared = pool_scores(scores, width, shift, mode=mode, edges=edges)
+        widths = torch.full((3, 2), width, device=device).T
+        assert torch.equal(shared, pool_scores(scores, widths, shift, mode=mode, edges=edges))
+        torch.testing.assert_close(
+            shared, reference.pool_scores(scores, width, shift, mode=mode, edges=edges)
+        )
+
+
+@options
+@kernel
+def test_what_is_not_finite_stays_in_its_windows_in_the_kernel_too(mode, edges, device):
+    scores = torch.rand(1, 3, 300)
+    for head, odd in enumerate((float("nan"), float("inf"), 1e30)):
+        scores[0, head, 150] = odd
+    pooled = pool_scores(scores.to(device), 31, 2, mode=mode, edges=edges).cpu()
+    torch.testing.assert_close(
+        pooled, reference.pool_scores(scores, 31, 2, mode=mode, edges=edges), equal_nan=True
+    )
+
+
+@kernel
+def test_widths_that_a_gpu_cannot_check_do_no_harm(device):
+    scores, widths = torch.rand(1, 4, 20, device=device), torch.tensor([[4, 0, -3, -(2**40)]])
+    shifts = torch.tensor([[2**40, -(2**62), 2**62, 0]], device=device)
+    pooled = pool_scores(scores, widths.to(device), shifts)
+    taken_for = torch.tensor([[5, 1, 1, 1]], device=device)
+    assert torch.equal(pooled, pool_scores(scores, taken_for, shifts))
+    assert torch.equal(pooled[0, 1:3, 7], scores[0, [1, 2], [0, 19]])
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_what_the_host_can_check_is_checked_for_the_kernel_too(device):
+    with pytest.raises(ValueError, match="odd and at least 1: 4"):
+        pool_scores(torch.zeros(1, 2, 5, device=device), 4)
+    assert pool_scores(torch.zeros(2, 0, 4, device=device), 3).shape == (2, 0, 4)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_scores_of_another_dtype_have_no_kernel(device):
+    scores = torch.ones(1, 1, 5, dtype=torch.bfloat16, device=device)
+    with pytest.warns(KernelFallbackWarning, match="pools float32, not torch.bfloat16"):
+        assert torch.equal(pool_scores(scores, 3), scores)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+@pytest.mark.usefixtures("triton_kernels")
+def test_the_kernel_waits_for_nothing(device):
+    scores, widths = torch.rand(2, 3, 3000, device=device), WIDTHS.to(device)
+    pool_scores(scores, widths, widths)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pool_scores(scores, widths, widths)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

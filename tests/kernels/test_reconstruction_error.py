@@ -206,3 +206,7 @@ def test_shapes_that_do_not_fit_are_an_error(refused):
         reconstruction_error(
             torch.zeros(1, 2, 4), torch.zeros(1, 2, 4, 5), torch.zeros(1, 1, 5), None
         )
+    with refused("tau must be positive: 0"):
+        reconstruction_error(
+            torch.zeros(1, 2, 4), torch.zeros(1, 2, 4, 5), torch.zeros(1, 2, 5), None, tau=0
+        )

@@ -2,6 +2,11 @@ import pytest
 import torch
 
 from kvpolicy_kernels import rerotate_keys
+from kvpolicy_kernels.rerotate_keys import reference
+
+
+def on(device, tables):
+    return tuple(table.to(device) for table in tables)
 
 
 def tables(positions, dim, interleaved, base=10_000.0):
@@ -53,3 +58,52 @@ def test_tables_that_do_not_fit_are_named():
     keys, table = torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 6)
     with pytest.raises(ValueError, match="tables of 6"):
         rerotate_keys(keys, (table, table), (table, table))
+
+
+def example(batch, heads, seq, dim, size, interleaved, dtype=torch.float32):
+    keys = torch.randn(batch, heads, seq, dim).to(dtype)
+    old, new = torch.randint(0, 100_000, (2, batch, heads, seq))
+    return keys, tables(old, size, interleaved), tables(new, size, interleaved)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "heads", "seq", "dim", "size"),
+    [(1, 1, 1, 8, 8), (2, 3, 37, 80, 32), (1, 2, 65, 128, 128), (1, 1, 0, 8, 4)],
+)
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_the_kernel_matches_the_reference(
+    batch, heads, seq, dim, size, interleaved, dtype, layout, device
+):
+    keys, old, new = example(batch, heads, seq, dim, size, interleaved, dtype)
+    expected = reference.rerotate_keys(keys, old, new, interleaved=interleaved)
+
+    actual = rerotate_keys(
+        layout(keys).to(device), on(device, old), on(device, new), interleaved=interleaved
+    )
+
+    assert actual.dtype == dtype
+    # Fused multiply-adds differ from the reference by a rounding, which may decide another.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(actual.cpu(), expected, rtol=eps, atol=1e-6)
+    assert torch.equal(actual[..., size:].cpu(), keys[..., size:])
+
+
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_the_kernel_takes_tables_that_all_heads_share(device):
+    keys, old, new = example(2, 3, 20, 8, 8, False)
+    shared = tuple(table[:, :1].expand_as(table) for table in old)
+    crosswise = (new[0].mT.contiguous().mT, new[1])
+
+    actual = rerotate_keys(keys.to(device), on(device, shared), on(device, crosswise))
+
+    expected = reference.rerotate_keys(keys, shared, new, interleaved=False)
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_a_turn_to_the_same_position_loses_nothing_in_the_kernel(device):
+    keys, old, _ = example(1, 2, 50, 64, 64, False, torch.bfloat16)
+    actual = rerotate_keys(keys.to(device), on(device, old), on(device, old))
+    torch.testing.assert_close(actual.cpu(), keys, rtol=0, atol=0)

@@ -43,6 +43,16 @@ def test_positions_beyond_float32_are_summed_exactly():
     assert mean.item() == 8191 / 2
 
 
+@pytest.mark.parametrize("count", [3, 12, 25, 40])
+def test_what_is_no_number_is_never_among_the_largest(count, naive_logits):
+    queries, keys = torch.randint(-1, 2, (1, 4, 3, 2)).float(), torch.randn(1, 2, 31, 2)
+    keys[0, 0, ::3] = torch.nan
+    lowest = naive_logits(queries, keys, 1.0).nan_to_num(-1e9)
+    seen = torch.arange(31) <= torch.arange(28, 31)[:, None]
+    expected = naive(lowest.masked_fill(~seen, -torch.inf), count)
+    assert torch.equal(row_statistics(queries, keys, count, scaling=1.0), expected)
+
+
 def test_a_count_below_one_is_an_error(refused):
     with refused("count must be at least 1: 0"):
         row_statistics(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 0, scaling=1.0)

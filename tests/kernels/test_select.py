@@ -4,6 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvpolicy_kernels import select
+from kvpolicy_kernels.backend import KernelFallbackWarning
+from kvpolicy_kernels.select import reference
 
 INFINITY = float("inf")
 SCORES = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, INFINITY, -INFINITY, float("nan")])
@@ -59,3 +61,82 @@ def test_arguments_that_do_not_fit_are_an_error(refused):
         select(torch.zeros(1, 2, 4), torch.ones(1, 3).int())
     with refused("count must not be negative: -1"):
         select(torch.zeros(1, 2, 4), torch.ones(1, 2).int(), count=-1)
+
+
+SHAPES = [(2, 3, 1), (2, 3, 37), (1, 2, 2048), (1, 3, 4999)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+kernel = pytest.mark.usefixtures("triton_kernels", "program_order")
+
+
+def uneven(shape):
+    """Budgets of none, one, some, all and more than all positions."""
+    positions = shape[-1]
+    return torch.tensor([0, positions + 5, positions // 3, 1, positions, 2])[: shape[0] * shape[1]]
+
+
+def check_kernel(scores, budgets, device, count=None):
+    expected = reference.select(scores, budgets, count=count)
+    actual = select(scores.to(device), budgets.to(device), count=count)
+    assert actual.dtype == torch.int64
+    assert torch.equal(actual.cpu(), expected)
+
+
+@shapes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@kernel
+def test_the_kernel_matches_the_reference(shape, dtype, device):
+    scores = torch.randn(shape).to(dtype)
+    scores[..., ::3] = scores[..., ::3].round()
+    budgets = uneven(shape).view(shape[:2])
+    for count in (None, shape[-1] // 2, shape[-1] + 3):
+        check_kernel(scores, budgets, device, count)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 37), (1, 3, 2049)], ids=str)
+@kernel
+def test_the_kernel_breaks_ties_between_special_numbers_alike(shape, device):
+    tiny, huge = torch.finfo().smallest_normal / 4, torch.finfo().max
+    special = [0.0, -0.0, 1.0, -1.0, INFINITY, -INFINITY, float("nan"), tiny, -tiny, huge, -huge]
+    scores = torch.tensor(special)[torch.randint(len(special), shape)]
+    check_kernel(scores, uneven(shape).int().view(shape[:2]), device)
+
+
+@kernel
+def test_the_kernel_orders_all_bits_of_a_number(device):
+    scores = torch.randint(-(2**31), 2**31, (1, 4, 3000)).int().view(torch.float32)
+    scores[0, 2:] = 1 + torch.randint(2**12, (2, 3000)) * torch.finfo().eps
+    check_kernel(scores, torch.tensor([[1, 1500, 700, 2999]]), device)
+
+
+@kernel
+def test_the_kernel_takes_any_layout(device):
+    scores = torch.randn(2, 50, 2).to(device)[:, ::2].mT
+    budgets = torch.arange(12).to(device).view(3, 4)[1:, ::2].T
+    assert torch.equal(select(scores, budgets), reference.select(scores, budgets))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0), (0, 3, 4), (2, 0, 4)], ids=str)
+@pytest.mark.usefixtures("triton_kernels")
+def test_the_kernel_finds_nothing_in_nothing(shape, device):
+    for count in (None, 0, 3):
+        check_kernel(torch.zeros(shape), torch.ones(shape[:2]).long(), device, count)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_scores_in_double_precision_have_no_kernel(device):
+    scores = torch.tensor([[[1.0, 1 + 1e-12]]], dtype=torch.float64, device=device)
+    with pytest.warns(KernelFallbackWarning, match="select runs in PyTorch.*float64"):
+        assert select(scores, torch.ones(1, 1, device=device).int()).item() == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+@pytest.mark.usefixtures("triton_kernels")
+def test_the_kernel_waits_for_nothing(device):
+    scores, budgets = torch.randn(2, 8, 5000, device=device), torch.ones(2, 8, device=device).int()
+    select(scores, budgets, count=100)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        select(scores, budgets, count=100)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import chunking, logits, window_attention
+from kvpolicy_kernels import chunking, launching, logits, window_attention
+from kvpolicy_kernels.backend import KernelFallbackWarning
+from kvpolicy_kernels.window_attention import reference
 
 SHAPES = [(1, 1, 1, 1, 1, 4), (2, 6, 2, 5, 17, 8), (1, 4, 4, 9, 9, 16), (2, 8, 2, 32, 131, 24)]
 shapes = pytest.mark.parametrize(("batch", "heads", "kv_heads", "window", "seq", "dim"), SHAPES)
@@ -75,3 +77,134 @@ def test_inputs_stay_as_they_are_even_when_they_carry_gradients():
 def test_shapes_that_do_not_fit_are_an_error(queries, keys, weights, message, refused):
     with refused(message):
         window_attention(torch.zeros(queries), torch.zeros(keys), torch.zeros(weights), scaling=1.0)
+
+
+# One row; groups that are no power of two, or fill several tiles; several tiles of queries; every
+# query of a prompt, so that most tiles see a part of the positions only.
+KERNEL_SHAPES = [
+    (1, 1, 1, 1, 1, 4),
+    (2, 6, 2, 5, 17, 8),
+    (2, 8, 2, 32, 131, 80),
+    (1, 6, 1, 40, 70, 128),
+    (1, 4, 2, 150, 150, 8),
+    (1, 150, 1, 1, 70, 16),
+]
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "window", "seq", "dim"), KERNEL_SHAPES, ids=str
+)
+@pytest.mark.parametrize(
+    ("dtype", "softcap"),
+    [(torch.float32, None), (torch.float32, 2.0), (torch.bfloat16, None), (torch.float16, 2.0)],
+    ids=str,
+)
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_the_kernels_match_the_definition(
+    batch, heads, kv_heads, window, seq, dim, dtype, softcap, naive_logits, device
+):
+    queries, keys, weights = example(batch, heads, kv_heads, window, seq, dim, dtype)
+    expected = naive_logits(queries, keys, dim**-0.5, softcap)
+    averaged = torch.einsum("bhws,w->bhs", expected.softmax(-1), weights.double())
+
+    actual = window_attention(
+        queries.to(device), keys.to(device), weights.to(device), scaling=dim**-0.5, softcap=softcap
+    )
+
+    assert actual.attention.dtype == actual.logsumexp.dtype == torch.float32
+    torch.testing.assert_close(actual.attention.double().cpu(), averaged, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(
+        actual.logsumexp.double().cpu(), expected.logsumexp(-1), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_the_kernels_take_any_layout(layout, device):
+    queries, keys, weights = example(2, 6, 2, 5, 70, 24)
+    expected = reference.window_attention(queries, keys, weights, scaling=0.3)
+    strided = torch.stack([weights, weights], 1).to(device)[:, 0]
+    actual = window_attention(
+        layout(queries).to(device), layout(keys).to(device), strided, scaling=0.3
+    )
+    for one, other in zip(expected, actual, strict=True):
+        torch.testing.assert_close(one, other.cpu(), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_queries_and_keys_of_different_types_multiply_as_float32(device):
+    queries, keys, weights = example(1, 2, 1, 3, 20, 40)
+    keys = keys.half()
+    expected = reference.window_attention(queries, keys, weights, scaling=0.2)
+    actual = window_attention(queries.to(device), keys.to(device), weights.to(device), scaling=0.2)
+    torch.testing.assert_close(expected.attention, actual.attention.cpu(), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("programs", [1, 4, 1000])
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_how_positions_split_among_programs_does_not_matter(programs, monkeypatch, device):
+    queries, keys, weights = (x.to(device) for x in example(1, 4, 2, 8, 200, 16))
+    whole = window_attention(queries, keys, weights, scaling=0.3)
+    monkeypatch.setattr(launching, "PROGRAMS", programs)
+    for one, other in zip(
+        whole, window_attention(queries, keys, weights, scaling=0.3), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_in_the_kernels_a_sequence_ignores_its_batch_mates(device):
+    queries, keys, weights = (x.to(device) for x in example(3, 4, 2, 4, 130, 8))
+    together = window_attention(queries, keys, weights, scaling=0.3)
+    alone = window_attention(queries[1:2], keys[1:2], weights, scaling=0.3)
+    assert torch.equal(alone.attention[0], together.attention[1])
+    assert torch.equal(alone.logsumexp[0], together.logsumexp[1])
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_the_kernels_give_a_sink_all_attention(naive_logits, device):
+    queries, keys, weights = torch.ones(1, 2, 4, 8), torch.randn(1, 1, 90, 8), torch.full([4], 0.25)
+    keys[:, :, 0] = 3
+    expected = naive_logits(queries, keys, 1.0).softmax(-1).mean(2)
+    actual = window_attention(queries.to(device), keys.to(device), weights.to(device), scaling=1.0)
+    assert expected[..., 0].min() > 1 - 1e-6
+    torch.testing.assert_close(actual.attention.cpu().double(), expected, rtol=2e-5, atol=0)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_a_large_logit_does_not_matter_where_it_is_not_seen(naive_logits, device):
+    queries, keys, weights = torch.ones(1, 2, 4, 8), torch.randn(1, 1, 90, 8), torch.ones(4)
+    keys[:, :, -1] = 40
+    expected = naive_logits(queries, keys, 1.0).softmax(-1).sum(2)
+    actual = window_attention(queries.to(device), keys.to(device), weights.to(device), scaling=1.0)
+    torch.testing.assert_close(actual.attention.cpu().double(), expected, rtol=2e-5, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.usefixtures("triton_kernels")
+def test_a_key_that_is_no_number_reaches_the_queries_that_see_it(poison, device):
+    queries, keys, weights = torch.ones(1, 2, 6, 8), torch.randn(1, 1, 80, 8), torch.rand(6)
+    keys[0, 0, 78] = poison
+    actual = window_attention(queries.to(device), keys.to(device), weights.to(device), scaling=1.0)
+    assert actual.logsumexp.cpu().isfinite().tolist() == [[[True] * 4 + [False] * 2] * 2]
+    assert actual.attention.isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.usefixtures("triton_kernels")
+def test_a_key_that_no_query_can_match_gets_no_attention(device):
+    queries, keys, weights = torch.ones(1, 2, 6, 8), torch.randn(1, 1, 80, 8), torch.rand(6)
+    keys[0, 0, 78] = -torch.inf
+    expected = reference.window_attention(queries, keys, weights, scaling=1.0)
+    actual = window_attention(queries.to(device), keys.to(device), weights.to(device), scaling=1.0)
+    assert (actual.attention[..., 78] == 0).all()
+    torch.testing.assert_close(expected.attention, actual.attention.cpu(), rtol=2e-5, atol=0)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_what_the_kernels_do_not_take_runs_in_pytorch(device):
+    queries, keys, weights = (x.to(device) for x in example(1, 2, 1, 3, 9, 300))
+    with pytest.warns(KernelFallbackWarning, match="at most 256 channels, these have 300"):
+        actual = window_attention(queries, keys, weights, scaling=0.1)
+    expected = reference.window_attention(queries, keys, weights, scaling=0.1)
+    assert torch.equal(actual.attention, expected.attention)

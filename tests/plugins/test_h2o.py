@@ -9,7 +9,8 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.policy import reduce_groups
 from kvpolicy.testing import contract, observation
-from kvpolicy_h2o import HeavyHitterScorer, accumulation
+from kvpolicy_h2o import HeavyHitterScorer
+from kvpolicy_kernels import logits
 
 test_contract = contract(plugin="h2o")
 
@@ -120,7 +121,7 @@ def test_a_prompts_sums_are_those_of_the_whole_attention_matrix(softcap):
 @pytest.mark.parametrize("window", [1, 8, 40, 64])
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_without_causality_only_the_window_is_masked(window, rows, monkeypatch):
-    monkeypatch.setattr(accumulation, "rows_per_block", lambda floats, device: rows)
+    monkeypatch.setattr(logits, "LOGITS_BYTES", rows * 40 * 4)
     layer = observation(positions=40, window=40, batch=2)
     mask = causal_mask(40)
     mask[: max(0, 40 - window)] = True

@@ -1,4 +1,4 @@
-"""The Triton kernel: one program copies a block of rows of one head's keys and values."""
+"""The Triton kernels: one copies blocks of rows, the other walks along a head and moves them."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -15,6 +15,9 @@ from torch import Tensor
 from kvpolicy_kernels import launching
 
 BLOCK_K = 32
+MOVED_ROWS = 128
+MOVED_BYTES = 64
+"""Bytes of a row that one program moves: few, for many programs; a GPU reads no fewer at once."""
 
 
 def unsupported(*tensors: Tensor) -> str | None:
@@ -86,3 +89,68 @@ def gather_kv(
             BLOCK_D=triton.next_power_of_2(dim), BLOCK_DV=triton.next_power_of_2(value_dim),
         )  # fmt: skip
     return kept_keys, kept_values
+
+
+@triton.jit
+def _walk(
+    table, rows, part, S, K, table_s, table_d, rows_k,
+    D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    d = part * BLOCK_D + tl.arange(0, BLOCK_D)
+    table += (d * table_d)[None, :]
+    for start in range(0, K, BLOCK_K):
+        k = (start + tl.arange(0, BLOCK_K)).to(tl.int64)
+        row = tl.load(rows + k * rows_k, mask=k < K, other=S).to(tl.int64)
+        moves = ((row >= 0) & (row < S) & (row != k))[:, None] & (d < D)[None, :]
+        moved = tl.load(table + (row * table_s)[:, None], mask=moves, other=0)
+        # Ascending rows lie behind all places written so far, but among those written now.
+        tl.debug_barrier()
+        tl.store(table + (k * table_s)[:, None], moved, mask=moves)
+
+
+@triton.jit
+def _compact_kernel(
+    keys, values, rows,
+    N, S, K,
+    keys_b, keys_n, keys_s, keys_d,
+    values_b, values_n, values_s, values_d,
+    rows_b, rows_n, rows_k,
+    D: tl.constexpr, DV: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0).to(tl.int64)
+    b, n = head // N, head % N
+    part = tl.program_id(1).to(tl.int64)
+    rows += b * rows_b + n * rows_n
+    key_parts: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    if part < key_parts:
+        keys += b * keys_b + n * keys_n
+        _walk(keys, rows, part, S, K, keys_s, keys_d, rows_k, D, BLOCK_K, BLOCK_D)
+    else:
+        part -= key_parts
+        values += b * values_b + n * values_n
+        _walk(values, rows, part, S, K, values_s, values_d, rows_k, DV, BLOCK_K, BLOCK_DV)
+
+
+def channels_of(table: Tensor) -> int:
+    """Channels that one program moves."""
+    channels: int = triton.next_power_of_2(table.shape[-1])
+    return min(channels, MOVED_BYTES // table.element_size())
+
+
+def compact_in_place(
+    keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
+) -> None:
+    """Move rows forward; heads and channels side by side, the rows of each one after another."""
+    if rows.numel() == 0:
+        return
+    batch, heads, positions, dim = keys.shape
+    kept, value_dim = rows.shape[-1], values.shape[-1]
+    block_d, block_dv = channels_of(keys), channels_of(values)
+    parts = triton.cdiv(dim, block_d) + triton.cdiv(value_dim, block_dv)
+    with torch.cuda.device_of(keys):
+        _compact_kernel[(batch * heads, parts)](
+            keys, values, rows, heads, positions, kept,
+            *keys.stride(), *values.stride(), *rows.stride(),
+            D=dim, DV=value_dim, BLOCK_K=MOVED_ROWS, BLOCK_D=block_d, BLOCK_DV=block_dv,
+        )  # fmt: skip

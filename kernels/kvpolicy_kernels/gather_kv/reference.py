@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvpolicy_kernels.checks import require
+from kvpolicy_kernels.chunking import rows_per_block, spans
+
 
 def gather_kv(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
@@ -23,6 +26,36 @@ def gather_kv(
         if first < 0 or last >= positions:
             raise IndexError(f"rows {first} .. {last} are not all among {positions} positions")
     return _gather(keys, rows), _gather(values, rows)
+
+
+def compact_in_place(
+    keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
+) -> None:
+    """Move rows forward, a block at a time.
+
+    Rows that ascend are never below the places that they move to, so no block reads a place that
+    an earlier one wrote.
+
+    Raises ValueError unless each head's rows ascend from 0 or above, up to fillers.
+    """
+    if rows.numel() == 0:
+        return
+    rows = rows.to(torch.int64)
+    filler = rows >= keys.shape[2]
+    ascends = (rows.diff(dim=-1) > 0) | filler[..., 1:]
+    require(
+        bool(ascends.all()) and bool((rows[..., 0] >= 0).all()),
+        "the rows of each head must ascend strictly, from 0 or above",
+    )
+    place = torch.arange(rows.shape[2], device=rows.device)
+    rows = rows.where(~filler, place)
+    moves = (rows != place).any(0).any(0).nonzero()
+    if moves.numel() == 0:
+        return
+    for table in (keys, values):
+        block = rows_per_block(table[:, :, 0].numel(), table.device)
+        for k in spans(int(moves[0]), rows.shape[2], block):
+            table[:, :, k] = _gather(table, rows[:, :, k])
 
 
 def _gather(

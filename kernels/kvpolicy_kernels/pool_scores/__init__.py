@@ -7,8 +7,8 @@ from typing import Literal
 from jaxtyping import Float32, Int
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.pool_scores import reference
 
 __all__ = ["pool_scores"]
 
@@ -27,7 +27,8 @@ def pool_scores(
     outside the scores repeat the nearest score; with edges="zero" they count as zeros in an average
     and do not take part in a maximum (-inf if no position does). A peak at p appears at p - shift.
 
-    Raises ValueError if a width is even or below 1.
+    Raises ValueError if a width is even or below 1; on a GPU, where asking a tensor of widths would
+    synchronise, an even one counts as 1 more and one below 1 as 1.
 
     >>> import torch
     >>> pool_scores(torch.tensor([[[0.0, 3.0, 0.0, 0.0, 6.0]]]), 3)
@@ -40,4 +41,8 @@ def pool_scores(
             isinstance(option, int) or option.shape == scores.shape[:2],
             f"{name} {tuple(getattr(option, 'shape', ()))} do not fit scores {tuple(scores.shape)}",
         )
-    return reference.pool_scores(scores, widths, shifts, mode=mode, edges=edges)
+    options = [option for option in (widths, shifts) if isinstance(option, Tensor)]
+    pooled: Tensor = implementation(__name__, scores, *options).pool_scores(
+        scores, widths, shifts, mode=mode, edges=edges
+    )
+    return pooled

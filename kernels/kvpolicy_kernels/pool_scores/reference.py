@@ -26,7 +26,7 @@ def pool_scores(
     rows = scores.flatten(0, 1)
     groups = _groups(widths, shifts, len(rows))
     for width, _ in groups:
-        require(width >= 1 and width % 2 == 1, f"a width must be odd and at least 1: {width}")
+        require_odd(width)
     if scores.numel() == 0:
         return scores.clone()
     pooled = torch.empty_like(rows)
@@ -35,6 +35,11 @@ def pool_scores(
         for part in spans(0, len(members), block):
             pooled[members[part]] = _pool(rows[members[part]], width, shift, mode, edges)
     return pooled.view(scores.shape)
+
+
+def require_odd(width: int) -> None:
+    """Raise ValueError unless a window of this width has a middle."""
+    require(width >= 1 and width % 2 == 1, f"a width must be odd and at least 1: {width}")
 
 
 def _groups(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require, require_groups
-from kvpolicy_kernels.ragged_attention import reference
 
 __all__ = ["ragged_attention"]
 
@@ -52,7 +52,10 @@ def ragged_attention(
         1 <= count <= keys.shape[2],
         f"{count} queries need as many keys in the tail, which has {keys.shape[2]}",
     )
-    return reference.ragged_attention(
+    tensors = (queries, prefix_keys, prefix_values, keys, values)
+    given = tensors if padding is None else (*tensors, padding)
+    attended: Tensor = implementation(__name__, *given).ragged_attention(
         queries, prefix_keys, prefix_values, lengths, keys, values,
         scaling=scaling, softcap=softcap, padding=padding,
     )  # fmt: skip
+    return attended

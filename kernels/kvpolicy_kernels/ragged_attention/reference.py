@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import product
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import LOGITS_BYTES, spans
-
-
-class Part(NamedTuple):
-    """Attention over some of the positions: its output, and the log-sum-exp of its logits."""
-
-    output: Float32[Tensor, "B H Q Dv"]
-    logsumexp: Float32[Tensor, "B H Q"]
+from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
 
 
 @torch.no_grad()
@@ -32,82 +22,94 @@ def ragged_attention(
     softcap: float | None,
     padding: Int[Tensor, " B"] | None,
 ) -> Float[Tensor, "B H Q Dv"]:
-    """Attend to prefix and tail for a block of queries at a time, and merge the two."""
+    """Take a block of queries at a time: one softmax over the tail and every head's own rows."""
     batch, heads, count, _ = queries.shape
-    longest = max(int(lengths.max()), keys.shape[2])
-    step = max(1, LOGITS_BYTES // (4 * batch * heads * longest))
+    sizes: list[int] = lengths.flatten().tolist()
+    prefix = list(zip(prefix_keys.split(sizes), prefix_values.split(sizes), strict=True))
+    columns = keys.shape[2] + max(sizes)
     result = values.new_empty(batch, heads, count, values.shape[-1])
-    for q in spans(0, count, step):
+    for q in spans(0, count, max(1, LOGITS_BYTES // (4 * batch * heads * columns))):
+        seen = keys.shape[2] - count + q.stop
         block = queries[:, :, q].float() * scaling
-        prefix = _prefix(block, prefix_keys, prefix_values, lengths, softcap)
-        visible = keys.shape[2] - count + q.stop
-        tail = _tail(block, keys[:, :, :visible], values[:, :, :visible], softcap, padding)
-        result[:, :, q] = _merged(prefix, tail)
+        tail = keys[:, :, :seen], values[:, :, :seen]
+        result[:, :, q] = _attend(block, prefix, *tail, max(sizes), softcap, padding)
     return result
 
 
-def _prefix(
+def _attend(
     queries: Float32[Tensor, "B H Q D"],
-    keys: Float[Tensor, "R D"],
-    values: Float[Tensor, "R Dv"],
-    lengths: Int[Tensor, "B N"],
-    softcap: float | None,
-) -> Part:
-    """Attend to every head's own rows; all queries see all of them."""
-    batch, heads, count, dim = queries.shape
-    group = heads // lengths.shape[1]
-    output = queries.new_zeros(batch, heads, count, values.shape[-1])
-    logsumexp = queries.new_full((batch, heads, count), -torch.inf)
-    first = 0
-    for (b, n), length in zip(
-        product(*map(range, lengths.shape)), lengths.flatten().tolist(), strict=True
-    ):
-        rows, h = slice(first, first + length), slice(n * group, (n + 1) * group)
-        first += length
-        if length:
-            folded = queries[b, h].reshape(-1, dim)
-            logits = _capped(folded @ keys[rows].float().T, softcap)
-            total = logits.logsumexp(-1)
-            weighted = logits.sub_(total[:, None]).exp_() @ values[rows].float()
-            output[b, h] = weighted.view(group, count, -1)
-            logsumexp[b, h] = total.view(group, count)
-    return Part(output, logsumexp)
-
-
-def _tail(
-    queries: Float32[Tensor, "B H Q D"],
+    prefix: list[tuple[Float[Tensor, "_ D"], Float[Tensor, "_ Dv"]]],
     keys: Float[Tensor, "B N V D"],
     values: Float[Tensor, "B N V Dv"],
+    longest: int,
     softcap: float | None,
     padding: Int[Tensor, " B"] | None,
-) -> Part:
-    """Attend to the shared tail; its last positions are those of the queries."""
+) -> Float32[Tensor, "B H Q Dv"]:
+    """Attend to prefix and tail, whose last positions are those of the queries."""
     batch, heads, count, dim = queries.shape
-    kv_heads, visible = keys.shape[1:3]
-    folded = queries.reshape(batch, kv_heads, -1, dim)
-    logits = _capped(folded @ keys.float().mT, softcap).view(batch, heads, count, visible)
+    kv_heads, tail = keys.shape[1:3]
+    rows = queries.reshape(batch, kv_heads, -1, dim)
+    # Columns that a head has no rows for are never written to, and weigh nothing.
+    logits = rows.new_full((*rows.shape[:3], tail + longest), -torch.inf)
+    _multiply(rows, keys, logits[..., :tail], softcap)
+    heads_of = zip(rows.flatten(0, 1), logits[..., tail:].flatten(0, 1), prefix, strict=True)
+    for head, out, (own, _) in heads_of:
+        _multiply(head, own, out, softcap)
+    _hide(logits.view(batch, heads, count, -1)[..., :tail], padding)
+    weights = _softmax(logits, may_be_blind=padding is not None)
+    output = rows.new_zeros(*rows.shape[:3], values.shape[-1])
+    _accumulate(weights[..., :tail], values, output)
+    heads_of = zip(weights[..., tail:].flatten(0, 1), output.flatten(0, 1), prefix, strict=True)
+    for head, out, (_, own) in heads_of:
+        _accumulate(head, own, out)
+    return output.view(batch, heads, count, -1)
+
+
+def _multiply(
+    queries: Float32[Tensor, "*heads r D"],
+    keys: Float[Tensor, "*heads s D"],
+    logits: Float32[Tensor, "*heads r S"],
+    softcap: float | None,
+) -> None:
+    """Fill the first columns of the logits, from keys that are converted on the way."""
+    for s in spans(0, keys.shape[-2], rows_per_block(_row(keys), keys.device)):
+        # Twice as fast as queries times keys, with as few queries as decoding has.
+        products = keys[..., s, :].float() @ queries.mT
+        if softcap is not None:
+            products.div_(softcap).tanh_().mul_(softcap)
+        logits[..., s] = products.mT
+
+
+def _accumulate(
+    weights: Float32[Tensor, "*heads r S"],
+    values: Float[Tensor, "*heads s Dv"],
+    output: Float32[Tensor, "*heads r Dv"],
+) -> None:
+    for s in spans(0, values.shape[-2], rows_per_block(_row(values), values.device)):
+        output += weights[..., s] @ values[..., s, :].float()
+
+
+def _row(table: Float[Tensor, "*heads s D"]) -> int:
+    """Count the numbers at one position of all heads."""
+    return table[..., :1, :].numel()
+
+
+def _hide(logits: Float32[Tensor, "B H Q V"], padding: Int[Tensor, " B"] | None) -> None:
+    """Hide from the queries, which are the last positions, what is later or padding."""
+    count, visible = logits.shape[-2:]
     if count > 1:
-        later = torch.ones(count, count, dtype=torch.bool, device=keys.device).triu_(1)
+        later = torch.ones(count, count, dtype=torch.bool, device=logits.device).triu_(1)
         logits[..., visible - count :].masked_fill_(later, -torch.inf)
     if padding is not None:
-        slot = torch.arange(visible, device=keys.device)
+        slot = torch.arange(visible, device=logits.device)
         logits.masked_fill_((slot < padding[:, None])[:, None, None], -torch.inf)
-    total = logits.logsumexp(-1)
-    weights = logits.sub_(_finite(total)[..., None]).exp_().view(batch, kv_heads, -1, visible)
-    output = (weights @ values.float()).view(batch, heads, count, -1)
-    return Part(output, total)
 
 
-def _merged(first: Part, second: Part) -> Float32[Tensor, "B H Q Dv"]:
-    total = _finite(torch.logaddexp(first.logsumexp, second.logsumexp))
-    shares = ((part.logsumexp - total).exp_()[..., None] * part.output for part in (first, second))
-    return next(shares).add_(next(shares))
-
-
-def _capped(logits: Float32[Tensor, "*shape"], softcap: float | None) -> Float32[Tensor, "*shape"]:
-    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
-
-
-def _finite(total: Float32[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
-    """Where a query sees nothing, let its weights come out as zeros instead of NaN."""
-    return total.masked_fill(total.isneginf(), 0)
+def _softmax(
+    logits: Float32[Tensor, "*lead S"], *, may_be_blind: bool
+) -> Float32[Tensor, "*lead S"]:
+    """Normalise in place; where a query sees nothing, its weights are zeros instead of NaN."""
+    if not may_be_blind:
+        return torch.softmax(logits, -1, out=logits)
+    blind = logits.amax(-1, keepdim=True).isneginf()
+    return torch.softmax(logits, -1, out=logits).masked_fill_(blind, 0)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require, require_groups, require_window
 from kvpolicy_kernels.reconstruction_error import factors as _factors
-from kvpolicy_kernels.reconstruction_error import joint, reference, windowed
+from kvpolicy_kernels.reconstruction_error import joint, windowed
 from kvpolicy_kernels.reconstruction_error.reference import odds
 
 __all__ = [
@@ -60,12 +61,17 @@ def reconstruction_error(
     """
     _check(attention, values)
     _check_factors(factors, attention.shape[1], values.shape[-1])
+    require(tau > 0, f"tau must be positive: {tau}")
     require(
         output.shape == (*attention.shape[:2], values.shape[-1]),
         f"output {tuple(output.shape)} does not fit attention {tuple(attention.shape)} "
         f"and values {tuple(values.shape)}",
     )
-    return reference.reconstruction_error(attention, values, output, factors, tau=tau)
+    tensors = (values, output) if factors is None else (values, output, factors)
+    errors: Tensor = implementation(__name__, *tensors).reconstruction_error(
+        attention, values, output, factors, tau=tau
+    )
+    return errors
 
 
 def joint_reconstruction_error(
@@ -104,7 +110,8 @@ def weighted_values(
              [3.]]])
     """
     _check(attention, values)
-    return reference.weighted_values(attention, values)
+    sums: Tensor = implementation(__name__, values).weighted_values(attention, values)
+    return sums
 
 
 def windowed_reconstruction_error(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.rerotate_keys import reference
 from kvpolicy_kernels.rerotate_keys.reference import rotate_half
 
 __all__ = ["rerotate_keys", "rotate_half"]
@@ -38,4 +38,7 @@ def rerotate_keys(
             table.shape[-1] == size and size % 2 == 0 and size <= keys.shape[-1],
             f"tables of {table.shape[-1]} and {size} channels do not fit keys {tuple(keys.shape)}",
         )
-    return reference.rerotate_keys(keys, old, new, interleaved=interleaved)
+    turned: Tensor = implementation(__name__, keys, *old, *new).rerotate_keys(
+        keys, old, new, interleaved=interleaved
+    )
+    return turned

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require, require_window
-from kvpolicy_kernels.row_statistics import reference
 
 __all__ = ["row_statistics"]
 
@@ -22,7 +22,8 @@ def row_statistics(
     """Mean position of the `count` most attended positions of every query.
 
     Query t sees the positions 0 .. S - W + t; one that sees fewer than `count` uses them all. Of
-    equal logits at the cut the lower positions count.
+    equal logits at the cut the lower positions count, and a logit of NaN is as low as one of -inf.
+    A softcap changes no order, and so no result.
 
     >>> import torch
     >>> keys = torch.tensor([[[[3.0], [2.0], [1.0], [0.0]]]])
@@ -31,4 +32,7 @@ def row_statistics(
     """
     require_window(queries, keys)
     require(count >= 1, f"count must be at least 1: {count}")
-    return reference.row_statistics(queries, keys, count, scaling=scaling, softcap=softcap)
+    means: Tensor = implementation(__name__, queries, keys).row_statistics(
+        queries, keys, count, scaling=scaling
+    )
+    return means

@@ -16,9 +16,8 @@ def row_statistics(
     count: int,
     *,
     scaling: float,
-    softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
-    """Take the largest logits of each row: the softmax would not change their order."""
+    """Take the largest logits of each row: softmax and softcap would not change their order."""
     window, positions = queries.shape[2], keys.shape[2]
     seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
     whole_row = (seen - 1).double() / 2
@@ -26,7 +25,7 @@ def row_statistics(
     short = max(0, min(window, count - (positions - window)))
     if short == window:
         return means
-    for b, _, h, w, logits in query_blocks(queries, keys, scaling=scaling, softcap=softcap):
+    for b, _, h, w, logits in query_blocks(queries, keys, scaling=scaling, softcap=None):
         first = max(short, w.start)
         if first < w.stop:
             sums = _largest_positions(logits[:, first - w.start :], count)
@@ -36,7 +35,7 @@ def row_statistics(
 
 def _largest_positions(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Tensor, "h w"]:
     """Sum the positions of each row's `count` largest; integers, so the order cannot matter."""
-    top = logits.topk(count + 1, sorted=False)
+    top = _top(logits, count + 1)
     least = top.values.topk(2, largest=False)
     excluded = top.indices.gather(-1, least.indices[..., :1])[..., 0]
     sums: Tensor = top.indices.sum(-1) - excluded
@@ -46,6 +45,15 @@ def _largest_positions(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Te
     if tied.is_cuda or tied.any():
         sums = torch.where(tied, _lowest_positions(logits, cut[..., None], count), sums)
     return sums
+
+
+def _top(logits: Float32[Tensor, "h w V"], count: int) -> torch.return_types.topk:
+    if not logits.is_cuda:
+        top = logits.topk(count, sorted=False)
+        if not top.values.isnan().any():
+            return top
+    # A NaN would be the largest. On a GPU asking for one would synchronise.
+    return logits.masked_fill_(logits.isnan(), -torch.inf).topk(count, sorted=False)
 
 
 def _lowest_positions(

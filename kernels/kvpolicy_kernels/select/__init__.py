@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.select import reference
 
 __all__ = ["select"]
 
@@ -31,4 +31,7 @@ def select(
         f"budgets {tuple(budgets.shape)} do not fit scores {tuple(scores.shape)}",
     )
     require(count is None or count >= 0, f"count must not be negative: {count}")
-    return reference.select(scores, budgets, count=count)
+    selected: Tensor = implementation(__name__, scores, budgets).select(
+        scores, budgets, count=count
+    )
+    return selected

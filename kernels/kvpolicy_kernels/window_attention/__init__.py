@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require, require_window
-from kvpolicy_kernels.window_attention import reference
 from kvpolicy_kernels.window_attention.reference import WindowAttention
 
 __all__ = ["WindowAttention", "window_attention"]
@@ -35,4 +35,7 @@ def window_attention(
         weights.shape == queries.shape[2:3],
         f"{tuple(weights.shape)} weights for a window of {queries.shape[2]} queries",
     )
-    return reference.window_attention(queries, keys, weights, scaling=scaling, softcap=softcap)
+    averaged: WindowAttention = implementation(__name__, queries, keys, weights).window_attention(
+        queries, keys, weights, scaling=scaling, softcap=softcap
+    )
+    return averaged

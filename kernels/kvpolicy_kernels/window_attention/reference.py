@@ -31,7 +31,8 @@ def window_attention(
     weights = weights.float()
     attention = weights.new_zeros(*queries.shape[:2], keys.shape[2])
     logsumexp = weights.new_empty(queries.shape[:3])
-    for b, _, h, w, logits in query_blocks(queries, keys, scaling=scaling, softcap=softcap):
+    blocks = query_blocks(queries, keys, scaling=scaling, softcap=softcap, together=True)
+    for b, _, h, w, logits in blocks:
         largest = logits.amax(-1)
         mass = logits.sub_(largest[..., None]).exp_().sum(-1)
         logsumexp[b, h, w] = largest + mass.log()

@@ -1,0 +1,39 @@
+"""Attention that every position receives from all queries together."""
+
+from __future__ import annotations
+
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from kvpolicy_kernels.backend import implementation
+from kvpolicy_kernels.checks import require_window
+
+__all__ = ["column_attention"]
+
+
+def column_attention(
+    queries: Float[Tensor, "B H Q D"],
+    keys: Float[Tensor, "B N S D"],
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    causal: bool = True,
+) -> Float32[Tensor, "B H S"]:
+    """Sum the attention of all queries to each position, without storing [B H Q S].
+
+    attention_i = sum_t softmax_i(scaling q_t . k_i). The Q queries are those of the last Q
+    positions: query t sees the positions 0 .. S - Q + t, or all of them if not `causal`. With
+    `softcap` c the logits x become c tanh(x / c) before the softmax.
+
+    >>> import torch
+    >>> queries, keys = torch.zeros(1, 2, 2, 8), torch.zeros(1, 1, 2, 8)
+    >>> column_attention(queries, keys, scaling=1.0)[0, 0]
+    tensor([1.5000, 0.5000])
+    >>> column_attention(queries, keys, scaling=1.0, causal=False)[0, 0]
+    tensor([1., 1.])
+    """
+    require_window(queries, keys)
+    attention: Tensor = implementation(__name__, queries, keys).column_attention(
+        queries, keys, scaling=scaling, softcap=softcap, causal=causal
+    )
+    return attention

@@ -1,0 +1,64 @@
+"""Uneven heads cut into tiles of the same size: as much work for every program of a launch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from kvpolicy_kernels.launching import PROGRAMS
+
+SMALLEST = 64
+PARTIAL_NUMBERS = 2**24
+"""Numbers in the outputs of all tiles, in float32 before they are merged."""
+
+
+class Tiles(NamedTuple):
+    """Where the tiles of all heads lie."""
+
+    total: int
+    table: Int[Tensor, "tiles 3"]
+    """Head, first row and number of rows of each; those of a head follow one another."""
+    bounds: Int[Tensor, " heads+1"]
+    """The first tile of each head, and the number of all."""
+
+
+def span_of(longest: int, rows: int, heads: int, numbers: int) -> int:
+    """Choose the rows of a tile: few, as long as no more tiles come of it than are good.
+
+    A tile's output has so many `numbers`. Cutting finer than twice the programs that a GPU holds
+    balances no better.
+
+    >>> span_of(longest=100, rows=800, heads=8, numbers=512)
+    64
+    >>> span_of(longest=100_000, rows=800_000, heads=8, numbers=512)
+    2048
+    """
+    most = min(2 * PROGRAMS, PARTIAL_NUMBERS // numbers)
+    span = SMALLEST
+    while span < longest and rows // span + heads > most:
+        span *= 2
+    return span
+
+
+@lru_cache(maxsize=256)  # one for each layer of a model, while its heads keep their lengths
+def tiles_of(lengths: tuple[int, ...], numbers: int, device: torch.device) -> Tiles:
+    """Cut up prefixes that lie one after another; copied to the device at once.
+
+    >>> tiles = tiles_of((100, 0, 64), 512, torch.device("cpu"))
+    >>> tiles.table.tolist(), tiles.bounds.tolist()
+    ([[0, 0, 64], [0, 64, 36], [2, 100, 64]], [0, 2, 2, 3])
+    """
+    span = span_of(max(lengths), sum(lengths), len(lengths), numbers)
+    sizes = torch.tensor(lengths)
+    bounds = F.pad(((sizes + span - 1) // span).cumsum(0), (1, 0))
+    heads = torch.arange(len(lengths)).repeat_interleave(bounds.diff())
+    before = (torch.arange(len(heads)) - bounds[heads]) * span
+    first = (sizes.cumsum(0) - sizes)[heads] + before
+    table = torch.stack([heads, first, (sizes[heads] - before).clamp_(max=span)], dim=1)
+    moved = torch.cat([bounds, table.flatten()]).to(device)
+    return Tiles(len(heads), moved[len(bounds) :].view(-1, 3), moved[: len(bounds)])

@@ -1,0 +1,232 @@
+"""The Triton kernels: a block of values, read once, serves every query head of its group."""
+
+# Triton has no types, and its kernels name their sizes by the letters of the shapes.
+# ruff: noqa: ANN001, ANN202, N803
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from kvpolicy_kernels import launching
+from kvpolicy_kernels.reconstruction_error import reference
+
+LEAST_REST = tl.constexpr(reference.LEAST_REST)
+
+
+class ErrorTile(NamedTuple):
+    """How many positions, rows of a factor and channels a program multiplies at once."""
+
+    positions: int
+    rank: int
+    channels: int
+    warps: int = 8
+
+
+class SumTile(NamedTuple):
+    """How many heads and positions a program multiplies at once, and how exactly."""
+
+    heads: int
+    positions: int
+    precision: str
+    warps: int
+
+
+def unsupported(*tensors: Tensor) -> str | None:
+    """Say why these values, outputs and factors are not for the kernels; None if they are."""
+    return launching.refusal(*tensors)
+
+
+def error_tile(block_dim: int, exact: bool, projected: bool) -> ErrorTile:
+    """Choose by shape alone: what spills nothing, and fits 99 KiB where a GPU shares no more.
+
+    While they fit, all channels of the values stay in registers from head to head. Exact products
+    in float32 run without tensor cores, and hold all their channels in registers at once.
+    """
+    if not projected:
+        return ErrorTile(64, 1, block_dim)
+    if exact:
+        return ErrorTile(32, 64, 16, warps=4)
+    return ErrorTile(128, 32, block_dim) if block_dim <= 128 else ErrorTile(128, 64, 64)
+
+
+def sum_tile(group: int, exact: bool) -> SumTile:
+    """Choose by shape alone, again.
+
+    The sum waits for memory and can afford three products in tf32, which keep the attention's
+    digits; those of values in half precision fit one.
+    """
+    # Tensor cores multiply 16 rows at least.
+    heads = max(16, min(32, triton.next_power_of_2(group)))
+    return SumTile(heads, 16, "ieee", 4) if exact else SumTile(heads, 32, "tf32x3", 8)
+
+
+@triton.jit
+def _load(rows, inside, d, dim_stride, D: tl.constexpr):
+    mask = inside[:, None] & (d < D)[None, :]
+    return tl.load(rows[:, None] + d[None, :] * dim_stride, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
+def _missing(output, d, output_d, values, D: tl.constexpr):
+    return tl.load(output + d * output_d, mask=d < D, other=0).to(tl.float32)[None, :] - values
+
+
+@triton.jit
+def _squares(
+    missing, factor, R, factors_r, factors_d, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+    squares = tl.zeros([missing.shape[0]], tl.float32)
+    for start in range(0, R, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R).to(tl.int64)
+        rows = _load(factor + r * factors_r, r < R, d, factors_d, D)
+        projected = tl.dot(missing, tl.trans(rows), input_precision=PRECISION)
+        squares += tl.sum(projected * projected, 1)
+    return squares
+
+
+@triton.jit
+def _squares_by_channels(
+    value_rows, inside, values_d, output, output_d, factor, R, factors_r, factors_d,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    squares = tl.zeros([value_rows.shape[0]], tl.float32)
+    for start in range(0, R, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R).to(tl.int64)
+        projected = tl.zeros([value_rows.shape[0], BLOCK_R], tl.float32)
+        for channel in range(0, BLOCK_D, CHANNELS):
+            d = channel + tl.arange(0, CHANNELS).to(tl.int64)
+            values = _load(value_rows, inside, d, values_d, D)
+            missing = _missing(output, d, output_d, values, D)
+            rows = _load(factor + r * factors_r, r < R, d, factors_d, D)
+            projected = tl.dot(missing, tl.trans(rows), projected, input_precision=PRECISION)
+        squares += tl.sum(projected * projected, 1)
+    return squares
+
+
+@triton.jit
+def _error_kernel(
+    attention, values, output, factors, errors, N, G, R, S, tau,
+    attention_b, attention_h, attention_s,
+    values_b, values_n, values_s, values_d,
+    output_b, output_h, output_d, factors_h, factors_r, factors_d,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    s = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    place = tl.program_id(1).to(tl.int64)
+    b, n = place // N, place % N
+    inside = s < S
+    value_rows = values + b * values_b + n * values_n + s * values_s
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+    block = _load(value_rows, inside, d, values_d, D)
+    for h in range(n * G, n * G + G):
+        o = output + b * output_b + h * output_h
+        if factors is None:
+            missing = _missing(o, d, output_d, block, D)
+            squares = tl.sum(missing * missing, 1)
+        elif CHANNELS == BLOCK_D:
+            squares = _squares(
+                _missing(o, d, output_d, block, D), factors + h * factors_h,
+                R, factors_r, factors_d, D, BLOCK_D, BLOCK_R, PRECISION,
+            )  # fmt: skip
+        else:
+            squares = _squares_by_channels(
+                value_rows, inside, values_d, o, output_d, factors + h * factors_h,
+                R, factors_r, factors_d, D, BLOCK_D, CHANNELS, BLOCK_R, PRECISION,
+            )  # fmt: skip
+        norm = tl.sqrt(squares)
+        if tau is not None:
+            power = tl.exp2(tau * tl.log2(tl.where(norm == 0, 1.0, norm)))
+            norm = tl.where(norm == 0, 0.0, power)
+        a = attention + b * attention_b + h * attention_h + s * attention_s
+        a = tl.load(a, mask=inside, other=0).to(tl.float32)
+        odds = a / tl.maximum(1 - a, LEAST_REST)
+        tl.store(errors + (b * N * G + h) * S + s, norm * odds, mask=inside)
+
+
+def reconstruction_error(
+    attention: Float[Tensor, "B H S"],
+    values: Float[Tensor, "B N S D"],
+    output: Float[Tensor, "B H D"],
+    factors: Float[Tensor, "H R D"] | None,
+    *,
+    tau: float = 1.0,
+) -> Float32[Tensor, "B H S"]:
+    """One program takes a block of positions through all heads of their group."""
+    batch, heads, positions = attention.shape
+    kv_heads, dim = values.shape[1], values.shape[-1]
+    precision = launching.precision(values)
+    block_dim = max(16, triton.next_power_of_2(dim))
+    tile = error_tile(block_dim, exact=precision == "ieee", projected=factors is not None)
+    errors = torch.empty(batch, heads, positions, dtype=torch.float32, device=values.device)
+    rank, strides = (0, (0, 0, 0)) if factors is None else (factors.shape[1], factors.stride())
+    with torch.cuda.device_of(values):
+        _error_kernel[(triton.cdiv(positions, tile.positions), batch * kv_heads)](
+            attention, values, output, factors, errors,
+            kv_heads, heads // kv_heads, rank, positions, None if tau == 1 else tau,
+            *attention.stride(), *values.stride(), *output.stride(), *strides,
+            D=dim, BLOCK_D=block_dim, BLOCK_S=tile.positions, CHANNELS=tile.channels,
+            BLOCK_R=tile.rank, PRECISION=precision, num_warps=tile.warps,
+        )  # fmt: skip
+    return errors
+
+
+@triton.jit
+def _sum_kernel(
+    attention, values, partials, N, G, S, GROUP_BLOCKS, SPAN,
+    attention_b, attention_h, attention_s,
+    values_b, values_n, values_s, values_d, partials_split,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    split = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1).to(tl.int64)
+    b, n, group_block = place // GROUP_BLOCKS // N, place // GROUP_BLOCKS % N, place % GROUP_BLOCKS
+    g = group_block * BLOCK_G + tl.arange(0, BLOCK_G)
+    h = n * G + g
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+    sums = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    for start in range(split * SPAN, tl.minimum(split * SPAN + SPAN, S), BLOCK_S):
+        s = start + tl.arange(0, BLOCK_S)
+        value_rows = values + b * values_b + n * values_n + s * values_s
+        block = _load(value_rows, s < S, d, values_d, D)
+        a = _load(attention + b * attention_b + h * attention_h, g < G, s, attention_s, S)
+        sums = tl.dot(a, block, sums, input_precision=PRECISION)
+    rows = partials + split * partials_split + (b * N * G + h) * D
+    tl.store(rows[:, None] + d[None, :], sums, mask=(g < G)[:, None] & (d < D)[None, :])
+
+
+def weighted_values(
+    attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
+) -> Float32[Tensor, "B H D"]:
+    """Sum parts of the positions at once, then the parts."""
+    batch, heads, positions = attention.shape
+    kv_heads, dim = values.shape[1], values.shape[-1]
+    group = heads // kv_heads
+    tile = sum_tile(group, exact=launching.precision(values) == "ieee")
+    group_blocks, blocks = triton.cdiv(group, tile.heads), triton.cdiv(positions, tile.positions)
+    places = kv_heads * group_blocks
+    # Not by the batch: a sequence's sums must not depend on its mates.
+    span = tile.positions * triton.cdiv(blocks, launching.splits(places, blocks))
+    # Without positions there still is a sum: zero.
+    splits = max(1, triton.cdiv(positions, max(1, span)))
+    partials = torch.empty(splits, batch, heads, dim, dtype=torch.float32, device=values.device)
+    with torch.cuda.device_of(values):
+        _sum_kernel[(splits, batch * places)](
+            attention, values, partials, kv_heads, group, positions, group_blocks, span,
+            *attention.stride(), *values.stride(), partials.stride(0),
+            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
+            BLOCK_G=tile.heads, BLOCK_S=tile.positions,
+            PRECISION=tile.precision, num_warps=tile.warps,
+        )  # fmt: skip
+    return partials.sum(0)

@@ -1,0 +1,99 @@
+"""The Triton kernel: one program turns a block of one head's keys, in float32."""
+
+# Triton has no types, and its kernels name their sizes by the letters of the shapes.
+# ruff: noqa: ANN001, ANN202, N803
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from kvpolicy_kernels import launching
+
+BLOCK_NUMBERS = 2048
+"""Numbers in a block of keys or of a table: a program holds six, in registers of four warps."""
+
+
+def unsupported(*tensors: Tensor) -> str | None:
+    """Say why these keys and tables are not for the kernel; None if they are."""
+    return launching.refusal(*tensors)
+
+
+@triton.jit
+def _table(table, b, n, s, d, inside, stride_b, stride_n, stride_s, stride_d):
+    place = table + b * stride_b + n * stride_n + s * stride_s + d * stride_d
+    return tl.load(place, mask=inside, other=0).to(tl.float32)
+
+
+@triton.jit
+def _rerotate_keys_kernel(
+    keys, old_cos, old_sin, new_cos, new_sin, turned,
+    N, S,
+    keys_b, keys_n, keys_s, keys_d,
+    old_b, old_n, old_s, old_d,
+    new_b, new_n, new_s, new_d,
+    D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0).to(tl.int64)
+    b, n = head // N, head % N
+    s = (tl.program_id(1).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S))[:, None]
+    d = tl.arange(0, BLOCK_D).to(tl.int64)[None, :]
+    # The other channel of the pair, and the sign with which it enters: (x, y) turns to (-y, x).
+    if INTERLEAVED:
+        other = d ^ 1
+        sign = tl.where(d % 2 == 0, -1.0, 1.0)
+    else:
+        other = tl.where(d < R // 2, d + R // 2, d - R // 2)
+        sign = tl.where(d < R // 2, -1.0, 1.0)
+    rotary = (s < S) & (d < R)
+    cos_o = _table(old_cos, b, n, s, d, rotary, old_b, old_n, old_s, old_d)
+    sin_o = _table(old_sin, b, n, s, d, rotary, old_b, old_n, old_s, old_d)
+    cos_n = _table(new_cos, b, n, s, d, rotary, new_b, new_n, new_s, new_d)
+    sin_n = _table(new_sin, b, n, s, d, rotary, new_b, new_n, new_s, new_d)
+    inside = (s < S) & (d < D)
+    key = _table(keys, b, n, s, d, inside, keys_b, keys_n, keys_s, keys_d)
+    pair = _table(keys, b, n, s, other, rotary, keys_b, keys_n, keys_s, keys_d)
+    turn = key * (cos_n * cos_o + sin_n * sin_o) + pair * (sin_n * cos_o - cos_n * sin_o) * sign
+    tl.store(turned + (head * S + s) * D + d, tl.where(d < R, turn, key), mask=inside)
+
+
+def rerotate_keys(
+    keys: Float[Tensor, "B N S D"],
+    old: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
+    new: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
+    *,
+    interleaved: bool,
+) -> Float[Tensor, "B N S D"]:
+    """Turn by the difference of the two angles, in one launch."""
+    batch, heads, positions, dim = keys.shape
+    # The interpreter cuts digits off where a GPU rounds.
+    dtype = torch.float32 if launching.INTERPRETED else keys.dtype
+    turned = torch.empty(keys.shape, dtype=dtype, device=keys.device)
+    if turned.numel() == 0:
+        return turned.to(keys.dtype)
+    size = old[0].shape[-1]
+    (old_cos, old_sin), (new_cos, new_sin) = (
+        _alike(*(table.expand(*keys.shape[:3], size) for table in tables)) for tables in (old, new)
+    )
+    block = triton.next_power_of_2(dim)
+    rows = max(1, BLOCK_NUMBERS // block)
+    with torch.cuda.device_of(keys):
+        _rerotate_keys_kernel[(batch * heads, triton.cdiv(positions, rows))](
+            keys, old_cos, old_sin, new_cos, new_sin, turned, heads, positions,
+            *keys.stride(), *old_cos.stride(), *new_cos.stride(),
+            D=dim, R=size, INTERLEAVED=interleaved, BLOCK_S=rows, BLOCK_D=block,
+        )  # fmt: skip
+    return turned.to(keys.dtype)
+
+
+def _alike(
+    cosines: Float[Tensor, "B N S R"], sines: Float[Tensor, "B N S R"]
+) -> tuple[Float[Tensor, "B N S R"], Float[Tensor, "B N S R"]]:
+    """Return a pair of tables with the same strides: a launch takes them once."""
+    same = cosines.stride() == sines.stride()
+    return (cosines, sines) if same else (cosines.contiguous(), sines.contiguous())

@@ -1,0 +1,127 @@
+"""The Triton kernels: logits of a bounded number of rows, then the sum over each row's largest."""
+
+# Triton has no types, and its kernels name their sizes by the letters of the shapes.
+# ruff: noqa: ANN001, ANN202, N803
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from kvpolicy_kernels import launching
+from kvpolicy_kernels.chunking import LOGITS_BYTES, spans
+from kvpolicy_kernels.select.kernel import BLOCK_S, STAGES, WARPS, read, taken, threshold_of
+
+MOST_ROWS = 128
+"""Rows of a tile. It reads every key once: a group's window should fit, and rarely is larger."""
+
+
+def unsupported(*tensors: Tensor) -> str | None:
+    """Say why these queries and keys are not for the kernel; None if they are."""
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        return "it multiplies queries and keys of one dtype only"
+    return launching.refusal(*tensors)
+
+
+@triton.jit(do_not_specialize=["first"])
+def _logits_kernel(
+    queries, keys, logits, scaling,
+    first, N, G, W, S, L,
+    queries_b, queries_h, queries_w, queries_d,
+    keys_b, keys_n, keys_s, keys_d,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, UP: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    tile = first + tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(G * W, ROWS)
+    b, n = tile // tiles // N, tile // tiles % N
+    r = tile % tiles * ROWS + tl.arange(0, ROWS)
+    s = tl.program_id(1).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    exists, inside = (r < G * W)[:, None], (s < S)[None, :]
+    queries += b * queries_b + ((n * G + r // W) * queries_h + r % W * queries_w)[:, None]
+    keys += b * keys_b + n * keys_n + (s * keys_s)[None, :]
+    product = tl.zeros((ROWS, BLOCK_S), tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = (start + tl.arange(0, BLOCK_D)).to(tl.int64)
+        read_d = d < D
+        query = tl.load(queries + d[None, :] * queries_d, mask=exists & read_d[None, :], other=0.0)
+        key = tl.load(keys + d[:, None] * keys_d, mask=read_d[:, None] & inside, other=0.0)
+        if UP:
+            query, key = query.to(tl.float32), key.to(tl.float32)
+        product = tl.dot(query, key, product, input_precision=PRECISION)
+    tl.store(logits + row[:, None] * L + s[None, :], product * scaling, mask=exists & inside)
+
+
+@triton.jit(do_not_specialize=["first"])
+def _sums_kernel(
+    logits, sums,
+    first, count, G, W, S, L,
+    ROWS: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    tile = first + tl.program_id(0).to(tl.int64)
+    tiles = tl.cdiv(G * W, ROWS)
+    r = tile % tiles * ROWS + tl.program_id(1)
+    exists = r < G * W
+    seen = tl.where(exists, S - W + 1 + r % W, 0).to(tl.int32)
+    logits += (tl.program_id(0).to(tl.int64) * ROWS + tl.program_id(1)) * L
+    threshold, room = threshold_of(logits, 1, seen, tl.minimum(count, seen), BLOCK_S, STAGES)
+    total = tl.zeros((BLOCK_S,), tl.int64)
+    for start in tl.range(0, seen, BLOCK_S, num_stages=STAGES):
+        s, inside, numbers = read(logits, 1, start, seen, BLOCK_S)
+        largest, room = taken(numbers, inside, threshold, room)
+        total += tl.where(largest, s, 0)
+    tl.store(sums + tile // tiles * (G * W) + r, tl.sum(total, 0), mask=exists)
+
+
+def blocks(dtype: torch.dtype, dim: int) -> dict[str, int]:
+    """How the product is cut. Larger blocks of float32, which tensor cores do not take, spill."""
+    if dtype == torch.float32:
+        return {"BLOCK_S": 64, "BLOCK_D": 16, "num_warps": 8, "num_stages": 2}
+    channels = min(64, max(16, triton.next_power_of_2(dim)))
+    return {"BLOCK_S": 128, "BLOCK_D": channels, "num_warps": 8, "num_stages": 2}
+
+
+def tiles_at_once(keys: Float[Tensor, "B N S D"], logits: int) -> int:
+    """How many tiles of so many logits fit into an eighth of the layer's keys and values."""
+    layer = 2 * keys.numel() * keys.element_size()
+    return max(1, max(LOGITS_BYTES, layer // 8) // (4 * logits))
+
+
+def row_statistics(
+    queries: Float[Tensor, "B H W D"], keys: Float[Tensor, "B N S D"], count: int, *, scaling: float
+) -> Float64[Tensor, "B H W"]:
+    """Sum in two launches for every `tiles_at_once`."""
+    batch, heads, window, dim = queries.shape
+    kv_heads, positions = keys.shape[1:3]
+    seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
+    sums = seen.new_empty(batch, heads, window)
+    if sums.numel() == 0:
+        return sums.double()
+    group = heads // kv_heads
+    rows = min(MOST_ROWS, max(16, triton.next_power_of_2(group * window)))
+    tiles = batch * kv_heads * triton.cdiv(group * window, rows)
+    # Rows of logits start at multiples of 128 bytes.
+    length = triton.cdiv(positions, 32) * 32
+    step = min(tiles, tiles_at_once(keys, rows * length))
+    logits = torch.empty(step * rows, length, dtype=torch.float32, device=keys.device)
+    sizes = group, window, positions, length
+    block = blocks(keys.dtype, dim)
+    # Triton launches on the current device, which need not be the one that holds this layer.
+    with torch.cuda.device_of(keys):
+        for part in spans(0, tiles, step):
+            held = part.stop - part.start
+            _logits_kernel[(held, triton.cdiv(positions, block["BLOCK_S"]))](
+                queries, keys, logits, scaling, part.start, kv_heads, *sizes,
+                *queries.stride(), *keys.stride(), D=dim, ROWS=rows,
+                PRECISION=launching.precision(queries, keys), UP=launching.INTERPRETED, **block,
+            )  # fmt: skip
+            _sums_kernel[(held, min(rows, group * window))](
+                logits, sums, part.start, count, *sizes,
+                ROWS=rows, BLOCK_S=BLOCK_S, STAGES=STAGES, num_warps=WARPS,
+            )  # fmt: skip
+    return sums.double() / seen.clamp(max=count)

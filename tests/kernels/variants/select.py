@@ -1,0 +1,21 @@
+from compile_offline import Variant
+
+from kvpolicy_kernels.select import kernel
+
+
+def variants():
+    for dtype in ("fp32", "bf16"):
+        for name, unaligned in (("", ("N", "K")), (" odd", ("N", "K", "S", "scores_n"))):
+            yield Variant(
+                name=f"select {dtype}{name}",
+                function=kernel._select_kernel,
+                pointers={"scores": dtype, "budgets": "i64", "kept": "i64"},
+                constants={
+                    "scores_s": 1,
+                    "budgets_n": 1,
+                    "BLOCK_S": kernel.BLOCK_S,
+                    "STAGES": kernel.STAGES,
+                },
+                unaligned=(*unaligned, "budgets_b"),
+                warps=kernel.WARPS,
+            )
