@@ -1,0 +1,170 @@
+"""Decoding one token: full, evicted and uneven caches; launched eagerly and as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import kvpolicy
+from benchmarks.gpu.bench import Bench, Cell, kernels, under
+from benchmarks.gpu.caches import fixed_cache, growing_cache
+from benchmarks.gpu.eviction import red
+from benchmarks.gpu.models import prompt, random_model
+from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.timing import Timing, captured, free_bytes, interleaved, ratio
+
+Call = Callable[[], Any]
+EAGER = ("full, DynamicCache", "full, dense", "evicted, dense", "evicted", "uneven")
+GRAPHS = (("full, dense", "evicted, dense", "evicted"), ("uneven", "evicted, dense"))
+"""What is timed in turns as CUDA graphs; a capture that fails leaves the device in doubt."""
+
+RATIOS = (
+    ("full, dense", "evicted", "full over evicted"),
+    ("evicted", "evicted, dense", "evicted over dense"),
+    ("uneven", "evicted, dense", "uneven over dense"),
+)
+"""What is compared: over what, and as what."""
+
+
+@attrs.frozen
+class SteppedAllocator:
+    """Gives a layer's heads a quarter of the budget to seven quarters, in equal steps.
+
+    With random weights an allocator that looks at scores would treat heads nearly alike.
+    """
+
+    uneven: ClassVar[bool] = True
+
+    def allocate(self, scores: Tensor, observation: kvpolicy.Observation, budget: int) -> Tensor:
+        """Return the same counts for every sequence; their mean is the budget."""
+        heads = scores.shape[1]
+        counts = (torch.linspace(0.25, 1.75, heads, dtype=torch.float64) * budget).long()
+        counts[-1] += heads * budget - counts.sum()
+        return counts.to(scores.device).expand(len(scores), -1)
+
+
+@attrs.frozen
+class Step:
+    """A decode step."""
+
+    call: Call
+    red: str | None = None
+    note: str = ""
+
+
+def cells(scale: Scale, name: str, shapes: Sequence[tuple[int, int]]) -> Iterator[Cell]:
+    """Decode with (rows, tokens) read before."""
+    for batch, length in shapes:
+        yield Cell(
+            key=f"decode/step/{name}/{batch}x{length}",
+            measure=partial(time_steps, name=name, batch=batch, length=length),
+            seconds=25,
+        )
+
+
+def step_of(model: PreTrainedModel, cache: Any, token: Tensor) -> Call:
+    """Return a call that decodes one token."""
+    return lambda: model(token, past_key_values=cache, use_cache=True).logits
+
+
+def evicted_cache(bench: Bench, model: PreTrainedModel, batch: int, **parts: Any) -> Any:
+    """Return a cache that has been evicted to the budget; how much it read before is the same."""
+    budget = bench.scale.budget
+    cache = kvpolicy.recipe("snapkv", budget=budget, **parts).cache(model)
+    with kernels("auto"):
+        model(prompt(model, 2 * budget, batch), past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+def steps(bench: Bench, model: PreTrainedModel, batch: int, length: int) -> dict[str, Step]:
+    """Return the steps that are compared, by what the cache is."""
+    scale, layers, device = bench.scale, bench.scale.layers, bench.device
+    token = prompt(model, 1, batch)
+    full = fixed_cache(scale, length, batch, layers, device)
+    # The evicted cache holds a token more with every step; its rival as many at the first.
+    small = fixed_cache(scale, scale.budget, batch, layers, device)
+    even = evicted_cache(bench, model, batch)
+    uneven = evicted_cache(bench, model, batch, allocator=SteppedAllocator())
+    spread = f"layers with uneven heads: {sum(each.is_uneven for each in uneven.policy_layers)}"
+    compared = {
+        "full, dense": Step(step_of(model, full, token)),
+        "evicted, dense": Step(step_of(model, small, token)),
+        "evicted": Step(under("auto", step_of(model, even, token)), red=red(bench, "snapkv")),
+        "uneven": Step(
+            under("auto", step_of(model, uneven, token)),
+            red=red(bench, "snapkv") or bench.red("ragged_attention"),
+            note=spread,
+        ),
+    }
+    # It copies the cache at its first step; half a copy would leave no room for the others.
+    if free_bytes(device) > 1.2 * layers * batch * length * scale.kv_bytes:
+        growing = growing_cache(full, model.config)
+        compared["full, DynamicCache"] = Step(step_of(model, growing, token))
+    return compared
+
+
+@torch.no_grad()
+def time_steps(bench: Bench, name: str, batch: int, length: int) -> None:
+    """Time steps eagerly, in turns, then as graphs, in turns."""
+    model = random_model(name, bench.scale, bench.scale.layers, bench.device)
+    try:
+        compared = steps(bench, model, batch, length)
+        for form, group in (("eager", EAGER), *(("CUDA graph", group) for group in GRAPHS)):
+            calls = {each: compared[each].call for each in group if each in compared}
+            timings = timed_in(form, calls, bench)
+            note_steps(bench, name, (batch, length), form, compared, timings)
+    finally:
+        kvpolicy.restore(model)
+
+
+def timed_in(form: str, calls: dict[str, Call], bench: Bench) -> dict[str, Timing | str]:
+    """Time steps in one form; where one does not have it, say why."""
+    timings: dict[str, Timing | str] = {}
+    ready: dict[str, Call] = {}
+    for name, call in calls.items():
+        try:
+            ready[name] = call if form == "eager" else captured(call, bench.device)
+        except RuntimeError as error:
+            timings[name] = f"cannot be captured: {str(error).strip().splitlines()[0]}"
+    return timings | interleaved(
+        ready,
+        bench.device,
+        repeats=bench.scale.repeats,
+        warmup=3,
+        limit=6.0,
+        wall=form == "eager",
+    )
+
+
+def note_steps(
+    bench: Bench,
+    name: str,
+    shape: tuple[int, int],
+    form: str,
+    compared: dict[str, Step],
+    timings: dict[str, Timing | str],
+) -> None:
+    """Write every step's time in one form, and the ratios."""
+    sizes = {"B": shape[0], "L": shape[1], "K": bench.scale.budget}
+    settings = {"model": name, "layers": bench.scale.layers, "form": form}
+    plain = form == "CUDA graph" and bench.device.type != "cuda"
+    for variant, timing in timings.items():
+        step = compared[variant]
+        note = "; ".join([step.note] * bool(step.note) + ["a CPU has no graphs"] * plain)
+        bench.note(
+            "decode", "step", timing, "s", variant=variant, shape=sizes,
+            settings=settings, failure=step.red, note=note,
+        )  # fmt: skip
+    for variant, base, title in RATIOS:
+        if variant in timings and base in timings:
+            bench.note(
+                "decode", title, ratio(timings[variant], timings[base]), "ratio",
+                variant=variant, against=base, timing=timings[variant], shape=sizes,
+                settings=settings, failure=compared[variant].red or compared[base].red,
+            )  # fmt: skip

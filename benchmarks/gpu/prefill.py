@@ -1,0 +1,121 @@
+"""Whole prefills of real models: what eviction adds to their time, and takes from their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+import kvpolicy
+from benchmarks.gpu.bench import Bench, Cell, kernels
+from benchmarks.gpu.eviction import red
+from benchmarks.gpu.models import prompt, random_model
+from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.timing import MIB, extra_bytes, interleaved, ratio, release
+
+RECIPES = ("restkv", "snapkv")
+Call = Callable[[], object]
+
+
+def time_cells(
+    scale: Scale, name: str, shapes: Sequence[tuple[int, int]], layers: int
+) -> Iterator[Cell]:
+    """Time prefills of (rows, tokens)."""
+    for batch, length in shapes:
+        yield Cell(
+            key=f"prefill/time/{name}/{batch}x{length}",
+            measure=partial(time_prefill, name=name, batch=batch, length=length, layers=layers),
+            seconds=6 + batch * (length / 16_000 + (length / 36_000) ** 2),
+        )
+
+
+def memory_cells(scale: Scale, name: str, lengths: Sequence[int]) -> Iterator[Cell]:
+    """Find the peak memory of prefills of one row."""
+    for length in lengths:
+        yield Cell(
+            key=f"prefill/memory/{name}/{length}",
+            measure=partial(memory_of_prefill, name=name, length=length),
+            seconds=15 + 4 * (length / 20_000 + (length / 45_000) ** 2),
+        )
+
+
+def reading(bench: Bench, model: PreTrainedModel, recipe: str | None, tokens: torch.Tensor) -> Call:
+    """Return a call that reads a prompt; with a recipe, into a cache that is evicted."""
+
+    def read() -> None:
+        if recipe is None:
+            model(tokens, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+            return
+        policy = kvpolicy.recipe(recipe, budget=bench.scale.budget)
+        with kernels("auto"), policy.cache(model) as cache:
+            model(tokens, past_key_values=cache, logits_to_keep=1)
+
+    return read
+
+
+@torch.no_grad()
+def time_prefill(bench: Bench, name: str, batch: int, length: int, layers: int) -> None:
+    """Time prefills with a full and with evicted caches, in turns."""
+    model = random_model(name, bench.scale, layers, bench.device)
+    tokens = prompt(model, length, batch)
+    calls = {recipe or "full": reading(bench, model, recipe, tokens) for recipe in (None, *RECIPES)}
+    timings = interleaved(
+        calls, bench.device, repeats=bench.scale.repeats, warmup=1, limit=10.0, wall=True
+    )
+    shape = {"B": batch, "L": length, "K": bench.scale.budget}
+    settings = {"model": name, "layers": layers}
+    for variant, timing in timings.items():
+        failure = None if variant == "full" else red(bench, variant)
+        bench.note(
+            "prefill", "prefill", timing, "s",
+            variant=variant, shape=shape, settings=settings, failure=failure,
+        )  # fmt: skip
+    for variant, base in (("restkv", "full"), ("snapkv", "full"), ("restkv", "snapkv")):
+        bench.note(
+            "prefill", "prefill ratio", ratio(timings[variant], timings[base]), "ratio",
+            variant=variant, against=base, timing=timings[variant],
+            shape=shape, settings=settings, failure=red(bench, variant),
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def memory_of_prefill(bench: Bench, name: str, length: int) -> None:
+    """Find the peak of a whole model's prefill: weights, cache and temporaries."""
+    model = random_model(name, bench.scale, bench.scale.layers, bench.device)
+    tokens = prompt(model, length)
+    weights = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
+    peaks: dict[str, int | str] = {}
+    for recipe in (None, "restkv"):
+        for chunked in (False, True):
+            variant = (recipe or "full") + (", chunked MLP" if chunked else "")
+            chunks = kvpolicy.chunked_mlp(model, tokens=bench.scale.mlp_chunk)
+            with chunks if chunked else nullcontext():
+                extra = extra_bytes(reading(bench, model, recipe, tokens), bench.device)
+            release()
+            peaks[variant] = extra if isinstance(extra, str) else extra + weights
+            note_peak(bench, name, length, variant, peaks)
+
+
+def note_peak(
+    bench: Bench, name: str, length: int, variant: str, peaks: dict[str, int | str]
+) -> None:
+    """Write one peak, weights included, and its share of the full cache's without chunks."""
+    settings = {
+        "model": name,
+        "layers": bench.scale.layers,
+        "mlp_chunk": bench.scale.mlp_chunk if "chunked" in variant else None,
+    }
+    shape = {"B": 1, "L": length, "K": bench.scale.budget}
+    peak, full = peaks[variant], peaks["full"]
+    failure = next((each for each in (peak, full) if isinstance(each, str)), None)
+    bench.note(
+        "prefill", "peak memory", peak if isinstance(peak, str) else peak / MIB, "MiB",
+        variant=variant, shape=shape, settings=settings,
+    )  # fmt: skip
+    bench.note(
+        "prefill", "peak memory ratio", failure or peak / full, "ratio",
+        variant=variant, against="full", shape=shape, settings=settings,
+    )  # fmt: skip

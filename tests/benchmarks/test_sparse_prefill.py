@@ -1,0 +1,71 @@
+"""The benchmark of sparse prefill runs at toy size, and gives no speed to what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import rows, sparse_prefill
+from kvpolicy.prefill import AShape, reference
+
+# One process compiles for all of them.
+pytestmark = pytest.mark.xdist_group("flex_attention")
+
+PATTERNS = (
+    '{"name": "a-shape", "sinks": 3, "local": 17, "block": 16}',
+    '{"name": "vertical-slash", "local": 17, "columns": 16, "diagonals": 16, "block": 16}',
+)
+LEAST = AShape().dense_up_to
+TOY = ("--size", "toy", "--budget", "64", "--repeats", "1", "--threads", "1")
+
+
+def test_it_prints_speed_density_and_bound_as_json_lines(capsys, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    sparse_prefill.main([*TOY, "--tokens", "200", "--prefill", *PATTERNS, "--write", str(file)])
+    lines = [rows.Row.from_json(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert lines == rows.read(file)
+    assert [(line.name, line.variant) for line in lines] == [
+        (name, json.loads(pattern)["name"])
+        for pattern in PATTERNS
+        for name in ("prefill", "attention")
+    ]
+    for line in lines:
+        said = line.settings
+        assert line.value == pytest.approx(said["dense_seconds"] / said["sparse_seconds"])
+        assert said["share_of_bound"] == pytest.approx(line.value / said["bound"])
+        assert 0 < said["density"] < 1
+        if line.name == "prefill":
+            share = said["attention_share"]
+            bound = 1 / (1 - share + share * said["density"])
+            assert said["bound"] == pytest.approx(bound)
+
+
+def test_wrong_attention_gets_no_speed(capsys, monkeypatch):
+    right = reference.block_attention
+    monkeypatch.setattr(
+        reference, "block_attention", lambda *args, **more: right(*args, **more) * 1.1
+    )
+    sparse_prefill.main([*TOY, "--tokens", "200", "--prefill", PATTERNS[0]])
+    (line,) = capsys.readouterr().out.splitlines()
+
+    assert json.loads(line)["value"] is None
+    assert json.loads(line)["failure"].startswith("red: attention differs")
+
+
+def test_attention_that_does_not_compile_gets_no_speed():
+    model = sparse_prefill.random_model("toy", None, torch.float64, "cpu")
+    line, *more = sparse_prefill.measure(model, 200, PATTERNS[0], sparse_prefill.Plan())
+
+    assert line.value is None
+    assert line.failure.startswith("red: ")
+    assert not more
+
+
+def test_a_prompt_that_is_read_densely_gets_no_speed(capsys):
+    sparse_prefill.main([*TOY, "--tokens", "30", "--prefill", "a-shape", "--table"])
+    table = capsys.readouterr().out
+
+    assert f"| 30 | a-shape | prefill | the pattern leaves nothing out of up to {LEAST} to" in table
