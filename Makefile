@@ -30,12 +30,13 @@ needle-model: $(READY) ## Train the small model of the demo anew, and measure it
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.needle_model.train
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.needle_model.evaluate
 
-bench: $(READY) ## Time the eviction of one layer.
-	@$(BIN)/python -m benchmarks.one_layer
+bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performance.md (ten minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q benchmarks/cpu --rows benchmarks/results/cpu.jsonl \
+	    --benchmark-columns=min,median,rounds; \
+	    status=$$?; $(BIN)/python -m benchmarks.performance_page && exit $$status
 
-exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted.
-	@$(BIN)/python -m benchmarks.exactness
-	@$(BIN)/python -m benchmarks.exactness --every-recipe
+exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted: every model and usage.
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.exactness
 
 fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.fidelity

@@ -6,14 +6,9 @@ python -m benchmarks.one_layer --positions 4096 16384 --dtype bfloat16
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import multiprocessing
-import re
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,18 +16,20 @@ from rich.console import Console
 from rich.table import Table
 
 import kvpolicy
+from benchmarks.processes import extra_mib, in_a_fresh_process
 from kvpolicy.policy import reduce_groups
 from kvpolicy.stages.selection import protect
-from kvpolicy.stages.smoothing import fold_of
 
 HEADS, KV_HEADS, DIM, MODEL_DIM, WINDOW, BUDGET = 32, 8, 128, 4096, 32, 1024
 MIB = 2**20
 
 
-def random_layer(positions: int, dtype: torch.dtype) -> kvpolicy.Observation:
+def random_layer(
+    positions: int, dtype: torch.dtype, *, window: int = WINDOW
+) -> kvpolicy.Observation:
     """Return what an attention layer shows when the prompt has been read."""
     return kvpolicy.Observation(
-        queries=torch.randn(1, HEADS, WINDOW, DIM, dtype=dtype),
+        queries=torch.randn(1, HEADS, window, DIM, dtype=dtype),
         keys=torch.randn(1, KV_HEADS, positions, DIM, dtype=dtype),
         values=torch.randn(1, KV_HEADS, positions, DIM, dtype=dtype),
         output_weight=torch.randn(MODEL_DIM, HEADS * DIM, dtype=dtype).div_(MODEL_DIM**0.5),
@@ -42,7 +39,7 @@ def random_layer(positions: int, dtype: torch.dtype) -> kvpolicy.Observation:
 
 def evict(policy: kvpolicy.Policy, layer: kvpolicy.Observation) -> Iterator[str]:
     """Do what `policy.evict` does; stop after each stage and say its name."""
-    scores = policy.scorer.score(layer, fold_of(policy.smoother))
+    scores = policy.scorer.score(layer, policy.fold)
     yield "score"
     scores = policy.smoother.spatial(scores, layer)
     yield "smooth"
@@ -78,32 +75,14 @@ def stage_seconds(
     return best
 
 
-def peak_mib(positions: int, dtype: str, threads: int) -> float:
+def peak_mib(positions: int, dtype: str) -> float:
     """Resident memory that one eviction needs at its peak, on top of the layer; Linux only."""
-    torch.set_num_threads(threads)
     policy = kvpolicy.recipe("restkv", budget=BUDGET)
     # The first eviction loads libraries and starts their threads.
     policy.evict(random_layer(2 * BUDGET, getattr(torch, dtype)))
     layer = random_layer(positions, getattr(torch, dtype))
     assert layer.output_factors is not None
-    # Memory that is free but still resident would hide what the eviction takes.
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_mib("VmRSS")
-    policy.evict(layer)
-    return resident_mib("VmHWM") - before
-
-
-def resident_mib(field: str) -> float:
-    """Read a line of this process's status."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1024
-
-
-def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run without what this process has allocated before."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    return extra_mib(lambda: policy.evict(layer))
 
 
 def measure(positions: int, dtype: str, repeats: int) -> dict[str, Any]:
@@ -120,7 +99,7 @@ def measure(positions: int, dtype: str, repeats: int) -> dict[str, Any]:
         "evict_seconds": min(seconds_of(lambda: policy.evict(layer)) for _ in range(repeats)),
         "factor_seconds": factor_seconds,
         "cache_mib": 2 * layer.keys.nbytes / MIB,
-        "peak_extra_mib": in_a_fresh_process(peak_mib, positions, dtype, threads),
+        "peak_extra_mib": in_a_fresh_process(peak_mib, positions, dtype),
     }
 
 

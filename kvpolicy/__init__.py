@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from kvpolicy.compose import compose, recipe
@@ -18,18 +19,64 @@ from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.selection import Selection
 
 if TYPE_CHECKING:
+    import os
+
     from transformers import PreTrainedModel
+
+    from kvpolicy.huggingface.cache import PolicyCache
 
 __all__ = [
     "Observation",
     "Policy",
     "Selection",
+    "chunked_mlp",
     "compose",
     "hookimpl",
     "installed",
+    "load",
     "recipe",
     "restore",
 ]
+
+
+def chunked_mlp(model: PreTrainedModel, *, tokens: int = 4096) -> AbstractContextManager[None]:
+    """Run the MLPs of `model` over at most `tokens` tokens at once, until the block is left.
+
+    Same numbers, up to the rounding of a matrix product that depends on its number of rows; the
+    memory that a long prompt takes is then no longer the MLP's. The model is left as found.
+
+    >>> import torch
+    >>> from kvpolicy.testing import tiny_model
+    >>> model, prompt = tiny_model(), torch.arange(100)[None]
+    >>> expected = model(prompt).logits
+    >>> with chunked_mlp(model, tokens=16):
+    ...     torch.testing.assert_close(model(prompt).logits, expected)
+
+    Raises UnsupportedModelError, with the reason, if it cannot be done exactly.
+    """
+    from kvpolicy.huggingface.chunking import chunked_mlp as in_chunks
+
+    return in_chunks(model, tokens)
+
+
+def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
+    """Read a cache that `cache.save(path)` wrote, to go on with the same model where it stood.
+
+    >>> import tempfile, torch
+    >>> from kvpolicy.testing import tiny_model
+    >>> model, cache = tiny_model(), recipe("snapkv", budget=40).cache(tiny_model())
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = model(torch.arange(100)[None], past_key_values=cache)
+    ...     cache.save(f"{folder}/context.safetensors")
+    ...     load(f"{folder}/context.safetensors", model).get_seq_length()
+    100
+
+    Raises CacheFileError if the file is no such file, damaged, of another model, or of another
+    version of the plugins that its policy is made of.
+    """
+    from kvpolicy.huggingface.saving import load as load_cache
+
+    return load_cache(path, model)
 
 
 def restore(model: PreTrainedModel) -> None:

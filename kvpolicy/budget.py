@@ -6,10 +6,13 @@ import math
 import numbers
 from typing import Any, TypeAlias
 
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, shown
 
 Budget: TypeAlias = int | float
 """Positions (int), or the share of the prompt that is kept (float in (0, 1])."""
+
+LARGEST = 2**53
+"""Up to here floats, JSON and tensors count alike."""
 
 
 def checked_budget(budget: Any) -> Budget:
@@ -22,12 +25,16 @@ def checked_budget(budget: Any) -> Budget:
         positions = int(budget)
         if positions < 1:
             raise InvalidValueError(
-                f"budget must be at least 1 position, but is {positions}. Give positions as an int "
-                "(budget=1024) or a share of the prompt as a float (budget=0.25)."
+                f"budget must be at least 1 position, but is {shown(positions)}. Give positions as "
+                "an int (budget=1024) or a share of the prompt as a float (budget=0.25)."
+            )
+        if positions > LARGEST:
+            raise InvalidValueError(
+                f"budget must be at most {LARGEST} positions, but is {shown(positions)}."
             )
         return positions
     if isinstance(budget, numbers.Real) and not isinstance(budget, bool):
-        share = float(budget)
+        share = _as_share(budget)
         if not 0 < share <= 1:
             whole = share > 1 and share.is_integer()
             hint = f" For positions give an int: budget={int(share)}." if whole else ""
@@ -37,8 +44,16 @@ def checked_budget(budget: Any) -> Budget:
             )
         return share
     raise InvalidValueError(
-        f"budget must be an int (positions) or a float (share of the prompt), but is {budget!r}."
+        "budget must be an int (positions) or a float (share of the prompt), but is "
+        f"{shown(budget)}."
     )
+
+
+def _as_share(budget: numbers.Real) -> float:
+    try:
+        return float(budget)
+    except OverflowError:
+        return math.inf
 
 
 def positions_of(budget: Budget, seen: int, *, protected: int) -> int:

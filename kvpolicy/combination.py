@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from kvpolicy.checks import title
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.checks import at_work, title
+from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.stages.demands import across_heads, is_prefill_only, is_uneven
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ def check_combination(policy: Policy) -> None:
 
 
 def _check_window(policy: Policy) -> None:
-    window = policy.scorer.window
+    with at_work(policy, "scorer"):
+        window = policy.scorer.window
     if window is not None and (type(window) is not int or window < 1):
         raise InvalidValueError(
             f"the window of {type(policy.scorer).__name__} must be an int of at least 1, or None "
-            f"for all queries, but is {window!r}."
+            f"for all queries, but is {shown(window)}."
         )
 
 
@@ -36,16 +38,16 @@ def _check_protected(policy: Policy) -> None:
         recent = policy.protected - policy.sinks
         raise InvalidValueError(
             f"budget {policy.budget} is smaller than the {policy.protected} positions that are "
-            f"always kept: sinks {policy.sinks} + recent {recent}. Raise the budget, or "
-            "lower sinks or recent (recent defaults to the scorer's window)."
+            f"always kept: sinks {policy.sinks} + recent {recent}. Raise the budget, or lower "
+            "sinks or recent (recent defaults to the scorer's window)."
         )
 
 
 def _check_heads(policy: Policy) -> None:
-    if not is_uneven(policy.allocator):
+    if not _says(policy, "allocator", is_uneven):
         return
     for kind in KINDS:
-        if across_heads(getattr(policy, kind)):
+        if _says(policy, kind, across_heads):
             raise InvalidValueError(
                 f"{title(policy, kind)} needs all heads of a layer to hold the same positions, "
                 f"but {title(policy, 'allocator')} gives each head a budget of its own. Use an "
@@ -57,8 +59,14 @@ def _check_every(policy: Policy) -> None:
     if policy.every is None:
         return
     for kind in KINDS:
-        if is_prefill_only(getattr(policy, kind)):
+        if _says(policy, kind, is_prefill_only):
             raise InvalidValueError(
                 f"every={policy.every} evicts while decoding, but {title(policy, kind)} can judge "
                 "a whole prompt only. Leave every=None, or use another part."
             )
+
+
+def _says(policy: Policy, kind: str, demand: Callable[[object], bool]) -> bool:
+    """Ask a part what it demands, and name it if it fails to say."""
+    with at_work(policy, kind):
+        return bool(demand(getattr(policy, kind)))

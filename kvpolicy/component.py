@@ -16,7 +16,10 @@ from kvpolicy.errors import (
     InvalidOptionError,
     InvalidValueError,
     KvpolicyError,
+    shown,
     suggest,
+    text_of,
+    told,
 )
 from kvpolicy.policy import Policy
 from kvpolicy.stages.allocation import Allocator
@@ -98,18 +101,15 @@ class Component:
             return self.options | options
         self._check_options(options, self.offer)
         try:
-            built = self.offer(**options)
+            return self._checked(self.offer(**options))
         except InvalidValueError as error:
             raise InvalidValueError(f"{self.title}: {error}") from error
         except KvpolicyError:
             raise
         except (TypeError, ValueError) as error:
             raise InvalidValueError(f"{self.title}: {_complaint(error, options)}") from error
-        except Exception as error:
-            raise ComponentFailedError(
-                f"{self} could not be built: {type(error).__name__}: {error}"
-            ) from error
-        return self._checked(built)
+        except (Exception, SystemExit) as error:
+            raise ComponentFailedError(f"{self} could not be built: {told(error)}") from error
 
     def _check_options(self, options: Mapping[str, object], offer: Callable[..., Any]) -> None:
         known = self.options
@@ -141,7 +141,7 @@ def _check_names(title: str, options: Iterable[str], known: Iterable[str]) -> No
     for option in options:
         if option not in known:
             raise InvalidOptionError(
-                f"{title} has no option {option!r}.{suggest(option, known)} "
+                f"{title} has no option {shown(option)}.{suggest(option, known)} "
                 f"It has: {', '.join(known) or 'none'}."
             )
 
@@ -160,8 +160,8 @@ def _takes_any(offer: Callable[..., Any]) -> bool:
 def _complaint(error: Exception, options: Mapping[str, object]) -> str:
     """Return what a validator said, with the values given where it named no option."""
     # Some validators of attrs raise with the field and value as further arguments.
-    complaint = str(error.args[0] if error.args else error) or type(error).__name__
+    complaint = text_of(error.args[0] if error.args else error) or type(error).__name__
     if any(repr(option) in complaint for option in options):
         return complaint
-    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
     return f"{complaint} (given {given or 'no options'})"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Never, TypeAlias, TypeVar
 
 import attrs
+from torch import Tensor
 
 from kvpolicy.budget import Budget
 from kvpolicy.component import INTERFACES
-from kvpolicy.errors import InvalidComponentError, InvalidOptionError, InvalidValueError, suggest
+from kvpolicy.errors import (
+    InvalidComponentError,
+    InvalidOptionError,
+    InvalidValueError,
+    shown,
+    suggest,
+)
 from kvpolicy.policy import Group, Policy
 from kvpolicy.registry import find, name_of
 from kvpolicy.stages.allocation import Allocator
@@ -39,6 +46,7 @@ def compose(
     recent: int | float | None = None,
     every: int | None = None,
     slot_positions: bool = False,
+    **unknown: Never,
 ) -> Policy:
     """Build a policy from its parts; see `Policy` for the settings.
 
@@ -49,6 +57,7 @@ def compose(
     >>> policy.smoother.alpha, policy.recent
     (0.5, 32)
     """
+    _checked(unknown, "a policy")
     given = {
         "scorer": scorer,
         "smoother": smoother,
@@ -59,8 +68,7 @@ def compose(
     parts: dict[str, Any] = {kind: _resolve(kind, part) for kind, part in given.items()}
     names = {kind: name for kind, part in given.items() if (name := _named(part)) is not None}
     if recent is None:
-        window = parts["scorer"].window
-        recent = window if isinstance(window, int) else 0
+        recent = _window(parts["scorer"])
     return Policy(
         **parts,
         budget=budget,
@@ -73,7 +81,7 @@ def compose(
     )
 
 
-def recipe(name: str, **changes: Any) -> Policy:
+def recipe(name: str, /, **changes: Any) -> Policy:
     """Build the method of that name, with some arguments of `compose` changed.
 
     >>> recipe("restkv", budget=128) == compose(
@@ -99,7 +107,7 @@ def from_dict(data: Mapping[str, Any]) -> Policy:
     if not isinstance(data, Mapping):
         raise InvalidValueError(
             f"a policy is described by a mapping of {', '.join((*PARTS, *SETTINGS))}, "
-            f"not by {data!r}."
+            f"not by {shown(data)}."
         )
     arguments = _checked(data, "a policy")
     if "scorer" not in arguments:
@@ -110,9 +118,9 @@ def from_dict(data: Mapping[str, Any]) -> Policy:
 def _checked(arguments: Mapping[str, Any], owner: str) -> dict[str, Any]:
     choices = (*PARTS, *SETTINGS)
     for name in arguments:
-        if name not in choices:
+        if not isinstance(name, str) or name not in choices:
             raise InvalidOptionError(
-                f"{owner} has no setting {name!r}.{suggest(str(name), choices)} "
+                f"{owner} has no setting {shown(name)}.{suggest(name, choices)} "
                 f"It has: {', '.join(choices)}."
             )
     return dict(arguments)
@@ -133,20 +141,23 @@ def _resolve(kind: str, part: Any) -> Any:
     options = dict(part)
     for option in options:
         if not isinstance(option, str):
-            raise InvalidOptionError(f"options of a {kind} have names, strings, not {option!r}.")
+            raise InvalidOptionError(
+                f"options of a {kind} have names, strings, not {shown(option)}."
+            )
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InvalidValueError(
             f"{kind} must be a name, an object, or a mapping with a 'name' such as "
-            f"{{'name': ..., option: ...}}, not {part!r}."
+            f"{{'name': ..., option: ...}}, not {shown(part)}."
         )
     return find(kind, name).build(**options)
 
 
 def _checked_object(kind: str, part: Any) -> Any:
-    if isinstance(part, type) or not isinstance(part, INTERFACES[kind]):
+    # A tensor has a `select` of its own, which makes no selector of it.
+    if isinstance(part, type | Tensor) or not isinstance(part, INTERFACES[kind]):
         raise InvalidComponentError(
-            f"{kind} must be a name, a mapping or a {INTERFACES[kind].__name__}, not {part!r}."
+            f"{kind} must be a name, a mapping or a {INTERFACES[kind].__name__}, not {shown(part)}."
         )
     return part
 
@@ -156,8 +167,39 @@ def _described(policy: Policy, kind: str) -> dict[str, Any]:
     name = name_of(kind, part, policy.names.get(kind))
     if name is None or not attrs.has(type(part)):
         raise InvalidComponentError(
-            f"{kind} {part!r} cannot be described: only attrs classes that an installed plugin "
-            "offers by name can. Register it under the entry-point group 'kvpolicy'."
+            f"{kind} {shown(part)} cannot be described: only attrs classes that an installed "
+            "plugin offers by name can. Register it under the entry-point group 'kvpolicy'."
         )
-    options = {field.name: getattr(part, field.name) for field in attrs.fields(type(part))}
+    fields = [field for field in attrs.fields(type(part)) if field.init]
+    options = {field.alias: _plain(getattr(part, field.name)) for field in fields}
+    unplain = [option for option, value in options.items() if value is _UNPLAIN]
+    if unplain:
+        raise InvalidComponentError(
+            f"{kind} {name!r} cannot be described: its option {unplain[0]!r} is no plain data "
+            "(numbers, strings, lists and mappings of them)."
+        )
     return {"name": name, **options}
+
+
+_UNPLAIN = object()
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it, tuples as lists; `_UNPLAIN` for what JSON has not."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        items = [_plain(each) for each in value]
+        return _UNPLAIN if _UNPLAIN in items else items
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        entries = {name: _plain(each) for name, each in value.items()}
+        return _UNPLAIN if _UNPLAIN in entries.values() else entries
+    return _UNPLAIN
+
+
+def _window(scorer: Scorer) -> int:
+    try:
+        window = scorer.window
+    except Exception:  # noqa: BLE001 - the policy asks as well, and names the scorer
+        return 0
+    return window if type(window) is int else 0

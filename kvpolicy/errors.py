@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 300
+"""Characters of a value that a message shows."""
+
 
 class KvpolicyError(Exception):
     """Base of every error that kvpolicy raises on purpose."""
@@ -12,6 +15,10 @@ class KvpolicyError(Exception):
 
 class BrokenPluginWarning(UserWarning):
     """An installed plugin cannot be used; the others can."""
+
+
+class PrefillFallbackWarning(UserWarning):
+    """Sparse prefill is not compiled here: the same numbers, at the cost of dense attention."""
 
 
 class UnknownComponentError(KvpolicyError, LookupError):
@@ -46,11 +53,47 @@ class CacheStateError(KvpolicyError, RuntimeError):
     """A cache was used in a state in which it cannot answer exactly."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+class CacheFileError(KvpolicyError, ValueError):
+    """A file does not hold a cache that can be gone on with, or a cache cannot be put in one."""
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: its repr, cut where it is long; never raises.
+
+    >>> shown("x" * 1000)[-4:]
+    'xxx…'
+    """
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - an int of 5,000 digits has none, nor has a hostile object
+        text = f"<{type(value).__name__} that has no repr>"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def told(error: BaseException) -> str:
+    """Return the type and message of what was raised, in a line; never raises.
+
+    >>> told(KeyError("where"))
+    "KeyError: 'where'"
+    """
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def text_of(value: object) -> str:
+    """Return `str(value)`, whoever it is of; never raises."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - whoever raises may be hostile as well
+        return "it does not say why"
+
+
+def suggest(name: object, known: Iterable[str]) -> str:
     """Return ' Did you mean ...?' for the nearest of `known`, or nothing.
 
     >>> suggest("retskv", ["restkv", "snapkv"])
     " Did you mean 'restkv'?"
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    if not isinstance(name, str):
+        return ""
+    near = difflib.get_close_matches(name[:LONGEST], list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

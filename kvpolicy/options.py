@@ -13,7 +13,11 @@ from typing import Any
 
 from attrs import Attribute
 
-from kvpolicy.errors import InvalidValueError, suggest
+from kvpolicy.budget import LARGEST
+from kvpolicy.errors import InvalidValueError, shown, suggest
+
+WIDEST = 2**12 - 1
+"""Positions that a pooling window may span: it takes memory for as many beyond both edges."""
 
 
 def natural(instance: object, option: Attribute[Any], value: Any) -> None:
@@ -29,7 +33,7 @@ def count(instance: object, option: Attribute[Any], value: Any) -> None:
 def boolean(instance: object, option: Attribute[Any], value: Any) -> None:
     """Refuse all but True and False."""
     if not isinstance(value, bool):
-        raise InvalidValueError(f"{option.name!r} must be True or False, not {value!r}")
+        raise InvalidValueError(f"{option.name!r} must be True or False, not {shown(value)}")
 
 
 def natural_or_share(instance: object, option: Attribute[Any], value: Any) -> None:
@@ -45,14 +49,16 @@ def natural_or_share(instance: object, option: Attribute[Any], value: Any) -> No
 def share(instance: object, option: Attribute[Any], value: Any) -> None:
     """Refuse all but a number in [0, 1]."""
     if not isinstance(value, float):
-        raise InvalidValueError(f"{option.name!r} must be a number, not {value!r}")
+        raise InvalidValueError(f"{option.name!r} must be a number, not {shown(value)}")
     if not 0 <= value <= 1:
         raise InvalidValueError(f"{option.name!r} must be in [0, 1], not {value}")
 
 
 def odd_count(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but an odd int of at least 1."""
+    """Refuse all but an odd int of at least 1 and at most `WIDEST`."""
     count(instance, option, value)
+    if value > WIDEST:
+        raise InvalidValueError(f"{option.name!r} must be at most {WIDEST}, not {value}")
     if value % 2 == 0:
         raise InvalidValueError(
             f"{option.name!r} must be odd, so that a position has as many neighbours on its left "
@@ -61,14 +67,22 @@ def odd_count(instance: object, option: Attribute[Any], value: Any) -> None:
 
 
 def as_float(value: Any) -> Any:
-    """Return an int as a float, and leave the rest for the validator to see."""
-    return float(value) if type(value) is int else value
+    """Return an int as a float, and leave the rest for the validator to see.
+
+    One that is too large for a float is infinite, as it is in JSON.
+    """
+    if type(value) is not int:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def positive(instance: object, option: Attribute[Any], value: Any) -> None:
     """Refuse all but a finite number above 0."""
     if not isinstance(value, float):
-        raise InvalidValueError(f"{option.name!r} must be a number, not {value!r}")
+        raise InvalidValueError(f"{option.name!r} must be a number, not {shown(value)}")
     if not 0 < value < math.inf:
         raise InvalidValueError(f"{option.name!r} must be above 0 and finite, not {value}")
 
@@ -77,10 +91,10 @@ def one_of(*choices: str) -> Callable[[Any, Attribute[Any], Any], None]:
     """Return a validator that refuses all but `choices`."""
 
     def validate(instance: object, option: Attribute[Any], value: Any) -> None:
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise InvalidValueError(
-                f"{option.name!r} must be one of {', '.join(map(repr, choices))}, not {value!r}."
-                f"{suggest(str(value), choices)}"
+                f"{option.name!r} must be one of {', '.join(map(repr, choices))}, "
+                f"not {shown(value)}.{suggest(value, choices)}"
             )
 
     return validate
@@ -88,6 +102,8 @@ def one_of(*choices: str) -> Callable[[Any, Attribute[Any], Any], None]:
 
 def _check_int(option: Attribute[Any], value: Any, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidValueError(f"{option.name!r} must be an int, not {value!r}")
+        raise InvalidValueError(f"{option.name!r} must be an int, not {shown(value)}")
     if value < least:
-        raise InvalidValueError(f"{option.name!r} must be at least {least}, not {value}")
+        raise InvalidValueError(f"{option.name!r} must be at least {least}, not {shown(value)}")
+    if value > LARGEST:
+        raise InvalidValueError(f"{option.name!r} must be at most {LARGEST}, not {shown(value)}")

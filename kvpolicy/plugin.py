@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +12,7 @@ import pluggy
 
 import kvpolicy.hookspecs
 from kvpolicy.component import INTERFACES, RECIPE_ARGUMENTS, Component
-from kvpolicy.errors import InvalidComponentError, suggest
+from kvpolicy.errors import InvalidComponentError, shown, suggest, told
 
 HOOKS = {kind: f"kvpolicy_{kind}s" for kind in INTERFACES}
 
@@ -64,8 +66,10 @@ def _checked(kind: str, hook: str, offers: Any) -> Mapping[str, Any]:
             f"{hook} returned a {type(offers).__name__}; it must return a mapping of names."
         )
     for name, offer in offers.items():
-        if not isinstance(name, str) or not name:
-            raise InvalidComponentError(f"{hook} gives {name!r} as a name; it must be a string.")
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise InvalidComponentError(
+                f"{hook} gives {shown(name)} as a name; it must be a string of printable letters."
+            )
         fault = _recipe_fault(offer) if kind == "recipe" else _factory_fault(offer)
         if fault:
             raise InvalidComponentError(f"{kind} {name!r} {fault}.")
@@ -74,7 +78,7 @@ def _checked(kind: str, hook: str, offers: Any) -> Mapping[str, Any]:
 
 def _factory_fault(offer: Any) -> str | None:
     if not callable(offer):
-        return f"is {offer!r}; it must be a class or a function that builds one"
+        return f"is {shown(offer)}; it must be a class or a function that builds one"
     parameters = inspect.signature(offer).parameters.values()
     nameless = [each.name for each in parameters if each.kind == each.POSITIONAL_ONLY]
     if nameless:
@@ -84,12 +88,18 @@ def _factory_fault(offer: Any) -> str | None:
 
 def _recipe_fault(offer: Any) -> str | None:
     if not isinstance(offer, Mapping):
-        return f"is {offer!r}; it must be a mapping of the arguments of compose"
+        return f"is {shown(offer)}; it must be a mapping of the arguments of compose"
     for argument in offer:
         if argument not in RECIPE_ARGUMENTS:
             return (
-                f"sets {argument!r}, which compose does not take."
-                f"{suggest(str(argument), RECIPE_ARGUMENTS)} "
+                f"sets {shown(argument)}, which compose does not take."
+                f"{suggest(argument, RECIPE_ARGUMENTS)} "
                 f"It takes: {', '.join(RECIPE_ARGUMENTS)}"
             )
-    return None if "scorer" in offer else "names no scorer"
+    if "scorer" not in offer:
+        return "names no scorer"
+    try:
+        json.dumps(copy.deepcopy(dict(offer)), default=shown)
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from being copied and listed
+        return f"is no data that can be copied and listed ({told(error)})"
+    return None

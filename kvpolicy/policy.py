@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -16,6 +17,7 @@ from kvpolicy.checks import (
     at_work,
     checked_budgets,
     checked_compaction,
+    checked_fold,
     checked_layer_budgets,
     checked_scores,
     checked_selection,
@@ -26,6 +28,7 @@ from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
 from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.stages.compaction import Compactor
 from kvpolicy.stages.observation import Observation
+from kvpolicy.stages.reduction import Fold
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
 from kvpolicy.stages.smoothing import Smoother, fold_of
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from kvpolicy.huggingface.cache import PolicyCache
+    from kvpolicy.huggingface.storing import StorageOption
+    from kvpolicy.prefill import Prefill
 
 Group = Literal["mean", "max", "sum"]
 
@@ -69,6 +74,22 @@ class Policy:
     def __attrs_post_init__(self) -> None:
         """Refuse parts and settings that cannot work together."""
         check_combination(self)
+
+    # Asked for every token and layer; what a part can do is slow to find out.
+    @cached_property
+    def running_scorer(self) -> RunningScorer | None:
+        """The scorer, if it keeps running state."""
+        return self.scorer if isinstance(self.scorer, RunningScorer) else None
+
+    @cached_property
+    def model_allocator(self) -> ModelAllocator | None:
+        """The allocator, if it compares layers."""
+        return self.allocator if isinstance(self.allocator, ModelAllocator) else None
+
+    @cached_property
+    def fold(self) -> Fold:
+        """What scorers are handed of the smoother."""
+        return checked_fold(self, fold_of(self.smoother))
 
     @property
     def protected(self) -> int:
@@ -112,27 +133,28 @@ class Policy:
 
     def score(self, observation: Observation) -> Float[Tensor, "B H S"]:
         """Score every position for every query head, smoothed over time and space."""
-        with at_work(self, "scorer"):
-            observation = with_state(self.scorer, observation)
-            scores = self.scorer.score(observation, fold_of(self.smoother))
+        with at_work(self, "scorer", observation):
+            if self.running_scorer is not None:
+                observation = with_state(self.running_scorer, observation)
+            scores = self.scorer.score(observation, self.fold)
         scores = checked_scores(self, "scorer", scores, observation)
-        with at_work(self, "smoother"):
-            scores = self.smoother.spatial(scores, observation)
-        return checked_scores(self, "smoother", scores, observation)
+        with at_work(self, "smoother", scores, observation):
+            smooth = self.smoother.spatial(scores, observation)
+        return scores if smooth is scores else checked_scores(self, "smoother", smooth, observation)
 
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S *rest"] | None:
         """Bring the scorer's running state up to date with one forward; None if it has none."""
-        if not isinstance(self.scorer, RunningScorer):
+        if self.running_scorer is None:
             return None
-        with at_work(self, "scorer"):
-            state = self.scorer.accumulate(observation)
+        with at_work(self, "scorer", observation):
+            state = self.running_scorer.accumulate(observation)
         return checked_state(self, state, observation)
 
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation
     ) -> Int[Tensor, "B N"]:
         """Share out one layer's budget among its heads."""
-        with at_work(self, "allocator"):
+        with at_work(self, "allocator", scores, observation):
             budgets = self.allocator.allocate(scores, observation, observation.budget)
         return checked_budgets(self, budgets, scores)
 
@@ -140,15 +162,17 @@ class Policy:
         self, scores: Sequence[Float[Tensor, "B N S"]], observations: Sequence[Observation]
     ) -> list[Int[Tensor, "B N"]]:
         """Share out the budget of all layers, for an allocator that compares them."""
-        if not isinstance(self.allocator, ModelAllocator):
+        if self.model_allocator is None:
             return [self.allocate(*each) for each in zip(scores, observations, strict=True)]
-        with at_work(self, "allocator"):
-            budgets = self.allocator.allocate_layers(scores, observations, observations[0].budget)
+        with at_work(self, "allocator", *scores, *observations):
+            budgets = self.model_allocator.allocate_layers(
+                scores, observations, observations[0].budget
+            )
         return checked_layer_budgets(self, budgets, scores)
 
     def choose(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
         """Pick as many positions for each head as its budget says."""
-        with at_work(self, "selector"):
+        with at_work(self, "selector", scores, budgets):
             selection = self.selector.select(scores, budgets)
         return checked_selection(self, selection, budgets, scores)
 
@@ -167,18 +191,33 @@ class Policy:
         observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Write the selected rows into a smaller cache."""
-        with at_work(self, "compactor"):
+        with at_work(self, "compactor", keys, values, selection, observation):
             compacted = self.compactor.compact(keys, values, selection, observation)
         return checked_compaction(self, compacted, keys, values, selection)
 
-    def cache(self, model: PreTrainedModel) -> PolicyCache:
+    def cache(
+        self,
+        model: PreTrainedModel,
+        *,
+        prefill: Prefill | None = None,
+        storage: StorageOption | None = None,
+        bits: int | None = None,
+    ) -> PolicyCache:
         """Return an empty cache for `generate`, `forward` or a pipeline of `model`.
+
+        By `prefill` a first prompt attends to less than all keys: "a-shape", "vertical-slash", a
+        mapping of a name and options, or a `kvpolicy.prefill.PrefillPattern`. Scores are made of
+        all keys all the same.
+
+        `storage` says how layers keep what they hold between two forwards: "quantized", of `bits` 4
+        or 8; "offloaded", in the host's memory; a mapping of a name and options, or a
+        `kvpolicy.huggingface.storing.Storage`.
 
         Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
         """
         from kvpolicy.huggingface.cache import PolicyCache
 
-        return PolicyCache(self, model)
+        return PolicyCache(self, model, prefill=prefill, storage=storage, bits=bits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments of `compose` that build this policy, as plain JSON data.

@@ -1,7 +1,8 @@
 """Finds plugins through entry points, and their components by kind and name.
 
 Discovery happens at first use and is remembered. Plugins named in the environment variable
-KVPOLICY_BLOCK_PLUGINS (entry-point names, separated by commas) are never imported.
+KVPOLICY_BLOCK_PLUGINS (entry-point names, separated by commas) are never imported. One whose import
+takes long is named in a warning of the logger "kvpolicy".
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from kvpolicy.errors import (
     DuplicateComponentError,
     InvalidValueError,
     UnknownComponentError,
+    shown,
     suggest,
+    told,
 )
+from kvpolicy.patience import patient_with
 from kvpolicy.plugin import components_of
 
 __all__ = [
@@ -77,7 +81,7 @@ def find(kind: str, name: str) -> Component:
     plugins offer it.
     """
     if not isinstance(name, str):
-        raise InvalidValueError(f"a {kind} is found by its name, a string, not by {name!r}.")
+        raise InvalidValueError(f"a {kind} is found by its name, a string, not by {shown(name)}.")
     matches = [part for part in installed(kind) if part.name == name]
     if not matches:
         raise _unknown(kind, name)
@@ -141,11 +145,15 @@ def _discovered() -> _Discovery:
             continue
         origin = _origin(entry)
         try:
-            components += components_of(entry.load(), **origin)
+            with patient_with(
+                "{name!r} ({distribution} {version})".format(**origin),
+                f"To do without it, start anew with {BLOCK}={entry.name}",
+            ):
+                components += components_of(entry.load(), **origin)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - even one that exits must not take the host down
-            broken.append(BrokenPlugin(**origin, reason=f"{type(error).__name__}: {error}"))
+            broken.append(BrokenPlugin(**origin, reason=told(error)))
     order = list(INTERFACES)
     components.sort(key=lambda part: (order.index(part.kind), part.name))
     return _Discovery(tuple(components), tuple(broken))
@@ -170,17 +178,19 @@ def _offered(kind: str, part: object, hint: str | None) -> Component | None:
 
 
 def _check_kind(kind: Any) -> None:
-    if kind is not None and kind not in INTERFACES:
-        raise UnknownComponentError(
-            f"there is no kind of component called {kind!r}.{suggest(str(kind), INTERFACES)} "
-            f"Kinds: {', '.join(INTERFACES)}."
-        )
+    if kind is None or (isinstance(kind, str) and kind in INTERFACES):
+        return
+    raise UnknownComponentError(
+        f"there is no kind of component called {shown(kind)}.{suggest(kind, INTERFACES)} "
+        f"Kinds: {', '.join(INTERFACES)}."
+    )
 
 
 def _unknown(kind: str, name: str) -> UnknownComponentError:
     names = [part.name for part in installed(kind)]
     message = (
-        f"no {kind} named {name!r}.{suggest(name, names)} Installed: {', '.join(names) or 'none'}."
+        f"no {kind} named {shown(name)}.{suggest(name, names)} "
+        f"Installed: {', '.join(names) or 'none'}."
     )
     if elsewhere := [part.kind for part in installed() if part.name == name]:
         message += f" There is a {elsewhere[0]} of that name."

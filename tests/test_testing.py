@@ -64,6 +64,12 @@ class ComparesSequences(Scorer):
         return scores - scores.amax((0, 1), keepdim=True)
 
 
+class ComparesHeads(Scorer):
+    def score(self, observation, reduce):
+        scores = super().score(observation, reduce)
+        return scores - scores.amax((1, 2), keepdim=True)
+
+
 class Forgetful(Scorer):
     def accumulate(self, observation):
         return observation.attention.sum(2)
@@ -92,6 +98,11 @@ class RisingSmoother(MeanSmoother):
 class CentringSmoother(MeanSmoother):
     def spatial(self, scores, observation):
         return scores - scores.mean(-1, keepdim=True)
+
+
+class LoudestHeadSmoother(MeanSmoother):
+    def spatial(self, scores, observation):
+        return scores.amax(1, keepdim=True).expand_as(scores)
 
 
 class ClippingSmoother(MeanSmoother):
@@ -164,9 +175,24 @@ class AddingCompactor(GatherCompactor):
         return super().compact(keys + 1, values, selection, observation)
 
 
+class MixingCompactor(GatherCompactor):
+    def compact(self, keys, values, selection, observation):
+        return super().compact(keys, values - values.mean(1, True), selection, observation)
+
+
 class ScalingCompactor(GatherCompactor):
     def compact(self, keys, values, selection, observation):
         return super().compact(keys, values.mul_(2), selection, observation)
+
+
+BUFFERS = (torch.zeros(100_000), torch.zeros(100_000))
+
+
+class ReusingCompactor(GatherCompactor):
+    def compact(self, keys, values, selection, observation):
+        kept = super().compact(keys, values, selection, observation)
+        pairs = zip(BUFFERS, kept, strict=True)
+        return tuple(buffer[: each.numel()].view(each.shape).copy_(each) for buffer, each in pairs)
 
 
 FAULTY = {
@@ -178,6 +204,7 @@ FAULTY = {
         "leaves_the_observation_alone": ScalesQueries(),
         "scores_the_same_twice": Counts(),
         "scores_a_sequence_as_if_alone": ComparesSequences(),
+        "scores_heads_of_several_processes": ComparesHeads(),
         "runs_on_from_its_state": Forgetful(),
     },
     "smoother": {
@@ -186,6 +213,7 @@ FAULTY = {
         "keeps_the_shape": DroppingSmoother(),
         "keeps_constants_away_from_the_edges": RisingSmoother(),
         "keeps_what_is_not_negative": CentringSmoother(),
+        "spreads_heads_of_several_processes": LoudestHeadSmoother(),
         "leaves_its_inputs_alone": ClippingSmoother(),
     },
     "allocator": {
@@ -205,6 +233,8 @@ FAULTY = {
         "changes_nothing_in_a_full_selection": AddingCompactor(),
         "writes_a_row_for_each_that_is_kept": DoubleCompactor(),
         "builds_each_row_on_the_one_that_is_kept": NewestCompactor(),
+        "compacts_heads_of_several_processes": MixingCompactor(),
+        "gives_away_what_it_returns": ReusingCompactor(),
         "leaves_its_inputs_alone": ScalingCompactor(),
     },
     "recipe": {

@@ -31,3 +31,11 @@ def require_window(queries: Tensor, keys: Tensor) -> None:
         1 <= window <= positions,
         f"a window of {window} queries needs 1 <= window <= positions, which are {positions}",
     )
+
+
+def require_sinks(sinks: Tensor | None, queries: Tensor) -> None:
+    """Raise ValueError unless every head of queries [B H W D] has one sink, or none has."""
+    require(
+        sinks is None or sinks.shape == queries.shape[1:2],
+        f"sinks {None if sinks is None else tuple(sinks.shape)} for {queries.shape[1]} query heads",
+    )

@@ -60,6 +60,22 @@ def query_blocks(
                 yield QueryBlock(b, n, h, w, _logits(block, seen, softcap, memory))
 
 
+def exponentials(
+    logits: Float32[Tensor, "*lead w V"], sinks: Float[Tensor, "*lead 1"] | None = None
+) -> tuple[Float32[Tensor, "*lead w"], Float32[Tensor, "*lead w"]]:
+    """Replace the logits x of a row by exp(x - base); return its base, and the mass of them all.
+
+    A sink is one more logit of a row, which adds to its mass alone.
+    """
+    base = logits.amax(-1)
+    if sinks is not None:
+        base = torch.maximum(base, sinks)
+    mass = logits.sub_(base[..., None]).exp_().sum(-1)
+    if sinks is not None:
+        mass += (sinks - base).exp_()
+    return base, mass
+
+
 def _logits(
     queries: Float32[Tensor, "h w D"],
     keys: Float[Tensor, "V D"],

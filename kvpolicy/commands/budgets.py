@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvpolicy.budget import Budget, checked_budget
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, shown
 
 
 def read_budget(text: str) -> Budget:
@@ -25,5 +25,5 @@ def read_budget(text: str) -> Budget:
     except ValueError:
         raise InvalidValueError(
             f"budget must be positions (1024) or a share of the prompt (0.25 or 25%), "
-            f"but is {text!r}."
+            f"but is {shown(text)}."
         ) from None

@@ -12,7 +12,7 @@ import attrs
 import torch
 from safetensors import SafetensorError
 
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,15 +43,23 @@ class Checkpoint:
 
         Raises InvalidValueError if it can be neither.
         """
-        folder = Path(self.name).expanduser()
-        if folder.exists():
+        try:
+            folder = Path(self.name).expanduser()
+            found = folder.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InvalidValueError(
+                f"{shown(self.name)} can be no folder: {error}. {CHOICES}"
+            ) from error
+        if found:
             if not (folder / "config.json").is_file():
                 raise InvalidValueError(
-                    f"{self.name!r} holds no config.json: nothing was loaded. {CHOICES}"
+                    f"{shown(self.name)} holds no config.json: nothing was loaded. {CHOICES}"
                 )
             return folder
         if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 or not self.name:
-            raise InvalidValueError(f"there is no {self.name!r}: nothing was loaded. {CHOICES}")
+            raise InvalidValueError(
+                f"there is no {shown(self.name)}: nothing was loaded. {CHOICES}"
+            )
         return None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -108,7 +116,7 @@ class Checkpoint:
             # Some messages go on with every architecture there is.
             said = shorten(str(error), 320, placeholder=" …").rstrip(".")
             raise InvalidValueError(
-                f"could not load {self.name!r}: {said}.{self._help(str(error))}"
+                f"could not load {shown(self.name)}: {said}.{self._help(str(error))}"
             ) from error
 
     def _help(self, said: str) -> str:

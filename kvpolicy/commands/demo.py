@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvpolicy.commands.budgets import read_budget
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +34,9 @@ def demo(
     ] = "40,64,128,256",
     tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 512,
     facts: Annotated[int, typer.Option(min=1, help="Facts told in every prompt.")] = 32,
-    prompts: Annotated[int, typer.Option(min=1, help="How many prompts; the same for all.")] = 32,
+    prompts: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many prompts; the same for all.")
+    ] = 32,
     seed: Annotated[int, typer.Option(help="Another seed writes other prompts.")] = 0,
     output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path(
         "kvpolicy-demo.html"
@@ -84,14 +87,23 @@ def demo(
 def _check_paths(output: Path, picture: Path | None) -> None:
     """Say what is wrong with a path before the work begins."""
     for path in filter(None, (output, picture)):
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        if not _can_be_written(path):
             raise InvalidValueError(
-                f"cannot write {str(path)!r}: give a file in a folder that exists."
+                f"cannot write {shown(str(path))}: give a file in a folder that exists."
             )
     if picture is not None and picture.suffix not in PICTURES:
         raise InvalidValueError(
-            f"a picture is written as {', '.join(PICTURES)}, but --picture is {str(picture)!r}."
+            f"a picture is written as {', '.join(PICTURES)}, but --picture is "
+            f"{shown(str(picture))}."
         )
+
+
+def _can_be_written(path: Path) -> bool:
+    folder = path.absolute().parent
+    try:
+        return folder.is_dir() and not path.is_dir() and os.access(folder, os.W_OK)
+    except (OSError, ValueError):  # a name that is too long, say
+        return False
 
 
 def _questions(

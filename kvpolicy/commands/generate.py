@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kvpolicy.commands.budgets import read_budget
 from kvpolicy.compose import recipe as build_recipe
+from kvpolicy.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from kvpolicy.policy import Policy
 
 FULL = "none"
+COLDEST = 1e-3
+"""Logits that are divided by less overflow."""
 
 app = typer.Typer(add_completion=False)
 
@@ -31,6 +35,10 @@ def generate(
     budget: Annotated[
         str, typer.Option(help="Positions per head (1024), or a share of the prompt (25%).")
     ] = "1024",
+    prefill: Annotated[
+        str | None,
+        typer.Option(help="Read a long prompt sparsely: a-shape or vertical-slash. With a recipe."),
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="What the model goes on from.")] = None,
     prompt_file: Annotated[
         str | None, typer.Option(help="A file that holds the prompt; - reads standard input.")
@@ -42,7 +50,9 @@ def generate(
     temperature: Annotated[
         float, typer.Option(min=0, help="0 always takes the likeliest token.")
     ] = 0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Makes sampling repeatable.")
+    ] = None,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
     ] = "auto",
@@ -65,6 +75,7 @@ def generate(
     from kvpolicy.commands.prompts import encoded, read_prompt
 
     policy = None if recipe == FULL else build_recipe(recipe, budget=read_budget(budget))
+    _check_prefill(prefill, policy)
     text = read_prompt(prompt, prompt_file)
     checkpoint = Checkpoint(
         name=model,
@@ -76,7 +87,21 @@ def generate(
     tokenizer = checkpoint.tokenizer()
     tokens = encoded(tokenizer, text, chat=chat)
     sampling = _sampling(temperature, seed) | {"max_new_tokens": max_new_tokens}
-    _stream(checkpoint.model(), tokenizer, tokens, policy, sampling)
+    _stream(checkpoint.model(), tokenizer, tokens, policy, prefill, sampling)
+
+
+def _check_prefill(prefill: str | None, policy: Policy | None) -> None:
+    """Refuse, before anything is loaded, what `policy.cache` would refuse."""
+    from kvpolicy.prefill import pattern_of
+
+    if prefill is None:
+        return
+    pattern_of(prefill)
+    if policy is None:
+        raise InvalidValueError(
+            f"--prefill {prefill} needs a recipe: --recipe {FULL} leaves the cache and the "
+            "attention to transformers."
+        )
 
 
 def _sampling(temperature: float, seed: int | None) -> dict[str, Any]:
@@ -85,6 +110,11 @@ def _sampling(temperature: float, seed: int | None) -> dict[str, Any]:
 
     if seed is not None:
         set_seed(seed)
+    if not (temperature == 0 or COLDEST <= temperature < math.inf):
+        raise InvalidValueError(
+            f"--temperature must be 0 or from {COLDEST} up, but is {temperature}. 0 always takes "
+            "the likeliest token."
+        )
     if temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     return {"do_sample": True, "temperature": temperature}
@@ -95,6 +125,7 @@ def _stream(
     tokenizer: PreTrainedTokenizerBase,
     tokens: dict[str, Tensor],
     policy: Policy | None,
+    prefill: str | None,
     sampling: dict[str, Any],
 ) -> None:
     """Write the text as it comes, then say what the cache holds."""
@@ -113,7 +144,7 @@ def _stream(
     if note := too_long(model, read):
         console.print(note)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    with opened_cache(model, policy) as cache:
+    with opened_cache(model, policy, prefill) as cache:
         with prefill_progress(model, read, console):
             said = model.generate(
                 **inputs, past_key_values=cache, streamer=streamer, num_beams=1, **sampling

@@ -16,13 +16,15 @@ def holdings(report: CacheReport, *, read: int, written: int) -> str:
     held    25 of 99 positions in layer 0
     memory  512 B instead of 2.0 KiB: 75 % saved
     """
-    return "\n".join(
-        (
-            f"tokens  {read:,} read, {written:,} written",
-            f"held    {'; '.join(_held(report.layers))}",
-            f"memory  {_memory(report)}",
-        )
-    )
+    lines = [
+        f"tokens  {read:,} read, {written:,} written",
+        f"held    {'; '.join(_held(report.layers))}",
+        f"memory  {_memory(report)}",
+    ]
+    if report.density is not None:
+        share = f"{report.density:.0%}".replace("%", " %")
+        lines.append(f"prefill {share} of the prompt's query-key pairs")
+    return "\n".join(lines)
 
 
 def _held(layers: tuple[LayerReport, ...]) -> list[str]:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kvpolicy.component import INTERFACES, Component, Unset
-from kvpolicy.errors import BrokenPluginWarning
+from kvpolicy.errors import BrokenPluginWarning, shown
 from kvpolicy.registry import BrokenPlugin, broken, installed
 
 app = typer.Typer(add_completion=False)
@@ -70,11 +70,11 @@ def _print_table(components: tuple[Component, ...], faulty: tuple[BrokenPlugin, 
 
 
 def _plain(value: object) -> object:
-    return value.value if isinstance(value, Unset) else repr(value)
+    return value.value if isinstance(value, Unset) else shown(value)
 
 
 def _described(options: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} ({value.value})" if isinstance(value, Unset) else f"{name}={value!r}"
+        f"{name} ({value.value})" if isinstance(value, Unset) else f"{name}={shown(value)}"
         for name, value in options.items()
     )

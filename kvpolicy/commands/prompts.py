@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Int
 from torch import Tensor
 
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +29,12 @@ def read_prompt(text: str | None, file: str | None) -> str:
             "there is no prompt. Give --prompt TEXT or --prompt-file FILE (- is standard input)."
         )
     prompt = text if text is not None else _contents(file or STDIN)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValueError(
+            f"the prompt is not UTF-8 text (character {error.start}). Give text."
+        ) from error
     if not prompt.strip():
         raise InvalidValueError("the prompt is empty. Give it some text to go on.")
     return prompt
@@ -74,10 +80,10 @@ def _contents(file: str) -> str:
         return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidValueError(
-            f"cannot read --prompt-file {file!r}: {error.strerror or error}. Give a text file, or "
-            "- for standard input."
+            f"cannot read --prompt-file {shown(file)}: {error.strerror or error}. Give a text "
+            "file, or - for standard input."
         ) from error
     except UnicodeDecodeError as error:
         raise InvalidValueError(
-            f"--prompt-file {file!r} is not UTF-8 text (byte {error.start}). Give a text file."
+            f"--prompt-file {shown(file)} is not UTF-8 text (byte {error.start}). Give a text file."
         ) from error

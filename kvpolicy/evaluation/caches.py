@@ -14,17 +14,20 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
     from kvpolicy.policy import Policy
+    from kvpolicy.prefill import Prefill
 
 
 @contextmanager
-def opened_cache(model: PreTrainedModel, policy: Policy | None) -> Iterator[Cache]:
+def opened_cache(
+    model: PreTrainedModel, policy: Policy | None, prefill: Prefill | None = None
+) -> Iterator[Cache]:
     """Give an empty cache of `policy`, or transformers' own full cache for None."""
     from transformers import DynamicCache
 
     if policy is None:
         yield DynamicCache(config=model.config.get_text_config(decoder=True))
     else:
-        with policy.cache(model) as cache:
+        with policy.cache(model, prefill=prefill) as cache:
             yield cache
 
 

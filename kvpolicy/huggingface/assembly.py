@@ -43,12 +43,13 @@ class Piece:
         )
 
 
-def assembled(groups: Sequence[Sequence[Piece]], slots: Slots) -> Contents:
+def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) -> Contents:
     """Put the pieces of every group of rows into one batch.
 
-    A group is one piece of all its heads, or a row's pieces, one for each head.
+    A group is one piece of all its heads, or a row's pieces, one for each head. They are `even` if
+    all heads of a group keep equally many, those of other processes included.
     """
-    if all(len({piece.length for piece in pieces}) == 1 for pieces in groups):
+    if even:
         return _dense([_across_heads(pieces) for pieces in groups], slots)
     return _ragged([alone for pieces in groups for alone in _by_row_and_head(pieces)], slots)
 

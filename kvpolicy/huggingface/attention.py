@@ -7,13 +7,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.folding import can_fold, folded_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,6 +27,13 @@ PREFIX = "kvpolicy_"
 
 _HANDED_OUT_BY = "_kvpolicy_layer"
 _forward = threading.local()
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def between_graphs(function: F) -> F:
+    """Let a function of a compiled model run as it is, between what was compiled."""
+    disabled: F = torch.compiler.disable(function)
+    return disabled
 
 
 def decoder_config(model: PreTrainedModel) -> PreTrainedConfig:
@@ -62,6 +71,7 @@ def _set(config: PreTrainedConfig, name: str) -> None:
 def _noted(build: Callable[..., Any]) -> Callable[..., Any]:
     """Note the 2D mask that a forward was given; what is built of it shows fewer columns."""
 
+    @between_graphs
     def mask(*args: Any, **kwargs: Any) -> Any:
         _forward.mask = kwargs.get("attention_mask")
         return build(*args, **kwargs)
@@ -91,6 +101,7 @@ def _layer_of(keys: Tensor) -> PolicyLayer | None:
 
 
 def _observed(name: str) -> Callable[..., Any]:
+    @between_graphs
     def attention(
         module: Any,
         query: Tensor,
@@ -107,10 +118,19 @@ def _observed(name: str) -> Callable[..., Any]:
         with layer.state.recording_failure():
             _refuse_what_is_not_shown(module, kwargs)
             mask = layer.mask_for(attention_mask, query, name)
-            logits = {"scaling": kwargs.get("scaling"), "softcap": kwargs.get("softcap")}
+            logits: dict[str, Any] = {
+                "scaling": kwargs.get("scaling"),
+                "softcap": kwargs.get("softcap"),
+                "sink_logits": _sink_logits(module, query, kwargs),
+            }
             if layer.is_uneven:
-                _refuse_dropout(module, kwargs)
+                _refuse_what_is_not_computed(module, kwargs)
                 result = layer.attend(query, **logits), None
+            elif (sparse := layer.attend_sparsely(query, mask, **logits)) is not None:
+                _refuse_what_is_not_computed(module, kwargs)
+                result = sparse, None
+            elif layer.has_evicted and can_fold(wrapped, query, key, mask, kwargs):
+                result = folded_attention(query, key, value, kwargs.get("scaling")), None
             else:
                 result = wrapped(module, query, key, value, mask, *args, **kwargs)
             layer.observe(module, query, **logits)
@@ -143,13 +163,37 @@ def _interface(forward: Callable[..., Any], name: str) -> tuple[AttentionInterfa
     return interface, eager
 
 
-def _refuse_dropout(module: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse to train on uneven heads: their attention is computed here, without dropout."""
+def _refuse_what_is_not_computed(module: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse dropout, and to give out weights, where attention is computed here."""
+    where = "attention over heads of unequal length and sparse prefill do"
+    name = type(module).__name__
     if kwargs.get("dropout"):
         raise UnsupportedModelError(
-            f"{type(module).__name__} asks for dropout, which attention over heads of unequal "
-            "length does not have. Call model.eval(), or use an allocator that treats heads alike."
+            f"{name} asks for dropout, which {where} not have. Call model.eval(), or use an "
+            "allocator that treats heads alike and prefill=None."
         )
+    config = getattr(module, "config", None)
+    if kwargs.get("output_attentions") or getattr(config, "output_attentions", False):
+        raise UnsupportedModelError(
+            f"{name} is to give out its attention weights (output_attentions=True), which {where} "
+            "not have. Use an allocator that treats heads alike and prefill=None."
+        )
+
+
+def _sink_logits(module: Any, query: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+    """Return what some models add to the softmax of each query head: a learned logit."""
+    for name in ("s_aux", "sinks"):
+        sinks = kwargs.get(name)
+        if sinks is None:
+            continue
+        if tuple(sinks.shape) != (query.shape[1],):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} gives its attention {name!r} of {tuple(sinks.shape)}, "
+                f"which is not a logit for each of {query.shape[1]} query heads."
+            )
+        found: Tensor = sinks.detach()
+        return found
+    return None
 
 
 def _refuse_what_is_not_shown(module: Any, kwargs: dict[str, Any]) -> None:
@@ -160,7 +204,7 @@ def _refuse_what_is_not_shown(module: Any, kwargs: dict[str, Any]) -> None:
             f"{name} is not causal: tokens read later would change what was evicted. An encoder "
             "needs is_decoder=True to generate."
         )
-    for extra in ("s_aux", "sinks", "position_bias", "indices", "block_indices"):
+    for extra in ("position_bias", "indices", "block_indices"):
         if kwargs.get(extra) is not None:
             raise UnsupportedModelError(
                 f"{name} gives its attention {extra!r}, which policies are not shown yet: their "

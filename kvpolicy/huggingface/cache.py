@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import weakref
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
@@ -10,15 +12,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.attention import attach, decoder_config, detach
+from kvpolicy.huggingface.attention import attach, between_graphs, decoder_config, detach
 from kvpolicy.huggingface.fitting import fitting_rotaries
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.report import CacheReport, report_of
+from kvpolicy.huggingface.sharding import ranks_of
 from kvpolicy.huggingface.state import CacheState
+from kvpolicy.huggingface.storing import Storage, StorageOption, storage_of
 from kvpolicy.huggingface.support import plain_layers, supported_config
+from kvpolicy.prefill import Prefill, PrefillPattern, pattern_of
 
 if TYPE_CHECKING:
     from kvpolicy.policy import Policy
@@ -41,12 +51,23 @@ class PolicyCache(Cache):
     Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
     """
 
-    def __init__(self, policy: Policy, model: PreTrainedModel) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        model: PreTrainedModel,
+        *,
+        prefill: Prefill | None = None,
+        storage: StorageOption | None = None,
+        bits: int | None = None,
+    ) -> None:
         """Make an empty cache; nothing of the model changes if it is refused."""
+        pattern = None if prefill is None else pattern_of(prefill)
+        stored = storage_of(storage, bits)
         config = supported_config(model)
-        layers = plain_layers(model, config)
+        layers, ranks = plain_layers(model, config), ranks_of(model, config)
         evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
-        self.state = CacheState(policy, config, fitting_rotaries(policy, model, config, evicting))
+        rotaries = fitting_rotaries(policy, model, config, evicting)
+        self.state = CacheState(policy, config, rotaries, pattern, ranks, stored)
         order = iter(range(len(evicting)))
         super().__init__(
             layers=[
@@ -56,6 +77,7 @@ class PolicyCache(Cache):
         )
         self._last_updated = -1
         self._entered = 0
+        self._model = weakref.ref(model)
         attach(config)
         _open.add(self)
 
@@ -90,6 +112,16 @@ class PolicyCache(Cache):
         return self.state.policy
 
     @property
+    def prefill(self) -> PrefillPattern | None:
+        """By which pattern a first prompt is read; None: densely."""
+        return self.state.prefill
+
+    @property
+    def storage(self) -> Storage | None:
+        """How layers keep what they hold between two forwards; None: as it is."""
+        return self.state.storage
+
+    @property
     def policy_layers(self) -> list[PolicyLayer]:
         """The layers that evict; others (sliding windows, say) are transformers' own."""
         return [layer for layer in self.layers if isinstance(layer, PolicyLayer)]
@@ -111,6 +143,7 @@ class PolicyCache(Cache):
         """Say what every layer has seen and holds; `print` it."""
         return report_of(self)
 
+    @between_graphs
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -122,8 +155,10 @@ class PolicyCache(Cache):
             self._check_same_length()
         self._last_updated = layer_idx
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        self._prefetch_behind(layer_idx)
         return keys, values
 
+    @between_graphs
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the sizes for the full layer that holds the most: they all share one mask."""
         if not isinstance(self.layers[layer_idx], PolicyLayer):
@@ -137,6 +172,24 @@ class PolicyCache(Cache):
         for layer in self.layers:
             layer.reset()
         self.state.failure, self._last_updated = None, -1
+
+    def clone(self) -> PolicyCache:
+        """Return a copy that goes its own way from here: another question on the same context."""
+        twin = copy.deepcopy(self)
+        _open.add(twin)
+        return twin
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that is held to a safetensors file, from which `kvpolicy.load` goes on.
+
+        Raises CacheStateError, CacheFileError or InvalidComponentError; see `saving.save`.
+        """
+        from kvpolicy.huggingface.saving import save
+
+        model = self._model()
+        if model is None:
+            raise CacheStateError("the model of this cache is gone, by which its file is known.")
+        save(self, model, path)
 
     def activate_past_recording(self) -> NoReturn:
         """Refuse: what a rejected draft evicted could not be brought back.
@@ -159,16 +212,50 @@ class PolicyCache(Cache):
         self._check_crop(-tokens_to_remove)
         super().crop(tokens_to_remove)
 
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence of the batch, in place."""
+        if self._batch:
+            self._take_rows(torch.arange(self._batch).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Int[Tensor, " rows"]) -> None:
+        """Keep only these sequences of the batch, in this order."""
+        if self._batch:
+            self._take_rows(torch.arange(self._batch)[indices.cpu()])
+
+    @property
+    def _batch(self) -> int:
+        return self.policy_layers[0].batch
+
+    def _take_rows(self, rows: Any) -> None:
+        # Linear layers only know how to be reordered, which repeats and leaves out as well.
+        for layer in self.layers:
+            layer.reorder_cache(rows)
+
     def _check_crop(self, count: int) -> None:
         """Find out whether every layer can be cropped before one of them is."""
         for index, layer in enumerate[Any](self.layers):
             if isinstance(layer, PolicyLayer):
                 layer.check_crop(count)
-            elif layer.get_seq_length() >= getattr(layer, "sliding_window", torch.inf):
+            elif isinstance(layer, LinearAttentionLayer):
+                raise CacheStateError(
+                    f"cannot crop: layer {index} is linear attention, whose state has no way back. "
+                    "Start over with cache.reset()."
+                )
+            elif isinstance(layer, DynamicSlidingWindowLayer) and (
+                layer.get_seq_length() >= layer.sliding_window
+            ):
                 raise CacheStateError(
                     f"cannot crop: layer {index} holds only its sliding window of "
                     f"{layer.sliding_window} tokens. Start over with cache.reset()."
                 )
+
+    def _prefetch_behind(self, layer_idx: int) -> None:
+        """Begin to bring the layer that evicts next; behind the last comes the first."""
+        if self.state.storage is not None:
+            layers = [*self.layers[layer_idx + 1 :], *self.layers[:layer_idx]]
+            behind = (layer for layer in layers if isinstance(layer, PolicyLayer))
+            if (layer := next(behind, None)) is not None:
+                layer.prefetch()
 
     def _check_observed(self, layer_idx: int) -> None:
         """Refuse to go on where a layer's keys never came to its attention."""

@@ -19,6 +19,7 @@ from kvpolicy.stages.demands import across_heads
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.rotary import Rotary
 from kvpolicy.stages.selection import Selection
+from kvpolicy.stages.shard import Shard
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -31,8 +32,10 @@ class Shown:
     queries: Float[Tensor, "B H Q D"]
     scaling: float
     softcap: float | None
+    sink_logits: Float[Tensor, " H"] | None
     output_weight: Float[Tensor, "M columns"] | None
     rotary: Rotary | None
+    shard: Shard | None = None
 
     def observation(self, policy: Policy, view: View, window: int | None) -> Observation:
         """Show a view, with the last `window` of the queries; None: all."""
@@ -48,6 +51,7 @@ class Shown:
             num_layers=self.num_layers,
             scaling=self.scaling,
             softcap=self.softcap,
+            sink_logits=None if self.sink_logits is None else self.sink_logits[heads],
             output_weight=self.output_weight,
             positions=view.positions,
             seen=view.seen,
@@ -55,7 +59,12 @@ class Shown:
             state=view.state,
             first_head=heads.start,
             rotary=self.rotary,
+            shard=self._shard_of(view),
         )
+
+    def _shard_of(self, view: View) -> Shard | None:
+        # A head that is shown alone is so in one process, too: it is compared with none.
+        return self.shard.alone() if self.shard and view.of_layer else self.shard
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -63,46 +72,60 @@ class Ranked:
     """A group of rows with its scores; they are None where nothing is to be evicted.
 
     Heads that hold different numbers of positions have a view and an observation each, and their
-    scores are filled up with -inf.
+    scores are filled up with -inf. `shard` says which heads of the layer these are, if not all.
     """
 
     views: Sequence[View]
     observations: Sequence[Observation]
-    scores: Float[Tensor, "b N S"] | None
+    scores: Float[Tensor, "b n S"] | None
+    shard: Shard | None = None
 
     @property
     def observation(self) -> Observation:
         """The observation that allocators see: of the head that holds the most."""
         return max(self.observations, key=lambda each: each.length)
 
+    @property
+    def held(self) -> Sequence[int]:
+        """How many positions each head of the layer holds; one number if that is the same."""
+        return self.views[0].of_layer or (self.views[0].length,)
+
+    @property
+    def scores_of_layer(self) -> Float[Tensor, "b N S"] | None:
+        """The scores of all heads of the layer, those of other processes included."""
+        if self.scores is None or self.shard is None:
+            return self.scores
+        return torch.cat(list(self.shard.exchange(self.scores)), 1)
+
+    def own(self, of_layer: Int[Tensor, "b N"]) -> Int[Tensor, "b n"]:
+        """Return what is said of the heads of this process."""
+        if self.shard is None or self.scores is None:
+            return of_layer
+        groups = self.observation.queries.shape[1] // self.observation.keys.shape[1]
+        return of_layer.narrow(1, self.shard.first_head // groups, self.scores.shape[1])
+
 
 def rank(policy: Policy, views: Sequence[View], shown: Shown) -> Ranked:
     """Let the policy score one group of rows."""
-    if not views[0].length or policy.keeps_all(views[0].seen):
-        return Ranked(views=views, observations=(), scores=None)
+    ranked = Ranked(views=views, observations=(), scores=None, shard=shown.shard)
+    if not min(ranked.held) or policy.keeps_all(views[0].seen):
+        return ranked
     observations = [shown.observation(policy, view, policy.scorer.window) for view in views]
     scores = [policy.rank(observation) for observation in observations]
-    longest = max(each.shape[-1] for each in scores)
+    longest = max(ranked.held)
     filled = [
         torch.nn.functional.pad(each, (0, longest - each.shape[-1]), value=-torch.inf)
         for each in scores
     ]
-    return Ranked(views=views, observations=observations, scores=torch.cat(filled, 1))
+    return attrs.evolve(ranked, observations=observations, scores=torch.cat(filled, 1))
 
 
-def budgets_of(policy: Policy, ranked: Ranked) -> Int[Tensor, "b N"] | None:
-    """Let the policy share out one layer's budget among its heads; None if it keeps all."""
-    if ranked.scores is None:
-        return None
-    return policy.allocate(ranked.scores, ranked.observation)
-
-
-def budgets_of_layers(policy: Policy, layers: Sequence[Ranked]) -> list[Int[Tensor, "b N"] | None]:
-    """Let the policy share out the budget of one sequence among all layers, once all are ranked."""
-    scores = [each.scores for each in layers if each.scores is not None]
-    if len(scores) < len(layers):
-        return [None] * len(layers)
-    return list(policy.allocate_layers(scores, [each.observation for each in layers]))
+def keeps_even(ranked: Ranked, budgets: Int[Tensor, "b N"] | None) -> bool:
+    """Whether all heads of a layer and of these rows hold equally many when `keep` is done."""
+    if budgets is None:
+        return len(ranked.held) == 1
+    low, high = budgets.aminmax()
+    return bool(low == high)
 
 
 def keep(policy: Policy, ranked: Ranked, budgets: Int[Tensor, "b N"] | None) -> list[Piece] | None:
@@ -112,15 +135,15 @@ def keep(policy: Policy, ranked: Ranked, budgets: Int[Tensor, "b N"] | None) -> 
     """
     if ranked.scores is None or budgets is None:
         return None
-    selection = policy.choose(ranked.scores, budgets)
-    lengths: list[list[int]] = selection.lengths.tolist()
-    held = [view.length for view in ranked.views]
-    if all(length == each for row in lengths for length, each in _paired(row, held)):
+    of_layer: list[list[int]] = budgets.tolist()
+    if all(length == each for row in of_layer for length, each in _paired(row, ranked.held)):
         return None
-    if len(ranked.views) == 1 and len({length for row in lengths for length in row}) == 1:
+    selection = policy.choose(ranked.scores, ranked.own(budgets))
+    if len(ranked.held) == 1 and len({length for row in of_layer for length in row}) == 1:
         (view,), (observation,) = ranked.views, ranked.observations
         return [_compacted(policy, view, observation, selection)]
-    _check_uneven(policy, lengths)
+    _check_uneven(policy, of_layer)
+    lengths: list[list[int]] = selection.lengths.tolist()
     return [
         _compacted(policy, *_alone(ranked, row, head), _selected(selection, row, head, length))
         for row, of_row in enumerate(lengths)
@@ -136,8 +159,8 @@ def everything(views: Sequence[View]) -> list[Piece]:
     ]
 
 
-def _paired(lengths: list[int], held: list[int]) -> zip[tuple[int, int]]:
-    return zip(lengths, held * len(lengths) if len(held) == 1 else held, strict=True)
+def _paired(lengths: Sequence[int], held: Sequence[int]) -> zip[tuple[int, int]]:
+    return zip(lengths, [*held] * len(lengths) if len(held) == 1 else held, strict=True)
 
 
 def _compacted(policy: Policy, view: View, observation: Observation, selection: Selection) -> Piece:

@@ -9,22 +9,29 @@ import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.assembly import assembled
 from kvpolicy.huggingface.attention import hand_out, take_given_mask
-from kvpolicy.huggingface.eviction import Ranked, Shown, budgets_of, everything, keep, rank
+from kvpolicy.huggingface.budgeting import budgets_of
+from kvpolicy.huggingface.eviction import (
+    Ranked,
+    Shown,
+    everything,
+    keep,
+    keeps_even,
+    rank,
+)
+from kvpolicy.huggingface.holding import HoldingLayer
 from kvpolicy.huggingface.masks import check_given_mask, fit, with_own_padding
+from kvpolicy.huggingface.placement import weight_of
+from kvpolicy.huggingface.prompts import read_sparsely
 from kvpolicy.huggingface.running import accumulate
-from kvpolicy.huggingface.schedule import Schedule
+from kvpolicy.huggingface.sharding import here
 from kvpolicy.huggingface.slots import Slots
-from kvpolicy.huggingface.state import CacheState
 from kvpolicy.huggingface.storage import Contents, Rows
 from kvpolicy.huggingface.turning import as_stored, by_slot
-from kvpolicy.huggingface.views import Turned, views_of
-from kvpolicy.stages.allocation import ModelAllocator
-from kvpolicy.stages.scoring import RunningScorer
+from kvpolicy.huggingface.views import views_of
 from kvpolicy_kernels import ragged_attention
 
 
@@ -33,99 +40,12 @@ def output_weight(module: nn.Module) -> Float[Tensor, "M columns"] | None:
     for name in ("o_proj", "out_proj", "dense"):
         projection = getattr(module, name, None)
         if type(projection) is nn.Linear:
-            return projection.weight
+            return weight_of(projection)
     return None
 
 
-class PolicyLayer(DynamicLayer):
-    """Keys and values of one layer, in position order, real tokens right-aligned.
-
-    To transformers it reports tokens *seen*, so that positions stay true, and masks for the slots
-    that are *held*.
-    """
-
-    # A rollback behind an eviction cannot bring back what was evicted.
-    is_croppable = False
-
-    def __init__(self, state: CacheState, index: int) -> None:
-        """Start empty; `index` counts the layers that evict."""
-        self.state = state
-        self.index = index
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything and give the memory back."""
-        self.seen = 0
-        self._contents: Contents | None = None
-        self._schedule = Schedule(self.state.policy)
-        self._turned: Turned | None = None
-
-    # transformers keeps plain attributes here; they follow from what is held.
-    @property
-    def keys(self) -> Float[Tensor, "B N K D"] | None:  # type: ignore[override]
-        """The keys held; where heads hold different numbers, a copy with zeros on the left."""
-        return None if self._contents is None else self._contents.joined("keys")
-
-    @property
-    def values(self) -> Float[Tensor, "B N K Dv"] | None:  # type: ignore[override]
-        """The values held; where heads hold different numbers, a copy with zeros on the left."""
-        return None if self._contents is None else self._contents.joined("values")
-
-    @property
-    def is_initialized(self) -> bool:  # type: ignore[override]
-        """Whether any token has been seen."""
-        return self._contents is not None
-
-    @property
-    def held(self) -> int:
-        """Slots in use by the head that holds the most, padding included."""
-        return 0 if self._contents is None else self._contents.held
-
-    @property
-    def mean_held(self) -> float:
-        """Slots in use by a head on average, padding included."""
-        return 0.0 if self._contents is None else self._contents.mean_held
-
-    @property
-    def is_uneven(self) -> bool:
-        """Whether heads hold different numbers of positions, so that attention is our own."""
-        return self._contents is not None and self._contents.prefix is not None
-
-    @property
-    def positions(self) -> Int[Tensor, "B N K"]:
-        """The true position of every slot, -1 for padding (leftmost)."""
-        if self._contents is None:
-            return torch.empty((0, 0, 0), dtype=torch.long)
-        return self._contents.positions
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held: keys, values, slack, positions, running state and remembered queries."""
-        return self._schedule.nbytes + (0 if self._contents is None else self._contents.nbytes)
-
-    @property
-    def full_nbytes(self) -> int:
-        """Bytes that the keys and values of all tokens seen would need."""
-        if self._contents is None:
-            return 0
-        rows = (self._contents.keys.buffer, self._contents.values.buffer)
-        return sum(
-            each.shape[0] * each.shape[1] * self.seen * each.shape[3] * each.element_size()
-            for each in rows
-        )
-
-    @property
-    def is_unobserved(self) -> bool:
-        """Whether keys were handed out that no attention has shown a query for yet."""
-        return self._turned is not None
-
-    def get_seq_length(self) -> int:
-        """Return the tokens seen: rotary positions and `generate` count with them."""
-        return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns a mask needs, and the token count of the first."""
-        return self.held + query_length, self.seen - self.held
+class PolicyLayer(HoldingLayer):
+    """Grows like any other layer, shows its attention to the policy, keeps what that chooses."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -133,6 +53,7 @@ class PolicyLayer(DynamicLayer):
         """Add the new tokens and hand out all that is held, or the even part of it."""
         batch, heads, length, _ = key_states.shape
         new_keys, new_values = key_states.detach(), value_states.detach()
+        self._contents = self._taken_out()
         if self._contents is None:
             slots = Slots(batch, heads, key_states.device)
             self._contents = Contents(Rows(new_keys), Rows(new_values), slots)
@@ -173,14 +94,22 @@ class PolicyLayer(DynamicLayer):
         return with_own_padding(mask, slots.lengths, length, slots.held, query, backend)
 
     def attend(
-        self, query: Float[Tensor, "B H Q D"], *, scaling: float | None, softcap: float | None
+        self,
+        query: Float[Tensor, "B H Q D"],
+        *,
+        scaling: float | None,
+        softcap: float | None,
+        sink_logits: Float[Tensor, " H"] | None,
     ) -> Float[Tensor, "B Q H Dv"]:
         """Attend to uneven heads, which no attention function of transformers can."""
         contents, turned = self._filled(), self._turned
         if contents.prefix is None or turned is None or turned.prefix is None:
             raise CacheStateError(f"layer {self.index} holds no uneven heads to attend to.")
         slots = contents.slots
-        padding = torch.tensor(slots.lengths, device=query.device).neg().add(slots.held)
+        padding = None
+        # Sent to a GPU only where needed: it waits for it, and could not be part of a CUDA graph.
+        if slots.is_padded:
+            padding = torch.tensor(slots.lengths, device=query.device).neg().add(slots.held)
         output = ragged_attention(
             query.detach(),
             turned.prefix,
@@ -190,9 +119,47 @@ class PolicyLayer(DynamicLayer):
             contents.values.view,
             scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
             softcap=softcap,
-            padding=padding if slots.is_padded else None,
+            sinks=sink_logits,
+            padding=padding,
         )
         return output.to(query.dtype).transpose(1, 2).contiguous()
+
+    def attend_sparsely(
+        self,
+        query: Float[Tensor, "B H Q D"],
+        mask: Any,
+        *,
+        scaling: float | None,
+        softcap: float | None,
+        sink_logits: Float[Tensor, " H"] | None,
+    ) -> Float[Tensor, "B Q H Dv"] | None:
+        """Attend to what the prefill pattern chooses; None where attention is the model's own.
+
+        That is everywhere but in the first forward, where that is longer than the pattern minds.
+        """
+        contents, turned, pattern = self._filled(), self._turned, self.state.prefill
+        lengths = contents.slots.lengths
+        if pattern is None or turned is None or self.seen > query.shape[2]:
+            return None
+        if sink_logits is not None:
+            raise UnsupportedModelError(
+                f"attention layer {self.index} has learned sinks (s_aux), which sparse prefill "
+                "does not have. Use prefill=None."
+            )
+        if max(lengths) <= pattern.dense_up_to:
+            return None
+        self.state.check_causal(mask, lengths)
+        prompt = read_sparsely(
+            pattern,
+            query.detach(),
+            turned.keys,
+            contents.values.view,
+            lengths,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            softcap=softcap,
+        )
+        self.density = prompt.density
+        return prompt.output
 
     def observe(
         self,
@@ -201,20 +168,23 @@ class PolicyLayer(DynamicLayer):
         *,
         scaling: float | None,
         softcap: float | None,
+        sink_logits: Float[Tensor, " H"] | None,
     ) -> None:
         """Take note of the queries that just attended, and evict where the policy says so."""
         query = query.detach()
         decoded = query.shape[2] == 1 and self.seen > 1
         queries = self._schedule.queries_if_due(query, decoded=decoded)
-        runs = isinstance(self.state.policy.scorer, RunningScorer)
+        runs = self.state.policy.running_scorer is not None
         if runs or queries is not None:
-            shown = self._shown(module, query, scaling, softcap)
+            shown = self._shown(module, query, scaling, softcap, sink_logits)
             with torch.no_grad():
                 if runs and self._turned is not None:
                     accumulate(self.state.policy, self._filled(), self._turned, shown)
                 if queries is not None:
                     self._evict(attrs.evolve(shown, queries=queries))
         self._turned = None
+        if not self.state.is_waited_for(self):
+            self._put_away()
 
     def _shown(
         self,
@@ -222,7 +192,15 @@ class PolicyLayer(DynamicLayer):
         query: Float[Tensor, "B H Q D"],
         scaling: float | None,
         softcap: float | None,
+        sink_logits: Float[Tensor, " H"] | None,
     ) -> Shown:
+        shard, weight = here(
+            self.state.ranks,
+            output_weight(module),
+            self.state.config,
+            heads=query.shape[1],
+            value_dim=self._filled().values.view.shape[-1],
+        )
         return Shown(
             layer=self.index,
             num_layers=self.state.num_layers,
@@ -230,8 +208,10 @@ class PolicyLayer(DynamicLayer):
             queries=query,
             scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
             softcap=softcap,
-            output_weight=output_weight(module),
+            sink_logits=sink_logits,
+            output_weight=weight,
             rotary=self.state.rotaries[self.index],
+            shard=shard,
         )
 
     def _evict(self, shown: Shown) -> None:
@@ -239,8 +219,9 @@ class PolicyLayer(DynamicLayer):
         contents, policy, turned = self._filled(), self.state.policy, self._turned
         if turned is None or all(policy.keeps_all(seen) for seen in contents.slots.seen):
             return
-        by_row = isinstance(policy.allocator, ModelAllocator)
-        ranked = [rank(policy, views, shown) for views in views_of(contents, turned, by_row=by_row)]
+        by_row = policy.model_allocator is not None
+        groups = views_of(contents, turned, by_row=by_row, shard=shown.shard)
+        ranked = [rank(policy, views, shown) for views in groups]
         if by_row:
             self.state.wait_for_all_layers(self, ranked)
         else:
@@ -251,56 +232,12 @@ class PolicyLayer(DynamicLayer):
         policy, contents = self.state.policy, self._filled()
         kept = [keep(policy, *each) for each in zip(ranked, budgets, strict=True)]
         if all(pieces is None for pieces in kept):
+            self._put_away()
             return
         groups = [
             everything(each.views) if pieces is None else pieces
             for each, pieces in zip(ranked, kept, strict=True)
         ]
-        self._contents = assembled(groups, contents.slots)
-
-    def _filled(self) -> Contents:
-        if self._contents is None:
-            raise CacheStateError(f"layer {self.index} was observed before it was given any keys.")
-        return self._contents
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -`tokens_to_remove` tokens; transformers passes a negative count.
-
-        What was evicted stays evicted. Raises CacheStateError if rows or heads would then hold
-        different numbers of positions.
-        """
-        count = abs(tokens_to_remove)
-        if self._contents is None or count == 0:
-            return
-        if count >= self.seen:
-            self.reset()
-            return
-        self._contents.forget_last(count)
-        self.seen -= count
-        self._schedule.forget_last(count)
-
-    def check_crop(self, count: int) -> None:
-        """Raise CacheStateError if `crop(-count)` would."""
-        if self._contents is not None and 0 < count < self.seen:
-            slots = self._contents.slots
-            slots.check_seen(count) if self.is_uneven else slots.held_of_last(count)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder the sequences of the batch."""
-        self._select_rows(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every sequence of the batch."""
-        if self._contents is not None:
-            self._select_rows(torch.arange(self._contents.slots.batch).repeat_interleave(repeats))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these sequences of the batch."""
-        if self._contents is not None:
-            self._select_rows(torch.arange(self._contents.slots.batch)[indices.cpu()])
-
-    def _select_rows(self, batch: Tensor) -> None:
-        if self._contents is None:
-            return
-        self._contents.select_rows(batch)
-        self._schedule.select_rows(batch)
+        even = all(keeps_even(*each) for each in zip(ranked, budgets, strict=True))
+        self._contents = assembled(groups, contents.slots, even=even)
+        self._put_away(evicted=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 
 NEEDS_ITS_MASK = "this batch was padded when it was read, so every turn needs its attention_mask."
+_ROWS_AT_ONCE = 2**24
+"""Query-key pairs of a mask that are looked at at once."""
 CONTRADICTS = (
     "attention_mask says of earlier tokens what it did not say when they were read; an evicted "
     "cache cannot take that back. Keep its old columns and append new ones."
@@ -111,6 +113,41 @@ def padding_counts(real: Bool[Tensor, "B Q"], started: list[bool]) -> list[int]:
                 "(generate takes pad_token_id for padding where no mask is given)."
             )
     return counts
+
+
+def check_causal(mask: Any, lengths: list[int]) -> None:
+    """Refuse a prompt's mask that does more than to hide padding on the left of a causal model.
+
+    The last `lengths` tokens of each row are real. Raises InvalidValueError. Waits for the device.
+    """
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return
+    count = mask.shape[-1]
+    device = mask.device if isinstance(mask, Tensor) else mask.kv_num_blocks.device
+    key = torch.arange(count, device=device)
+    real = key >= count - torch.tensor(lengths, device=device)[:, None, None]
+    differs = torch.zeros((), dtype=torch.bool, device=device)
+    for query in key[:, None].split(max(1, _ROWS_AT_ONCE // (len(lengths) * count))):
+        expected = (key <= query) & real
+        seen = _visible(mask, query, len(lengths))
+        # What padding sees does not matter.
+        differs |= ((seen != expected[:, None]) & real.mT[:, None, query[:, 0]]).any()
+    if bool(differs):
+        raise InvalidValueError(
+            "the attention mask, given or of the model's own making, does more than to hide "
+            "padding from a causal model, which sparse prefill cannot follow. Use prefill=None."
+        )
+
+
+def _visible(mask: Any, query: Int[Tensor, "q 1"], batch: int) -> Bool[Tensor, "b h q S"]:
+    """Return which keys a few queries see by a 4D mask or a BlockMask."""
+    if isinstance(mask, Tensor):
+        rows = mask[:, :, query[:, 0]]
+        return rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2
+    row = torch.arange(mask.shape[0], device=query.device)[:, None, None, None]
+    key = torch.arange(mask.shape[-1], device=query.device)
+    seen: Tensor = mask.mask_mod(row, torch.zeros_like(row), query, key)
+    return seen.bool().expand(batch, -1, -1, -1)
 
 
 def fit(mask: Any, held: int) -> Any:

@@ -16,7 +16,8 @@ from kvpolicy.huggingface.layer import PolicyLayer
 class LayerReport:
     """One layer: tokens seen, slots held by a head on average, bytes allocated.
 
-    `full_nbytes` is what a full cache would need for the tokens seen.
+    `full_nbytes` is what a full cache would need for the tokens seen. `density` is the share of the
+    first prompt's causal query-key pairs that attention looked at; None: all of them.
     """
 
     layer: int
@@ -25,6 +26,7 @@ class LayerReport:
     held: int
     nbytes: int
     full_nbytes: int
+    density: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -36,6 +38,8 @@ class CacheReport:
     layer  seen  held     bytes  of full
         0   100    25     256 B   25.0 %
       all   100    25     256 B   25.0 %
+
+    With sparse prefill a column more says what share of a prompt's query-key pairs was looked at.
     """
 
     layers: tuple[LayerReport, ...]
@@ -50,6 +54,12 @@ class CacheReport:
         """Bytes that the keys and values of all tokens seen would need."""
         return sum(layer.full_nbytes for layer in self.layers)
 
+    @property
+    def density(self) -> float | None:
+        """Share of query-key pairs that sparse layers looked at on average; None: none is."""
+        sparse = [layer.density for layer in self.layers if layer.density is not None]
+        return sum(sparse) / len(sparse) if sparse else None
+
     def __str__(self) -> str:
         """Return the table."""
         head = f"{'layer':>5} {'seen':>5} {'held':>5} {'bytes':>9} {'of full':>8}"
@@ -59,7 +69,13 @@ class CacheReport:
         ]
         seen = max((layer.seen for layer in self.layers), default=0)
         held = max((layer.held for layer in self.layers), default=0)
-        return "\n".join([head, *rows, _line("all", seen, held, self.nbytes, self.full_nbytes)])
+        lines = [head, *rows, _line("all", seen, held, self.nbytes, self.full_nbytes)]
+        if self.density is not None:
+            shares = [
+                _share(each) for each in (*(each.density for each in self.layers), self.density)
+            ]
+            lines = [" ".join(each) for each in zip(lines, ["   pairs", *shares], strict=True)]
+        return "\n".join(lines)
 
 
 def report_of(cache: Cache) -> CacheReport:
@@ -78,6 +94,7 @@ def _layer_report(index: int, layer: Any) -> LayerReport:
             held=round(layer.mean_held),
             nbytes=layer.nbytes,
             full_nbytes=layer.full_nbytes,
+            density=None if layer.density is None else float(layer.density),
         )
     keys: Tensor | None = getattr(layer, "keys", None)
     held = 0 if keys is None else keys.shape[-2]
@@ -107,5 +124,9 @@ def readable_bytes(count: float) -> str:
 
 
 def _line(name: str, seen: int, held: int, nbytes: int, full: int) -> str:
-    share = f"{nbytes / full:.1%}".replace("%", " %") if full else "-"
-    return f"{name:>5} {seen:>5} {held:>5} {readable_bytes(nbytes):>9} {share:>8}"
+    share = _share(nbytes / full if full else None)
+    return f"{name:>5} {seen:>5} {held:>5} {readable_bytes(nbytes):>9} {share}"
+
+
+def _share(share: float | None) -> str:
+    return ("-" if share is None else f"{share:.1%}".replace("%", " %")).rjust(8)

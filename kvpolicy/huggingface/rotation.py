@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from kvpolicy.huggingface.placement import device_of
 from kvpolicy_kernels import rerotate_keys
 
 VARYING = ("dynamic", "longrope")
@@ -38,7 +39,9 @@ class ModelRotary:
         like = torch.empty(0, dtype=torch.float32, device=positions.device)
         with torch.no_grad():
             found = _call(self.module, like, positions.reshape(1, -1))
-        cosines, sines = (table[0].float().unflatten(0, positions.shape) for table in found)
+        # The model's rotary module may be on another device than this layer.
+        tables = (table[0].to(positions.device).float() for table in found)
+        cosines, sines = (table.unflatten(0, positions.shape) for table in tables)
         if self.spread:
             cosines, sines = (
                 table[..., : table.shape[-1] // 2].repeat_interleave(2, -1)
@@ -105,10 +108,10 @@ class _Probe:
 @torch.no_grad()
 def _explains(rotary: ModelRotary, attention: nn.Module, config: PreTrainedConfig) -> bool:
     """Whether the layer's keys at one position are those at another, turned by `rotary`."""
-    weight = next(attention.parameters())
-    hidden = torch.linspace(-1, 1, config.hidden_size, device=weight.device, dtype=weight.dtype)
+    weight, device = next(attention.parameters()), device_of(attention)
+    hidden = torch.linspace(-1, 1, config.hidden_size, device=device, dtype=weight.dtype)
     hidden = hidden.sin().expand(1, 1, -1)
-    near, far = (torch.tensor([[place]], device=weight.device) for place in (3, 40))
+    near, far = (torch.tensor([[place]], device=device) for place in (3, 40))
     try:
         before, after = (_keys_at(rotary, attention, hidden, each) for each in (near, far))
         old, new = (rotary.tables(each[:, None]) for each in (near, far))
@@ -124,7 +127,8 @@ def _explains(rotary: ModelRotary, attention: nn.Module, config: PreTrainedConfi
 def _keys_at(
     rotary: ModelRotary, attention: nn.Module, hidden: Tensor, positions: Int[Tensor, "1 1"]
 ) -> Float[Tensor, "1 N 1 D"]:
-    embeddings = _call(rotary.module, hidden, positions)
+    tables = _call(rotary.module, hidden, positions)
+    embeddings = tuple(table.to(hidden.device) for table in tables)
     try:
         attention.forward(
             hidden,

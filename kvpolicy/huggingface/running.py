@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.checks import check_same_state
 from kvpolicy.huggingface.eviction import Shown
 from kvpolicy.huggingface.storage import Contents
 from kvpolicy.huggingface.views import Turned, View, views_of
@@ -19,7 +20,7 @@ def accumulate(policy: Policy, contents: Contents, turned: Turned, shown: Shown)
     """Let the scorer bring its state up to date with the queries of one forward."""
     if contents.state is not None:
         contents.state = _with_new_rows(contents.state, contents.slots.held)
-    groups = views_of(contents, turned)
+    groups = views_of(contents, turned, shard=shown.shard)
     states = [
         [policy.accumulate(shown.observation(policy, view, None)) for view in views if view.length]
         for views in groups
@@ -27,6 +28,7 @@ def accumulate(policy: Policy, contents: Contents, turned: Turned, shown: Shown)
     found = [state for of_group in states for state in of_group if state is not None]
     if not found:
         return
+    check_same_state(policy, found)
     if contents.prefix is None:
         contents.state = _dense(found, groups, contents)
     else:

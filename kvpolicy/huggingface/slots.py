@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kvpolicy.errors import CacheStateError
 from kvpolicy.huggingface.masks import padding_counts
+from kvpolicy.stages.shard import Exchange
 
 
 class Slots:
@@ -34,6 +37,17 @@ class Slots:
     def nbytes(self) -> int:
         """Bytes that the positions take."""
         return self._known.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where positions are, and attention is computed."""
+        return self._known.device
+
+    def copied(self) -> Slots:
+        """Return the same slots, to go their own way from here."""
+        twin = copy.copy(self)
+        twin.lengths, twin.seen = list(self.lengths), list(self.seen)
+        return twin
 
     @property
     def is_padded(self) -> bool:
@@ -101,7 +115,7 @@ class Slots:
         self._shorten(kept, [max(0, length - dropped) for length in self.lengths])
         self.seen = [seen - count for seen in self.seen]
 
-    def held_of_last(self, count: int) -> int:
+    def held_of_last(self, count: int, exchange: Exchange | None = None) -> int:
         """Return how many of each row's last `count` tokens are held; they are rightmost.
 
         Raises CacheStateError where that is not the same number of slots everywhere.
@@ -109,7 +123,10 @@ class Slots:
         self.check_seen(count)
         positions = self.positions
         start = torch.tensor([seen - count for seen in self.seen], device=positions.device)
-        low, high = (int(end) for end in (positions >= start[:, None, None]).sum(-1).aminmax())
+        held = (positions >= start[:, None, None]).sum(-1)
+        if exchange is not None:
+            held = torch.cat(list(exchange(held)), 1)
+        low, high = (int(end) for end in held.aminmax())
         if low != high:
             raise CacheStateError(
                 f"cannot crop {count} tokens: {low} to {high} of them are held, depending on head "

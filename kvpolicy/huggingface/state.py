@@ -12,14 +12,18 @@ from torch import Tensor
 
 from kvpolicy.errors import CacheStateError
 from kvpolicy.huggingface.attention import is_attached
-from kvpolicy.huggingface.eviction import Ranked, budgets_of_layers
-from kvpolicy.huggingface.masks import new_real_tokens
+from kvpolicy.huggingface.budgeting import budgets_of_layers
+from kvpolicy.huggingface.eviction import Ranked
+from kvpolicy.huggingface.masks import check_causal, new_real_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from kvpolicy.huggingface.layer import PolicyLayer
+    from kvpolicy.huggingface.sharding import Ranks
+    from kvpolicy.huggingface.storing import Storage
     from kvpolicy.policy import Policy
+    from kvpolicy.prefill.pattern import PrefillPattern
     from kvpolicy.stages.rotary import Rotary
 
 
@@ -27,21 +31,32 @@ class CacheState:
     """One per cache; layers hold it, so that they need not hold the cache."""
 
     def __init__(
-        self, policy: Policy, config: PreTrainedConfig, rotaries: Sequence[Rotary | None]
+        self,
+        policy: Policy,
+        config: PreTrainedConfig,
+        rotaries: Sequence[Rotary | None],
+        prefill: PrefillPattern | None = None,
+        ranks: Ranks | None = None,
+        storage: Storage | None = None,
     ) -> None:
         """Start with nothing wrong; there is an entry of `rotaries` for every layer that evicts."""
         self.policy = policy
+        self.prefill = prefill
+        self.ranks = ranks
+        self.storage = storage
         self.config = config
         self.rotaries = rotaries
         self._waiting: list[tuple[PolicyLayer, Sequence[Ranked]]] = []
         self.failure: str | None = None
         self._mask: weakref.ref[Any] | None = None
+        self._causal: weakref.ref[Any] | None = None
         self._seen: list[int] = []
         self._real: Bool[Tensor, "B Q"] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CacheState:
         """Copy the state; the policy and the model's config stay the ones they are."""
-        twin = CacheState(self.policy, self.config, self.rotaries)
+        shared = (self.policy, self.config, self.rotaries, self.prefill, self.ranks, self.storage)
+        twin = CacheState(*shared)
         twin.failure = self.failure
         return twin
 
@@ -66,6 +81,10 @@ class CacheState:
         budgets = [budgets_of_layers(self.policy, group) for group in zip(*of_layers, strict=True)]
         for each, groups, counts in zip(layers, of_layers, zip(*budgets, strict=True), strict=True):
             each.keep(groups, counts)
+
+    def is_waited_for(self, layer: PolicyLayer) -> bool:
+        """Whether a layer is to be evicted when those behind it have been ranked."""
+        return any(each is layer for each, _ in self._waiting)
 
     def check(self) -> None:
         """Refuse to go on where an answer would be wrong.
@@ -96,6 +115,12 @@ class CacheState:
             self._mask, self._seen = weakref.ref(mask), seen
         return self._real
 
+    def check_causal(self, mask: Any, lengths: list[int]) -> None:
+        """Find out once for all layers whether a prompt's mask only hides padding."""
+        if mask is not None and (self._causal is None or self._causal() is not mask):
+            check_causal(mask, lengths)
+            self._causal = weakref.ref(mask)
+
     @contextmanager
     def recording_failure(self) -> Iterator[None]:
         """Remember what went wrong in the middle of a forward."""
@@ -107,4 +132,5 @@ class CacheState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is remembered of a mask: it belongs to one forward."""
-        return vars(self) | {"_mask": None, "_real": None, "_waiting": []}
+        forgotten: dict[str, Any] = {"_mask": None, "_causal": None, "_real": None, "_waiting": []}
+        return vars(self) | forgotten

@@ -30,6 +30,10 @@ class Rows:
         """The rows in use; a new tensor object each time."""
         return self.buffer.narrow(2, 0, self.held)
 
+    def behind(self, held: int) -> Float[Tensor, "B N Q D"]:
+        """Return the rows in use behind the first `held`."""
+        return self.buffer.narrow(2, held, self.held - held)
+
     @property
     def nbytes(self) -> int:
         """Bytes allocated, slack included."""
@@ -79,6 +83,28 @@ class Contents:
         """Bytes allocated."""
         owned = (self.keys, self.values, self.slots, self.state, self.prefix)
         return sum(each.nbytes for each in owned if each is not None)
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes that key and value of one position take."""
+        both = (self.keys.buffer, self.values.buffer)
+        return sum(each.shape[3] * each.element_size() for each in both)
+
+    def is_consistent(self, seen: int) -> bool:
+        """Whether all that is held fits together, after `seen` tokens."""
+        slots, rows = self.slots, (self.keys.view, self.values.view)
+        shape = (slots.batch, slots.heads, slots.held)
+        fits = all(each.shape[:3] == shape and each.is_floating_point() for each in rows)
+        fits = fits and len(slots.lengths) == len(slots.seen) == slots.batch
+        fits = fits and max(slots.seen) <= seen and slots.positions.shape == shape
+        prefix = self.prefix
+        if prefix is None:
+            return fits
+        count = int(prefix.lengths.sum())
+        flat = (prefix.keys, prefix.values, prefix.positions)
+        return (
+            fits and prefix.lengths.shape == shape[:2] and {len(each) for each in flat} == {count}
+        )
 
     @property
     def held(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -15,6 +16,13 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention import decoder_config
 
 _LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer)
+_REFUSED = {
+    "diffllama": "attends twice with the same keys, and policies are shown one attention only",
+    "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
+    "jetmoe": "repeats its keys after the cache gave them out",
+    "minimax": "insists on a cache of its own",
+}
+"""Model types whose attention does what no configuration says; observing finds out others."""
 
 
 def supported_config(model: Any) -> PreTrainedConfig:
@@ -26,6 +34,8 @@ def supported_config(model: Any) -> PreTrainedConfig:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoders are served.")
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        raise UnsupportedModelError(f"{name} takes no past_key_values: it has a state of its own.")
     # The test that transformers itself makes before it lets the attention be set.
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
@@ -33,6 +43,13 @@ def supported_config(model: Any) -> PreTrainedConfig:
             "queries cannot be observed."
         )
     config = decoder_config(model)
+    if config.to_dict().get("kv_lora_rank") is not None:
+        raise UnsupportedModelError(
+            f"{name} has latent attention: it caches what keys are made of, all heads at once, so "
+            "there is no key that a head could keep."
+        )
+    if (reason := _REFUSED.get(config.model_type)) is not None:
+        raise UnsupportedModelError(f"{name} {reason}.")
     if (config._attn_implementation or "").startswith("paged|"):
         raise UnsupportedModelError(
             f"{name} uses paged attention ({config._attn_implementation}), which keeps its own "

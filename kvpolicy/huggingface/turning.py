@@ -35,7 +35,7 @@ def by_slot(contents: Contents, rotary: Rotary) -> Turned:
     positions = contents.slots.positions[:, :, :moved]
     seen = torch.tensor(contents.slots.seen, device=keys.device)[:, None, None]
     slots = seen - contents.slots.held + torch.arange(moved, device=keys.device)
-    turned = _turned(keys[:, :, :moved], positions, slots.expand_as(positions), rotary)
+    turned = _turned(keys[:, :, :moved], positions, slots, rotary)
     return Turned(keys=torch.cat([turned, keys[:, :, moved:]], dim=2))
 
 
@@ -59,7 +59,7 @@ def _prefix_by_slot(contents: Contents, rotary: Rotary) -> Float[Tensor, "R D"]:
 def _turned(
     keys: Float[Tensor, "B N S D"],
     positions: Int[Tensor, "B N S"],
-    slots: Int[Tensor, "B N S"],
+    slots: Int[Tensor, "B #N S"],  # noqa: UP037 - no comment: N may be 1
     rotary: Rotary,
 ) -> Float[Tensor, "B N S D"]:
     # Padding has no position; it may be turned to anywhere.

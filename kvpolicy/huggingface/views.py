@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.huggingface.storage import Contents
+from kvpolicy.stages.shard import Shard
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -15,7 +18,8 @@ class View:
     """Rows and heads of a layer that hold equally many tokens and have seen as many.
 
     `keys` are stored ones, `turned` those that attention sees: they differ in rotary position where
-    slots are renumbered.
+    slots are renumbered. Where the heads of a row differ, `of_layer` says what each of them holds,
+    those of other processes included, and this is one of them.
     """
 
     rows: slice
@@ -26,6 +30,7 @@ class View:
     positions: Int[Tensor, "b n S"]
     seen: int
     state: Float[Tensor, "b h S *rest"] | None = None
+    of_layer: Sequence[int] = ()
 
     @property
     def length(self) -> int:
@@ -41,14 +46,18 @@ class Turned:
     prefix: Float[Tensor, "R D"] | None = None
 
 
-def views_of(contents: Contents, turned: Turned, *, by_row: bool = False) -> list[list[View]]:
+def views_of(
+    contents: Contents, turned: Turned, *, by_row: bool = False, shard: Shard | None = None
+) -> list[list[View]]:
     """Return a layer in groups of rows, each as one view or as a view for every head.
 
     Rows that differ in what they hold or have seen stand alone, or all of them with `by_row`. Heads
     stand alone where those of their row differ, whatever the rest of the batch holds.
     """
     if contents.prefix is not None:
-        return [_together(views) for views in _heads_of(contents, turned)]
+        rows = _heads_of(contents, turned)
+        held = _held_by_row(rows, shard)
+        return [_together_or_apart(*each) for each in zip(rows, held, strict=True)]
     slots = contents.slots
     if not by_row and not slots.is_padded and len(set(slots.seen)) == 1:
         return [[_rows(contents, turned, slice(0, slots.batch), 0, slots.seen[0])]]
@@ -72,10 +81,19 @@ def _rows(contents: Contents, turned: Turned, rows: slice, first: int, seen: int
     )
 
 
-def _together(heads: list[View]) -> list[View]:
+def _held_by_row(rows: Sequence[Sequence[View]], shard: Shard | None) -> list[list[int]]:
+    """Return what each head of the layer holds, those of other processes included, by row."""
+    held = [[view.length for view in heads] for heads in rows]
+    if shard is None:
+        return held
+    joined: list[list[int]] = torch.cat(list(shard.exchange(torch.tensor(held))), 1).tolist()
+    return joined
+
+
+def _together_or_apart(heads: Sequence[View], held: Sequence[int]) -> list[View]:
     """Join the heads of a row that hold equally many: so they are shown if the row is alone."""
-    if len({view.length for view in heads}) > 1:
-        return heads
+    if len(set(held)) > 1:
+        return [attrs.evolve(view, of_layer=held) for view in heads]
     keys, turned, values, positions = (
         torch.cat([getattr(view, name) for view in heads], 1)
         for name in ("keys", "turned", "values", "positions")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import attrs
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kvpolicy.stages.projection import output_factors
 from kvpolicy.stages.reduction import Reduce, weights_of
 from kvpolicy.stages.rotary import Rotary
+from kvpolicy.stages.shard import Shard
+from kvpolicy.stages.softmax import softmax
 from kvpolicy_kernels import window_attention
 
 
@@ -27,7 +29,10 @@ class Observation:
 
     `state` is the scorer's running state, if it has one. `output_weight` is that of the whole
     layer; the H query heads shown are those from `first_head` on. `rotary` is None where the
-    model's rotary embedding is not known.
+    model's rotary embedding is not known. Where several processes share the model, the whole layer
+    is what this one has of it, and `shard` says where the others stand: see `of_all_heads`.
+    `sink_logits` are those of models that have learned one for every query head: it takes part in
+    the softmax, and nothing stands behind it.
 
     >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
     ...                     values=torch.ones(1, 2, 9, 8))
@@ -42,6 +47,7 @@ class Observation:
     num_layers: int = 1
     scaling: float = attrs.field()
     softcap: float | None = None
+    sink_logits: Float[Tensor, " H"] | None = attrs.field(default=None, repr=_shape)
     output_weight: Float[Tensor, "M columns"] | None = attrs.field(default=None, repr=_shape)
     positions: Int[Tensor, "B N S"] = attrs.field(repr=_shape)
     seen: int = attrs.field()
@@ -49,6 +55,7 @@ class Observation:
     state: Float[Tensor, "B H S *rest"] | None = attrs.field(default=None, repr=_shape)
     first_head: int = 0
     rotary: Rotary | None = attrs.field(default=None, repr=False)
+    shard: Shard | None = attrs.field(default=None, repr=False)
 
     @scaling.default
     def _one_over_root_dim(self) -> float:
@@ -86,7 +93,7 @@ class Observation:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
         future = future.triu(self.length - self.window + 1)
-        return logits.masked_fill(future, -torch.inf).softmax(-1)
+        return softmax(logits.masked_fill(future, -torch.inf), self.sink_logits)
 
     def folded_attention(self, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Attention with the window folded by `reduce`; never [B, H, W, S] if that is linear."""
@@ -99,6 +106,7 @@ class Observation:
             weights.to(self.queries.device, torch.float32),
             scaling=self.scaling,
             softcap=self.softcap,
+            sinks=self.sink_logits,
         ).attention
 
     @property
@@ -141,6 +149,27 @@ class Observation:
         return by_head[self._heads_shown]
 
     @property
+    def first_of_layer(self) -> int:
+        """The number of the first query head shown, counted over all processes."""
+        return self.first_head + (0 if self.shard is None else self.shard.first_head)
+
+    def of_all_heads(
+        self, of_shown: Shaped[Tensor, "B heads *rest"]
+    ) -> Shaped[Tensor, "B all *rest"]:
+        """Return for all heads of the layer what `of_shown` has for those shown.
+
+        A part that compares heads asks for it, in all processes alike. It is `of_shown` itself
+        where one process has the whole model, and for a head that is shown alone.
+
+        >>> from kvpolicy.testing import observation
+        >>> observation().of_all_heads(torch.ones(1, 4, 3)).shape
+        torch.Size([1, 4, 3])
+        """
+        if self.shard is None:
+            return of_shown
+        return torch.cat(list(self.shard.exchange(of_shown)), dim=1)
+
+    @property
     def _heads_shown(self) -> slice:
         return slice(self.first_head, self.first_head + self.queries.shape[1])
 
@@ -179,5 +208,7 @@ class Observation:
             values=self.values[:, one],
             positions=self.positions[:, one],
             state=None if self.state is None else self.state[:, group],
+            sink_logits=None if self.sink_logits is None else self.sink_logits[group],
             first_head=self.first_head + group.start,
+            shard=None if self.shard is None else self.shard.alone(),
         )

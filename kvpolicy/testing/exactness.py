@@ -25,6 +25,8 @@ from kvpolicy.huggingface.attention import decoder_config
 from kvpolicy.huggingface.cache import PolicyCache
 
 _NAME = "kvpolicy-masked-full-cache"
+CHANGES = ("crop", "reorder_cache", "batch_repeat_interleave", "batch_select_indices")
+"""What may be done to a cache between forwards, beside `reset`, which begins anew."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -35,6 +37,8 @@ class Call:
     positions: list[Int[Tensor, "B N K"]]
     seen: int
     logits: Float[Tensor, "B Q V"]
+    before: list[Callable[[Any], None]]
+    """What was done to the cache since the forward before: rows reordered, tokens taken back."""
 
     @property
     def length(self) -> int:
@@ -54,9 +58,10 @@ class Call:
 
 @contextmanager
 def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Call]]:
-    """Collect every forward of `model` that goes through `cache`."""
+    """Collect every forward of `model` through `cache`, and what is done to the cache between."""
     calls: list[Call] = []
     before: list[Any] = []
+    changes: list[Callable[[Any], None]] = []
     signature = inspect.signature(model.forward)
 
     def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -78,18 +83,34 @@ def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Call]]
                     positions=positions,
                     seen=seen,
                     logits=output.logits.detach().clone(),
+                    before=changes[:],
                 )
             )
+            changes.clear()
 
     hooks = [
         model.register_forward_pre_hook(enter, with_kwargs=True),
         model.register_forward_hook(leave, with_kwargs=True),
     ]
+    for name in CHANGES:
+        setattr(cache, name, _noting(getattr(cache, name), name, changes))
     try:
         yield calls
     finally:
         for hook in hooks:
             hook.remove()
+        for name in CHANGES:
+            delattr(cache, name)
+
+
+def _noting(method: Callable[..., Any], name: str, changes: list[Callable[[Any], None]]) -> Any:
+    """Return a method of a cache that is also done to the full cache of the replay."""
+
+    def change(*args: Any) -> None:
+        method(*args)
+        changes.append(lambda full: getattr(full, name)(*args))
+
+    return change
 
 
 def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCache) -> float:
@@ -100,14 +121,21 @@ def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: Polic
     """
     if not any(_has_evicted(call) for call in calls):
         raise ValueError(f"{len(calls)} forwards were recorded, and nothing was evicted in them")
+    return replay_difference(model, calls, cache)
+
+
+def replay_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCache) -> float:
+    """Replay `calls` as `max_logit_difference` does, even if nothing was evicted in them."""
     config = decoder_config(model)
     evicting = {index for index, layer in enumerate(cache.layers) if layer in cache.policy_layers}
     turns = _slot_frequencies(model) if cache.policy.slot_positions else None
-    full, found, worst = DynamicCache(config=config), config._attn_implementation, 0.0
+    full, found, worst = _FullCache(config=config), config._attn_implementation, 0.0
     AttentionMaskInterface.register(_NAME, eager_mask)
     try:
         for call in calls:
-            AttentionInterface.register(_NAME, _masked_attention(call, evicting, turns))
+            for change in call.before:
+                change(full)
+            AttentionInterface.register(_NAME, _masked_attention(call, full, evicting, turns))
             config._attn_implementation = {"": _NAME}
             with torch.no_grad():
                 logits = model(**call.arguments | {"past_key_values": full}).logits
@@ -127,8 +155,34 @@ def _has_evicted(call: Call) -> bool:
     )
 
 
+class _FullCache(DynamicCache):
+    """Remembers which of its layers was updated last: attention follows at once.
+
+    A module that runs more than once in a forward has a layer of the cache for each time.
+    """
+
+    last_updated = -1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.last_updated = layer_idx
+        found: tuple[Tensor, Tensor] = super().update(
+            key_states, value_states, layer_idx, *args, **kwargs
+        )
+        return found
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        updated: Any = self.layers[self.last_updated]
+        rows: Any = torch.arange(len(updated.keys)).repeat_interleave(repeats)
+        self.reorder_cache(rows)
+
+    def batch_select_indices(self, indices: Any) -> None:
+        self.reorder_cache(indices)
+
+
 def _masked_attention(
-    call: Call, evicting: set[int], turns: Float[Tensor, " pairs"] | None
+    call: Call, full: _FullCache, evicting: set[int], turns: Float[Tensor, " pairs"] | None
 ) -> Callable[..., Any]:
     """Attend to what the call's layers held; other layers attend as they always do."""
 
@@ -140,16 +194,17 @@ def _masked_attention(
         attention_mask: Tensor,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if module.layer_idx not in evicting:
+        layer = full.last_updated
+        if layer not in evicting:
             eager = sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
             own: tuple[Tensor, Tensor | None] = eager(
                 module, query, key, value, attention_mask, **kwargs
             )
             return own
         if turns is not None:
-            key = _at_their_slots(key, call, module.layer_idx, turns)
+            key = _at_their_slots(key, call, layer, turns)
         groups = query.shape[1] // key.shape[1]
-        allowed = _allowed(call, module.layer_idx, key.shape[1]).repeat_interleave(groups, 1)
+        allowed = _allowed(call, layer, key.shape[1]).repeat_interleave(groups, 1)
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
         scaling = kwargs.get("scaling")
         logits = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -157,7 +212,11 @@ def _masked_attention(
             logits = softcap * torch.tanh(logits / softcap)
         # A padding query may see nothing; what it gives is never compared, but must not be NaN.
         allowed = allowed | ~allowed.any(-1, keepdim=True)
-        weights = logits.masked_fill(~allowed, -torch.inf).softmax(-1)
+        logits = logits.masked_fill(~allowed, -torch.inf)
+        weights = logits.softmax(-1)
+        if (sinks := kwargs.get("s_aux")) is not None:
+            # What the sink leaves: Z / (Z + exp(sink)), of the sum Z of a row's exponentials.
+            weights = weights * (logits.logsumexp(-1) - sinks[:, None]).sigmoid()[..., None]
         return (weights @ value).transpose(1, 2).contiguous(), None
 
     return attention

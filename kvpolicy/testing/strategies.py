@@ -26,7 +26,8 @@ def observations(
     """Draw one layer at the end of a prompt; if `grown`, or later, when positions are gone already.
 
     `window` is the scorer's: at most so many queries are shown; None shows all. `max_length`
-    counts positions before the window. Attention ranges from uniform to one-hot.
+    counts positions before the window. Attention ranges from uniform to one-hot, and heads may have
+    learned sinks.
     """
     batch, heads, groups = (draw(st.integers(1, most)) for most in (2, 3, 3))
     dim, value_dim = draw(st.sampled_from([(1, 1), (4, 4), (8, 8), (8, 4)]))
@@ -35,6 +36,7 @@ def observations(
     seed, sharpness = draw(SEEDS), draw(st.sampled_from([1.0, 0.0, 30.0]))
     queries = normal(seed, batch, heads * groups, shown, dim) * sharpness
     num_layers = draw(st.integers(1, 4))
+    sinks = normal(seed + 5, heads * groups)
     seen = length + (draw(st.sampled_from([0, 0, 1, 17])) if grown else 0)
     return Observation(
         queries=queries.to(dtype),
@@ -43,6 +45,7 @@ def observations(
         layer=draw(st.integers(0, num_layers - 1)),
         num_layers=num_layers,
         softcap=draw(st.sampled_from([None, 30.0])),
+        sink_logits=draw(st.sampled_from([None, sinks, 10 * sinks])),
         output_weight=normal(seed + 3, 16, heads * groups * value_dim).to(dtype),
         positions=_kept(seed + 4, (batch, heads), length, seen, shown),
         seen=seen,

@@ -89,7 +89,7 @@ def draws(seed: int, observation: Observation) -> Float[Tensor, "B N S"]:
     """
     batch, heads, length, _ = observation.keys.shape
     groups = observation.queries.shape[1] // heads
-    before = observation.first_head // groups
+    before = observation.first_of_layer // groups
     # A generator on the CPU looks at 32 bits of its seed.
     mark = f"{seed} {observation.layer} {observation.seen}"
     generator = torch.Generator().manual_seed(zlib.crc32(mark.encode()))

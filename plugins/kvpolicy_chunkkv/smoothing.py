@@ -49,7 +49,7 @@ class ChunkSmoother:
     ) -> Float[Tensor, "B H S"]:
         """Average over heads and, for the past, over chunks."""
         past = observation.length - observation.window
-        mean = scores.mean(1)
+        mean = observation.of_all_heads(scores).mean(1)
         chunks = observation.positions[:, 0, :past].long() // self.length
         mean = torch.cat([_means(mean[:, :past], chunks), mean[:, past:]], dim=-1)
         return mean[:, None].expand(scores.shape)

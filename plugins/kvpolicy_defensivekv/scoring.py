@@ -57,8 +57,11 @@ class DefensiveScorer:
         ]
         worst, mean, nearby = (torch.stack(each, dim=1) for each in zip(*seen, strict=True))
         risk = with_floor(worst) * self._relative_sizes(observation)
-        risk = _with_first(risk, mean, self._first(mean, nearby.mean(1), observation))
-        window = risk.amax((1, 2), keepdim=True).expand(*risk.shape[:2], observation.window)
+        nearby = observation.of_all_heads(nearby).mean(1)
+        largest = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
+        risk = _with_first(risk, mean, self._first(mean, nearby, observation), largest)
+        window = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
+        window = window.expand(*risk.shape[:2], observation.window)
         scores = torch.cat([risk, window], dim=-1)
         return scores.repeat_interleave(heads // risk.shape[1], dim=1)
 
@@ -93,9 +96,9 @@ class DefensiveScorer:
             )
         past = observation.length - observation.window
         sizes = projected_norms(observation.values[:, :, :past], weights)
-        positions = observation.positions[:, :, :past]
+        positions = observation.of_all_heads(observation.positions[:, :, :past])
         together = (positions == positions[:, :1]).all(1, keepdim=True)
-        average = sizes.mean(1, keepdim=True).clamp_min(LEAST)
+        average = observation.of_all_heads(sizes).mean(1, keepdim=True).clamp_min(LEAST)
         return torch.where(together, sizes / average, 1)
 
     def _first(
@@ -112,15 +115,18 @@ class DefensiveScorer:
 
 
 def _with_first(
-    risk: Float[Tensor, "B N P"], attention: Float[Tensor, "B N P"], counts: Int[Tensor, "B N"]
+    risk: Float[Tensor, "B N P"],
+    attention: Float[Tensor, "B N P"],
+    counts: Int[Tensor, "B N"],
+    largest: Float[Tensor, "B 1 1"],
 ) -> Float[Tensor, "B N P"]:
-    """Raise the `counts` most attended positions of each head to the largest risk of all heads.
+    """Raise the `counts` most attended positions of each head to the `largest` risk of all heads.
 
     And above it by 2^-22 of itself for every place that a position has before the last one: where
     a budget ends among them, it ends at the least attended.
     """
     order = attention.argsort(dim=-1, descending=True, stable=True)
     place = torch.arange(risk.shape[-1], device=risk.device)
-    raised = risk.amax((1, 2), keepdim=True) * (1 + STEP * (risk.shape[-1] - place))
+    raised = largest * (1 + STEP * (risk.shape[-1] - place))
     ranked = torch.where(place < counts[..., None], raised, risk.gather(-1, order))
     return torch.empty_like(risk).scatter_(-1, order, ranked)

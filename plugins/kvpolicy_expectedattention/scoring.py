@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import attrs
 import torch
+from attrs.validators import and_, le
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,9 +16,13 @@ from kvpolicy.stages.demands import ModelFacts
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.reduction import Reduce
 from kvpolicy.stages.rotary import Rotary
+from kvpolicy.stages.softmax import softmax
 from kvpolicy_expectedattention.logits import expected_logits
 from kvpolicy_expectedattention.rotation import MeanRotation
 from kvpolicy_expectedattention.statistics import query_statistics
+
+FARTHEST = 2**17
+"""Positions to come that are averaged over at most: each takes a row of cosines and sines."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +46,7 @@ class ExpectedAttentionScorer:
     tensor([[1.0000, 1.0000, 1.0000, 1.0000]])
     """
 
-    future: int = attrs.field(default=512, validator=count)
+    future: int = attrs.field(default=512, validator=and_(count, le(FARTHEST)))
     sinks: int = attrs.field(default=4, validator=natural)
     covariance: bool = attrs.field(default=True, validator=boolean)
     values: bool = attrs.field(default=True, validator=boolean)
@@ -82,7 +87,8 @@ class ExpectedAttentionScorer:
         logits = expected_logits(turned, observation.keys, observation.scaling)
         # Not -inf: a sequence may be all sinks.
         lowest = torch.finfo(logits.dtype).min
-        return logits.masked_fill(sinks[:, :, None], lowest).softmax(-1)
+        logits = logits.masked_fill(sinks[:, :, None], lowest)
+        return softmax(logits.flatten(1, 2), observation.sink_logits).view_as(logits)
 
 
 def _without_rotary(name: str) -> UnsupportedModelError:

@@ -27,5 +27,6 @@ def received(
         observation.keys,
         scaling=observation.scaling,
         softcap=observation.softcap,
+        sinks=observation.sink_logits,
         causal=causal,
     )

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 from attrs import Attribute
 
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.options import as_float
 
 Table: TypeAlias = tuple[tuple[float, ...], ...]
 
@@ -20,7 +21,7 @@ def as_table(rows: Any) -> Any:
     ((1.0, 2.0), (3.0, 4.0))
     """
     if _is_sequence(rows) and all(_is_sequence(row) for row in rows):
-        return tuple(tuple(_as_float(each) for each in row) for row in rows)
+        return tuple(tuple(map(as_float, row)) for row in rows)
     return rows
 
 
@@ -28,7 +29,7 @@ def importances(instance: object, option: Attribute[Any], rows: Any) -> None:
     """Refuse all but rows of one length, of finite numbers of at least 0, some of them above."""
     wanted = f"{option.name!r} must be a list of rows, one of numbers for each layer"
     if not (isinstance(rows, tuple) and rows and all(isinstance(row, tuple) for row in rows)):
-        raise InvalidValueError(f"{wanted}, not {rows!r}")
+        raise InvalidValueError(f"{wanted}, not {shown(rows)}")
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1 or lengths[0] == 0:
         raise InvalidValueError(f"{wanted}, as many in each; these rows have {lengths}")
@@ -36,16 +37,12 @@ def importances(instance: object, option: Attribute[Any], rows: Any) -> None:
         for head, value in enumerate(row):
             if not isinstance(value, float) or not 0 <= value < math.inf:
                 raise InvalidValueError(
-                    f"{wanted}, finite and at least 0, but layer {layer} has {value!r} for head "
-                    f"{head}"
+                    f"{wanted}, finite and at least 0, but layer {layer} has {shown(value)} "
+                    f"for head {head}"
                 )
     if not any(map(any, rows)):
         raise InvalidValueError(f"{wanted}, some of them above 0; all are 0")
 
 
-def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)

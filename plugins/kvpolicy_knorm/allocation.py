@@ -13,7 +13,8 @@ from attrs.validators import and_
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.budget import LARGEST
+from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.options import as_float, positive, share
 from kvpolicy.stages.demands import ModelFacts
 from kvpolicy.stages.observation import Observation
@@ -21,7 +22,11 @@ from kvpolicy.stages.observation import Observation
 
 def _as_layers(layers: Any) -> Any:
     """Return a sequence as a tuple, and leave the rest for the validator to see."""
-    return tuple(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else layers
+    return (
+        tuple(layers)
+        if isinstance(layers, Sequence) and not isinstance(layers, str | bytes)
+        else layers
+    )
 
 
 def _layers(instance: object, option: Attribute[Any], layers: Any) -> None:
@@ -29,11 +34,12 @@ def _layers(instance: object, option: Attribute[Any], layers: Any) -> None:
     if (
         not isinstance(layers, tuple)
         or not layers
-        or any(type(layer) is not int or layer < 0 for layer in layers)
+        or any(type(layer) is not int or not 0 <= layer <= LARGEST for layer in layers)
         or len(set(layers)) < len(layers)
     ):
         raise InvalidValueError(
-            f"{option.name!r} must be a list of different layers, counted from 0, not {layers!r}"
+            f"{option.name!r} must be a list of different layers, counted from 0, "
+            f"not {shown(layers)}"
         )
 
 

@@ -65,7 +65,7 @@ class SimilarityMergingCompactor:
             return kept
         evicted = gather_kv(keys, values, rows.where(rows < length, 0))
         match = nearest_kept(evicted[0], kept[0], selection.indices < length)
-        share = shares(match.similarity, rows < length, self.merge)
+        share = shares(match.similarity, rows < length, self.merge, observation.of_all_heads)
         return (
             merged(kept[0], evicted[0], match.slots, share),
             merged(kept[1], evicted[1], match.slots, share),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,7 +24,10 @@ class Shares(NamedTuple):
 
 
 def shares(
-    similarity: Float32[Tensor, "B N E"], is_evicted: Bool[Tensor, "B N E"], merge: Merge
+    similarity: Float32[Tensor, "B N E"],
+    is_evicted: Bool[Tensor, "B N E"],
+    merge: Merge,
+    of_all_heads: Callable[[Tensor], Tensor] = lambda of_shown: of_shown,
 ) -> Shares:
     """Return the shares of evicted positions with these cosines.
 
@@ -38,7 +42,7 @@ def shares(
     if merge == "averaged":
         return Shares(one, none, one)
     if merge == "weighted":
-        close = one * _close(similarity, is_evicted)
+        close = one * _close(of_all_heads(similarity), of_all_heads(is_evicted))
         return Shares(similarity * close, none, close)
     weights = one * ((1 + similarity) / 2).clamp(min=1e-6)
     return Shares(weights, none, weights)

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.evaluation.recording import Future
 from kvpolicy.options import count
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.reduction import Reduce
+from kvpolicy.stages.softmax import softmax
 from kvpolicy_kernels import joint_reconstruction_error
 
 LEAST_REST = 2.0**-50
@@ -33,7 +34,7 @@ def _foresight(instance: object, option: attrs.Attribute[Any], value: Any) -> No
     if isinstance(value, type) or not isinstance(value, Foresight):
         raise InvalidValueError(
             f"{option.name!r} must know the future, as what kvpolicy.evaluation.recording.record "
-            f"returns does, but is {value!r}"
+            f"returns does, but is {shown(value)}"
         )
 
 
@@ -87,7 +88,7 @@ def _attention(
     logits: Tensor = (by_group @ keys.mT).flatten(1, 2) * observation.scaling
     if observation.softcap is not None:
         logits = observation.softcap * torch.tanh(logits / observation.softcap)
-    return logits.softmax(-1)
+    return softmax(logits, observation.sink_logits)
 
 
 def _errors(

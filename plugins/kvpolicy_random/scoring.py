@@ -35,5 +35,6 @@ class RandomScorer:
         batch, heads = observation.queries.shape[:2]
         generator = torch.Generator()
         generator.manual_seed(self.seed * observation.num_layers + observation.layer)
-        draws = torch.rand(heads, observation.length, generator=generator)
+        before = observation.first_of_layer
+        draws = torch.rand(before + heads, observation.length, generator=generator)[before:]
         return draws.to(observation.keys.device).expand(batch, -1, -1)

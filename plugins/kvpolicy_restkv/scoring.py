@@ -7,7 +7,7 @@ from typing import Literal, NoReturn
 import attrs
 import torch
 import torch.nn.functional as F
-from attrs.validators import instance_of
+from attrs.validators import and_, instance_of, le
 from jaxtyping import Float
 from torch import Tensor
 
@@ -54,7 +54,8 @@ class ReconstructionScorer:
     projection: Literal["output", "value"] = attrs.field(
         default="output", validator=one_of("output", "value")
     )
-    tau: float = attrs.field(default=1.0, converter=as_float, validator=positive)
+    # Beyond, norms that models have overflow float32.
+    tau: float = attrs.field(default=1.0, converter=as_float, validator=and_(positive, le(8)))
     normalize: bool = attrs.field(default=False, validator=instance_of(bool))
     o_includes_window: bool = attrs.field(default=False, validator=instance_of(bool))
     heads: Literal["alone", "joint"] = attrs.field(
@@ -138,6 +139,7 @@ class ReconstructionScorer:
             factors,
             scaling=observation.scaling,
             softcap=observation.softcap,
+            sinks=observation.sink_logits,
             normalize=self.normalize,
         )
 

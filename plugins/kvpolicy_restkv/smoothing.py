@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 import torch
-from attrs.validators import and_, le
+from attrs.validators import and_, ge, le
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -45,7 +45,10 @@ class SpatiotemporalSmoother:
         default="adaptive", validator=one_of("adaptive", "avg", "max", "none")
     )
     width: int = attrs.field(default=5, validator=odd_count)
-    scale: float = attrs.field(default=2000.0, converter=as_float, validator=positive)
+    # Below, a drift would make windows that are many times as wide as the prompt.
+    scale: float = attrs.field(
+        default=2000.0, converter=as_float, validator=and_(positive, ge(0.1))
+    )
     drift: Literal["row", "first"] = attrs.field(default="row", validator=one_of("row", "first"))
 
     def weights(self, window: int) -> Float[Tensor, " W"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvpolicy.options import as_float, count, odd_count, one_of, share
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.reduction import Reduce
+from kvpolicy.stages.softmax import softmax
 from kvpolicy_kernels import pool_scores
 from kvpolicy_rkv.redundancy import Retain, redundancy
 
@@ -53,7 +54,7 @@ class RedundancyScorer:
         return scores.repeat_interleave(groups, dim=1)
 
     def _importance(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B N S"]:
-        attention = _group_logits(observation).softmax(-1)
+        attention = softmax(_group_logits(observation), _group_sinks(observation))
         pooled = pool_scores(reduce(attention), self.width, mode="max", edges="zero")
         return F.pad(pooled, (0, observation.window))
 
@@ -67,3 +68,9 @@ def _group_logits(observation: Observation) -> Float[Tensor, "B N W P"]:
     greatest = fold(torch.maximum, logits) * observation.scaling
     cap = observation.softcap
     return greatest if cap is None else cap * torch.tanh(greatest / cap)
+
+
+def _group_sinks(observation: Observation) -> Float[Tensor, " N"] | None:
+    """Return each group's sink, one more logit, and so the greatest of its query heads, too."""
+    sinks = observation.sink_logits
+    return None if sinks is None else sinks.view(observation.keys.shape[1], -1).amax(1)

@@ -46,4 +46,4 @@ class OmissionScorer:
             groups = attention.shape[1] // observation.values.shape[1]
             norms = observation.values.float().abs().sum(-1)
             attention = attention * norms.repeat_interleave(groups, dim=1)
-        return attention.mean(1, keepdim=True).expand_as(attention)
+        return observation.of_all_heads(attention).mean(1, keepdim=True).expand_as(attention)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -36,6 +37,15 @@ def test_what_is_held_is_said_on_standard_error(generate):
     assert "tokens  96 read, 8 written" in result.stderr
     assert "held    25 of 103 positions in each of layers 0 to 1" in result.stderr
     assert "% saved" in result.stderr
+
+
+@pytest.mark.xdist_group("flex_attention")
+def test_a_long_prompt_may_be_read_sparsely(generate):
+    long = generate("--prompt", "ada alma " * 3000, "--budget", "64", "--prefill", "a-shape")
+    assert long.exit_code == 0, long.output
+    assert re.search(r"prefill [5-9]\d % of the prompt's query-key pairs", long.stderr)
+    short = generate("--prompt", PROMPT, "--budget", "64", "--prefill", "a-shape")
+    assert "query-key pairs" not in short.stderr
 
 
 def test_none_keeps_the_full_cache(generate):
@@ -90,6 +100,11 @@ def test_a_prompt_beyond_what_the_model_was_made_for_is_noted(generate):
         (("--prompt", "a", "--prompt-file", "b"), "were both given"),
         (("--prompt-file", "/not/there"), "cannot read --prompt-file '/not/there': No such file"),
         (("--prompt", "a", "--recipe", "strem"), "no recipe named 'strem'"),
+        (("--prompt", "a", "--prefill", "ashape"), "no prefill pattern named 'ashape'"),
+        (
+            ("--prompt", "a", "--prefill", "a-shape", "--recipe", "none"),
+            "--prefill a-shape needs a recipe",
+        ),
         (("--prompt", "a", "--budget", "0"), "budget must be at least 1 position"),
         (("--prompt", "a", "--budget", "lots"), "budget must be positions (1024) or a share"),
         (("--prompt", "a", "--budget", "150%"), "above 0 and at most 1"),

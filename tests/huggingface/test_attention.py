@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 import kvpolicy
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
+from kvpolicy.testing.architectures import tiny_architecture
 from kvpolicy.testing.models import tiny_model
 from kvpolicy.testing.usage import tokens
 
@@ -123,3 +124,55 @@ def test_the_default_dtype_does_not_matter(dtype):
         torch.set_default_dtype(torch.float32)
 
     assert cache.policy_layers[0].held == 24
+
+
+class SeenAttention:
+    """Notes the attention that it is shown, of every query, and the values behind it."""
+
+    window = None
+
+    def __init__(self):
+        self.outputs = []
+
+    def score(self, observation, reduce):
+        groups = observation.queries.shape[1] // observation.values.shape[1]
+        values = observation.values.repeat_interleave(groups, 1)
+        output = observation.attention @ values
+        self.outputs.append(output.transpose(1, 2).flatten(2))
+        return observation.folded_attention(reduce)
+
+
+# A cap, a scaling, norms of queries, partial rotary embedding, layers without one, sinks.
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "llama", "gemma2", "granite", "qwen3", "stablelm", "smollm3",
+        "gpt_oss", "flint", "granite_swa", "granitemoe_swa", "mimo_v2_flash",
+    ],
+)  # fmt: skip
+def test_the_attention_shown_is_the_models_own_eager_attention(model_type):
+    model = tiny_architecture(model_type, attn_implementation="eager")
+    for name, parameter in model.named_parameters():
+        if name.endswith(".sinks"):
+            # Some types begin with zeros, or little more.
+            parameter.data.copy_(10 + 3 * torch.arange(len(parameter)))
+    scorer, given = SeenAttention(), []
+    cache = kvpolicy.compose(scorer=scorer, budget=24).cache(model)
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+        for name, module in model.named_modules()
+        if name.endswith(("self_attn.o_proj", "self_attn.dense"))
+    ]
+    with torch.no_grad():
+        logits(model, cache, tokens(0))
+    for hook in hooks:
+        hook.remove()
+    policy_layers = [
+        attended
+        for attended, layer in zip(given, cache.layers, strict=True)
+        if layer in cache.policy_layers
+    ]
+
+    assert scorer.outputs
+    for own, shown in zip(policy_layers, scorer.outputs, strict=True):
+        torch.testing.assert_close(shown, own.view_as(shown), rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidComponentError
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import USAGES, tokens
+from kvpolicy.testing.usage import OF_PLAIN_DATA, USAGES, tokens
 from kvpolicy_kernels import window_attention
 
 
@@ -70,7 +70,7 @@ def marking(**settings):
     )
 
 
-@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize("usage", sorted(set(USAGES) - OF_PLAIN_DATA))
 @pytest.mark.parametrize(
     "settings",
     [{}, {"every": 1}, {"every": 3, "allocator": Uneven()}, {"allocator": Uneven(), "budget": 0.4}],

@@ -10,7 +10,7 @@ from kvpolicy.errors import CacheStateError, InvalidComponentError, UnsupportedM
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.testing.exactness import max_logit_difference, recorded
 from kvpolicy.testing.models import FAMILIES, tiny_model
-from kvpolicy.testing.usage import USAGES, small_policy, tokens
+from kvpolicy.testing.usage import OF_PLAIN_DATA, USAGES, small_policy, tokens
 
 LIMIT = 1e-4
 
@@ -40,18 +40,23 @@ class AcrossLayers(Uneven):
         ]
 
 
+OF_ANY_POLICY = sorted(set(USAGES) - OF_PLAIN_DATA)
+
+
 def policy(allocator=None, **settings):
     return small_policy("restkv", allocator=allocator or Uneven(), **settings)
 
 
-@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize("usage", OF_ANY_POLICY)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text"])
 def test_every_usage_is_exact_with_uneven_heads(family, usage):
+    if usage == "after crop" and family.startswith("gemma"):
+        pytest.skip("a window that is full cannot be taken back; test_exactness has the refusal")
     attention = "eager" if family == "gemma2" else "sdpa"
     assert USAGES[usage](tiny_model(family, attn_implementation=attention), policy()) <= LIMIT
 
 
-@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize("usage", OF_ANY_POLICY)
 @pytest.mark.parametrize(
     "settings",
     [

@@ -33,6 +33,19 @@ def naive_logits():
     return compute
 
 
+@pytest.fixture
+def naive_rows(naive_logits):
+    """Softmax [B H W S] and logsumexp [B H W] in float64, with each head's sink written out."""
+
+    def compute(queries, keys, scaling, softcap=None, *, sinks):
+        logits = naive_logits(queries, keys, scaling, softcap)
+        column = sinks.double()[:, None, None].expand(*logits.shape[:3], 1)
+        every = torch.cat([logits, column], -1)
+        return every.softmax(-1)[..., :-1], every.logsumexp(-1)
+
+    return compute
+
+
 @pytest.fixture(params=["contiguous", "buffer", "transposed", "strided"])
 def layout(request):
     """Turn [B N S D] into a view of the same numbers with other strides."""

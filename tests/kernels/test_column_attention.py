@@ -49,6 +49,30 @@ def test_sums_the_attention_of_all_queries(
     torch.testing.assert_close(sums.double(), expected, rtol=2e-5, atol=1e-6)
 
 
+@shapes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sink_takes_its_share_of_the_attention(
+    batch, heads, kv_heads, queries, seq, dim, dtype, naive_rows
+):
+    query, keys = example(batch, heads, kv_heads, queries, seq, dim, dtype)
+    sinks = (torch.randn(heads) * 3).to(dtype)
+    rows, _ = naive_rows(query, keys, 0.3, 2.0, sinks=sinks)
+
+    sums = column_attention(query, keys, scaling=0.3, softcap=2.0, sinks=sinks)
+
+    torch.testing.assert_close(sums.double(), rows.sum(2), rtol=2e-5, atol=1e-6)
+
+
+def test_a_sink_takes_its_share_where_all_see_all(naive_rows):
+    query, keys = example(2, 6, 2, 5, 9, 8)
+    sinks = torch.tensor([-1e4, -2, 0, 2, 4, 1e4])
+    each = (naive_rows(query[:, :, q, None], keys, 0.3, sinks=sinks)[0] for q in range(5))
+
+    sums = column_attention(query, keys, scaling=0.3, sinks=sinks, causal=False)
+
+    torch.testing.assert_close(sums.double(), sum(each)[:, :, 0], rtol=2e-5, atol=1e-6)
+
+
 @both_ways
 def test_every_query_gives_away_one(causal):
     queries, keys = example(1, 6, 3, 30, 50, 8)
@@ -108,6 +132,28 @@ def test_the_kernel_caps_logits(causal, device):
     torch.testing.assert_close(sums.cpu(), expected, rtol=2e-5, atol=1e-6)
 
 
+@both_ways
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_in_the_kernel_a_sink_takes_its_share(causal, device):
+    queries, keys = example(2, 6, 2, 20, 130, 16)
+    sinks = torch.tensor([-1e4, -2, 0, 2, 4, 1e4])
+    options = {"scaling": 0.3, "causal": causal}
+    expected = reference.column_attention(queries, keys, sinks=sinks, **options)
+
+    sums = column_attention(queries.to(device), keys.to(device), sinks=sinks.to(device), **options)
+
+    torch.testing.assert_close(sums.cpu(), expected, rtol=2e-5, atol=1e-6)
+
+
+@both_ways
+@pytest.mark.usefixtures("triton_kernels")
+def test_in_the_kernel_a_sequence_ignores_its_batch_mates(causal, device):
+    queries, keys = (each.to(device) for each in example(3, 4, 2, 20, 130, 8))
+    together = column_attention(queries, keys, scaling=0.3, causal=causal)
+    alone = column_attention(queries[1:2], keys[1:2], scaling=0.3, causal=causal)
+    assert torch.equal(alone[0], together[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @both_ways
 @pytest.mark.usefixtures("triton_kernels")
@@ -137,9 +183,16 @@ def test_a_key_that_is_not_a_number_spoils_all_that_its_queries_see(bad, device)
 
 
 @pytest.mark.usefixtures("triton_kernels")
-def test_other_kinds_of_queries_run_in_pytorch(device):
+def test_queries_and_keys_of_different_types_multiply_as_float32(device):
     queries, keys = example(1, 2, 1, 4, 9, 8)
-    with pytest.warns(backend.KernelFallbackWarning, match=r"queries are torch.float16"):
-        sums = column_attention(queries.half().to(device), keys.to(device), scaling=0.3)
+    sums = column_attention(queries.half().to(device), keys.to(device), scaling=0.3)
     expected = reference.column_attention(queries.half(), keys, scaling=0.3)
-    torch.testing.assert_close(sums.cpu(), expected)
+    torch.testing.assert_close(sums.cpu(), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("triton_kernels")
+def test_what_the_kernel_does_not_take_runs_in_pytorch(device):
+    queries, keys = (each.to(device) for each in example(1, 2, 1, 4, 9, 300))
+    with pytest.warns(backend.KernelFallbackWarning, match="column_attention .* at most 256"):
+        sums = column_attention(queries, keys, scaling=0.3)
+    assert torch.equal(sums, reference.column_attention(queries, keys, scaling=0.3))

@@ -31,7 +31,9 @@ def example(batch, heads, kv_heads, queries, tail, dim, value_dim, dtype=torch.f
     return query, keys, values, lengths, tail_keys, tail_values
 
 
-def expected(query, keys, values, lengths, tail_keys, tail_values, scaling, softcap, padding):
+def expected(
+    query, keys, values, lengths, tail_keys, tail_values, scaling, softcap, padding, sinks=None
+):
     """One softmax for each query, every sum written out, in float64."""
     batch, heads, count, _ = query.shape
     group = heads // lengths.shape[1]
@@ -49,7 +51,10 @@ def expected(query, keys, values, lengths, tail_keys, tail_values, scaling, soft
                 logits = seen @ query[b, h, q].double() * scaling
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
-                if len(seen):
+                if sinks is not None:
+                    logits = torch.cat([logits, sinks[h, None].double()])
+                    weighed = torch.nn.functional.pad(weighed, (0, 0, 0, 1))
+                if (logits > -torch.inf).any():
                     result[b, h, q] = logits.softmax(0) @ weighed
     return result
 
@@ -69,6 +74,34 @@ def test_matches_the_definition(
         {"rtol": 2e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 8e-3}
     )
     torch.testing.assert_close(actual.double(), expected(*given, 0.3, softcap, None), **tolerance)
+
+
+@shapes
+@pytest.mark.parametrize("size", [0.0, 3.0, 1e4])
+def test_a_sink_takes_its_share_and_gives_nothing(
+    batch, heads, kv_heads, queries, tail, dim, value_dim, size
+):
+    given = example(batch, heads, kv_heads, queries, tail, dim, value_dim)
+    sinks = torch.randn(heads) * size
+
+    actual = ragged_attention(*given, scaling=0.3, softcap=2.0, sinks=sinks)
+
+    torch.testing.assert_close(
+        actual.double(), expected(*given, 0.3, 2.0, None, sinks), rtol=2e-5, atol=2e-6
+    )
+
+
+def test_a_query_that_sees_nothing_but_its_sink_gives_zeros():
+    given = example(1, 2, 1, 4, 4, 8, 8)
+    sinks, padding = torch.tensor([1.0, -torch.inf]), torch.tensor([3])
+    given = (given[0], given[1][:0], given[2][:0], torch.zeros(1, 1, dtype=int), *given[4:])
+
+    actual = ragged_attention(*given, scaling=0.3, sinks=sinks, padding=padding)
+
+    assert (actual[:, :, :3] == 0).all()
+    torch.testing.assert_close(
+        actual.double(), expected(*given, 0.3, None, padding, sinks), rtol=2e-5, atol=2e-6
+    )
 
 
 def test_padding_in_the_tail_is_not_seen_and_sees_nothing():
@@ -177,6 +210,40 @@ def test_the_kernel_cuts_long_heads_into_tiles(device):
     wanted = reference.ragged_attention(*given, scaling=0.5, softcap=None, padding=None)
     actual = ragged_attention(*on(device, given), scaling=0.5)
     torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.usefixtures("triton_kernels", "program_order", "longer")
+def test_in_the_kernel_a_sink_takes_its_share_and_gives_nothing(padded, dtype, device):
+    given = example(2, 6, 2, 5, 9, 8, 8, dtype)
+    sinks = torch.tensor([-torch.inf, -1e4, -2, 0, 2, 1e4]).to(dtype)
+    padding = torch.tensor([0, 4]) if padded else None
+    wanted = reference.ragged_attention(
+        *given, scaling=0.3, softcap=None, sinks=sinks, padding=padding
+    )
+
+    actual = ragged_attention(
+        *on(device, given), scaling=0.3, sinks=sinks.to(device),
+        padding=None if padding is None else padding.to(device),
+    )  # fmt: skip
+
+    tolerance = (2e-5, 2e-6) if dtype == torch.float32 else (2e-3, 2e-3)
+    torch.testing.assert_close(actual.cpu(), wanted, rtol=tolerance[0], atol=tolerance[1])
+
+
+@pytest.mark.usefixtures("triton_kernels", "longer")
+def test_in_the_kernel_a_sink_that_is_not_a_number_spoils_its_head_alone(device):
+    given = example(2, 6, 2, 1, 9, 8, 8)
+    sinks = torch.full([6], -torch.inf, device=device)
+    whole = ragged_attention(*on(device, given), scaling=0.3, sinks=sinks)
+    sinks[2] = torch.nan
+
+    actual = ragged_attention(*on(device, given), scaling=0.3, sinks=sinks)
+
+    assert actual[:, 2].isnan().all()
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(actual[:, others], whole[:, others])
 
 
 @pytest.mark.usefixtures("triton_kernels", "longer")

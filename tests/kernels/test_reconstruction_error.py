@@ -80,6 +80,62 @@ def test_the_windowed_error_matches_the_definition(
     torch.testing.assert_close(actual.double(), expected, rtol=2e-4, atol=1e-5)
 
 
+@shapes
+@dtypes
+@projected
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_sink_that_gives_nothing_takes_its_share_in_the_windowed_error(
+    batch, heads, kv_heads, window, seq, dim, dtype, rank, normalize, naive_rows
+):
+    queries = torch.randn(batch, heads, window, dim).to(dtype)
+    keys, values = (torch.randn(batch, kv_heads, seq, dim).to(dtype) for _ in range(2))
+    weights, factors = torch.rand(window), make_factors(rank, heads, dim)
+    sinks = (torch.randn(heads) * 2).to(dtype)
+    attention, _ = naive_rows(queries, keys, 0.3, 2.0, sinks=sinks)
+    output = attention @ values.double().repeat_interleave(heads // kv_heads, 1)
+    norms = naive_norms(values, output, factors)
+    if normalize:
+        norms = norms / naive_norms(torch.zeros_like(values[:, :, :1]), output, factors)
+    expected = torch.einsum("w,bhws->bhs", weights.double(), naive_odds(attention) * norms)
+
+    actual = windowed_reconstruction_error(
+        queries, keys, values, weights, factors,
+        scaling=0.3, softcap=2.0, sinks=sinks, normalize=normalize,
+    )  # fmt: skip
+
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-4, atol=1e-5)
+
+
+def test_the_odds_of_a_position_give_what_a_head_with_a_sink_loses_without_it(naive_rows):
+    queries, keys, values = torch.randn(1, 2, 1, 8), *torch.randn(2, 1, 1, 7, 8)
+    sinks = torch.tensor([1.0, -1.0])
+    rows, _ = naive_rows(queries, keys, 0.3, sinks=sinks)
+    whole = rows @ values.double()
+    lost = []
+    for i in range(7):
+        rest = [j for j in range(7) if j != i]
+        without = naive_rows(queries, keys[:, :, rest], 0.3, sinks=sinks)[0]
+        lost.append((without @ values[:, :, rest].double() - whole).norm(dim=-1)[..., 0])
+
+    errors = windowed_reconstruction_error(
+        queries, keys, values, torch.ones(1), None, scaling=0.3, sinks=sinks
+    )
+
+    torch.testing.assert_close(errors.double(), torch.stack(lost, -1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sink", [1e4, -1e4, 1e30, -torch.inf])
+def test_the_windowed_error_takes_a_sink_of_any_size(sink):
+    queries, keys, values = torch.randn(1, 2, 9, 8), *torch.randn(2, 1, 1, 9, 8)
+    given = (queries, keys, values, torch.ones(9), None)
+    errors = windowed_reconstruction_error(*given, scaling=0.3, sinks=torch.full([2], sink))
+    if sink > 0:
+        assert (errors == 0).all()
+    else:
+        plain = windowed_reconstruction_error(*given, scaling=0.3)
+        torch.testing.assert_close(errors, plain, rtol=1e-4, atol=1e-4)
+
+
 def test_the_windowed_error_takes_any_layout(layout):
     queries, keys, values = torch.randn(3, 2, 4, 9, 8)
     weights, factors = torch.rand(5), torch.randn(4, 8, 8)

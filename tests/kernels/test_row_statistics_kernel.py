@@ -89,7 +89,7 @@ def test_positions_beyond_32_bits_are_summed_exactly(device, monkeypatch):
     from kvpolicy_kernels.row_statistics import kernel
 
     if device == "cpu":  # The interpreter takes its time for every program.
-        cut = {"BLOCK_S": 4096, "BLOCK_D": 16, "num_warps": 8, "num_stages": 2}
+        cut = {"BLOCK_S": 4096, "CHANNELS": 16, "num_warps": 8, "num_stages": 2}
         monkeypatch.setattr(kernel, "blocks", lambda *_: cut)
     check_kernel(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 70_000, 1), 66_000, device)
 

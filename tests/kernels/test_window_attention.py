@@ -34,6 +34,42 @@ def test_matches_the_definition(
     )
 
 
+@shapes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_sink_takes_its_share_of_the_attention(
+    batch, heads, kv_heads, window, seq, dim, dtype, softcap, naive_rows
+):
+    queries, keys, weights = example(batch, heads, kv_heads, window, seq, dim, dtype)
+    sinks = (torch.randn(heads) * 3).to(dtype)
+    rows, logsumexp = naive_rows(queries, keys, 0.3, softcap, sinks=sinks)
+
+    actual = window_attention(queries, keys, weights, scaling=0.3, softcap=softcap, sinks=sinks)
+
+    averaged = torch.einsum("bhws,w->bhs", rows, weights.double())
+    torch.testing.assert_close(actual.attention.double(), averaged, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(actual.logsumexp.double(), logsumexp, rtol=1e-5, atol=1e-5)
+    assert actual.attention.dtype == actual.logsumexp.dtype == torch.float32
+
+
+def test_a_sink_may_be_of_any_size(naive_rows):
+    queries, keys, weights = example(1, 5, 1, 4, 9, 8)
+    sinks = torch.tensor([1e30, 1e4, -1e4, -1e30, -torch.inf])
+    rows, logsumexp = naive_rows(queries, keys, 0.3, sinks=sinks)
+
+    actual = window_attention(queries, keys, weights, scaling=0.3, sinks=sinks)
+
+    averaged = torch.einsum("bhws,w->bhs", rows, weights.double())
+    torch.testing.assert_close(actual.attention.double(), averaged, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(actual.logsumexp.double(), logsumexp, rtol=1e-5, atol=1e-5)
+
+
+def test_every_head_has_one_sink(refused):
+    queries, keys, weights = example(1, 4, 2, 3, 9, 8)
+    with refused(r"sinks \(2,\) for 4 query heads"):
+        window_attention(queries, keys, weights, scaling=0.3, sinks=torch.zeros(2))
+
+
 @pytest.mark.parametrize("rows", [1, 3, 5, 10, 21])
 def test_the_size_of_a_block_does_not_matter(rows, monkeypatch):
     queries, keys, weights = example(2, 6, 2, 5, 40, 8)
@@ -118,6 +154,40 @@ def test_the_kernels_match_the_definition(
     )
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "window", "seq", "dim"), KERNEL_SHAPES, ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_in_the_kernels_a_sink_takes_its_share(
+    batch, heads, kv_heads, window, seq, dim, dtype, naive_rows, device
+):
+    queries, keys, weights = example(batch, heads, kv_heads, window, seq, dim, dtype)
+    sinks = (torch.randn(heads) * 3).to(dtype)
+    rows, logsumexp = naive_rows(queries, keys, dim**-0.5, sinks=sinks)
+    given = (each.to(device) for each in (queries, keys, weights))
+    spread = torch.stack([sinks, sinks], 1).to(device)[:, 0]
+
+    actual = window_attention(*given, scaling=dim**-0.5, sinks=spread)
+
+    averaged = torch.einsum("bhws,w->bhs", rows, weights.double())
+    torch.testing.assert_close(actual.attention.double().cpu(), averaged, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(actual.logsumexp.double().cpu(), logsumexp, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_in_the_kernels_a_sink_may_be_of_any_size(device):
+    queries, keys, weights = example(1, 5, 1, 4, 190, 8)
+    sinks = torch.tensor([1e30, 1e4, -1e4, -1e30, -torch.inf])
+    expected = reference.window_attention(queries, keys, weights, scaling=0.3, sinks=sinks)
+    given = (each.to(device) for each in (queries, keys, weights))
+
+    actual = window_attention(*given, scaling=0.3, sinks=sinks.to(device))
+
+    for one, other in zip(expected, actual, strict=True):
+        torch.testing.assert_close(one, other.cpu(), rtol=2e-5, atol=1e-7)
+
+
 @pytest.mark.usefixtures("triton_kernels")
 def test_the_kernels_take_any_layout(layout, device):
     queries, keys, weights = example(2, 6, 2, 5, 70, 24)
@@ -188,6 +258,39 @@ def test_a_key_that_is_no_number_reaches_the_queries_that_see_it(poison, device)
     actual = window_attention(queries.to(device), keys.to(device), weights.to(device), scaling=1.0)
     assert actual.logsumexp.cpu().isfinite().tolist() == [[[True] * 4 + [False] * 2] * 2]
     assert actual.attention.isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter's numpy
+@pytest.mark.parametrize("sink", [None, 2.0, 1e4])
+@pytest.mark.parametrize("bad", [slice(0, 64), slice(64, 128), slice(70, 71)], ids=str)
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_keys_that_are_no_numbers_are_not_lost_with_their_block(bad, sink, device, monkeypatch):
+    monkeypatch.setattr(launching, "PROGRAMS", 1000)
+    queries, keys, weights = (x.to(device) for x in example(2, 2, 1, 6, 130, 8))
+    sinks = None if sink is None else torch.full([2], sink, device=device)
+    whole = window_attention(queries, keys, weights, scaling=0.3, sinks=sinks)
+    keys[1, 0, bad] = torch.nan
+
+    actual = window_attention(queries, keys, weights, scaling=0.3, sinks=sinks)
+
+    assert actual.attention[1].isnan().all()
+    assert actual.logsumexp[1].isnan().all()
+    assert torch.equal(actual.attention[0], whole.attention[0])
+    assert torch.equal(actual.logsumexp[0], whole.logsumexp[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.usefixtures("triton_kernels")
+def test_a_sink_that_is_no_number_spoils_its_head_alone(poison, device):
+    queries, keys, weights = (x.to(device) for x in example(1, 3, 1, 4, 130, 8))
+    whole = window_attention(queries, keys, weights, scaling=0.3)
+    sinks = torch.tensor([-torch.inf, poison, -torch.inf], device=device)
+
+    actual = window_attention(queries, keys, weights, scaling=0.3, sinks=sinks)
+
+    assert actual.attention[:, 1].isnan().all()
+    assert torch.equal(actual.attention[:, ::2], whole.attention[:, ::2])
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")

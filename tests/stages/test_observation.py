@@ -27,7 +27,40 @@ def test_every_query_attends_to_the_past_only_and_to_one_in_sum(layer):
     future = torch.ones(layer.window, layer.length, dtype=torch.bool)
     future = future.triu(layer.length - layer.window + 1)
     assert attention[..., future].count_nonzero() == 0
-    torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
+    if layer.sink_logits is None:
+        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
+    assert attention.sum(-1).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_a_sink_takes_part_in_the_softmax_and_gives_nothing(softcap):
+    sinks = torch.tensor([0.5, -1.0, 3.0, 1e4])
+    layer = observation(window=2, positions=5, softcap=softcap, sink_logits=sinks)
+    rows = []
+    for head in range(4):
+        for query in range(2):
+            keys = layer.keys[0, head // 2, : 4 + query].double()
+            logits = keys @ layer.queries[0, head, query].double() * layer.scaling
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            weights = torch.cat([logits, sinks[head, None].double()]).softmax(0)[:-1]
+            rows.append(F.pad(weights, (0, 5 - len(weights))))
+    expected = torch.stack(rows).view(1, 4, 2, 5)
+
+    torch.testing.assert_close(layer.attention.double(), expected, rtol=1e-5, atol=1e-7)
+    folded = layer.folded_attention(fold_of(MeanSmoother()))
+    torch.testing.assert_close(folded.double(), expected.mean(2), rtol=1e-5, atol=1e-7)
+
+
+@given(observations())
+def test_a_row_and_a_head_attend_as_they_do_among_others(layer):
+    groups = layer.queries.shape[1] // layer.keys.shape[1]
+    for row in range(layer.keys.shape[0]):
+        for head in range(layer.keys.shape[1]):
+            alone, own = layer.row(row).head(head), slice(head * groups, (head + 1) * groups)
+            torch.testing.assert_close(
+                alone.attention, layer.attention[row : row + 1, own], rtol=1e-4, atol=1e-6
+            )
 
 
 def test_attention_is_float32_whatever_the_model_is():

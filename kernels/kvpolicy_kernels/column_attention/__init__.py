@@ -6,7 +6,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
-from kvpolicy_kernels.checks import require_window
+from kvpolicy_kernels.checks import require_sinks, require_window
 
 __all__ = ["column_attention"]
 
@@ -17,13 +17,15 @@ def column_attention(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
     """Sum the attention of all queries to each position, without storing [B H Q S].
 
     attention_i = sum_t softmax_i(scaling q_t . k_i). The Q queries are those of the last Q
     positions: query t sees the positions 0 .. S - Q + t, or all of them if not `causal`. With
-    `softcap` c the logits x become c tanh(x / c) before the softmax.
+    `softcap` c the logits x become c tanh(x / c) before the softmax. A head's sink is one more
+    logit of each of its queries, whose attention goes nowhere.
 
     >>> import torch
     >>> queries, keys = torch.zeros(1, 2, 2, 8), torch.zeros(1, 1, 2, 8)
@@ -33,7 +35,9 @@ def column_attention(
     tensor([1., 1.])
     """
     require_window(queries, keys)
-    attention: Tensor = implementation(__name__, queries, keys).column_attention(
-        queries, keys, scaling=scaling, softcap=softcap, causal=causal
+    require_sinks(sinks, queries)
+    given = (queries, keys) if sinks is None else (queries, keys, sinks)
+    attention: Tensor = implementation(__name__, *given).column_attention(
+        queries, keys, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     )
     return attention

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.window_attention.reference import fold, window_attention
 
 
 @torch.no_grad()
@@ -18,26 +19,22 @@ def column_attention(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
-    """Sum every block of softmax rows as soon as it is computed."""
-    attention = torch.zeros(
-        *queries.shape[:2], keys.shape[2], dtype=torch.float32, device=keys.device
-    )
+    """Fold over all queries as one window, or, where all see all, over each by itself."""
+    ones = torch.ones(queries.shape[2], device=keys.device)
     if causal or queries.shape[2] == 1:
-        blocks = query_blocks(queries, keys, scaling=scaling, softcap=softcap, together=True)
-        for b, _, h, _, logits in blocks:
-            attention[b, h, : logits.shape[-1]] += _softmax(logits).sum(-2)
-        return attention
+        return window_attention(
+            queries, keys, ones, scaling=scaling, softcap=softcap, sinks=sinks
+        ).attention
+    attention = keys.new_zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32)
     group = queries.shape[1] // keys.shape[1]
     for row, head in product(*map(range, queries.shape[:2])):
         # A window's last query sees all there is: each becomes the only query of a head.
         alone, shared = queries[row, head, None, :, None], keys[row, head // group, None, None]
+        own = None if sinks is None else sinks[head, None, None]
         for block in query_blocks(alone, shared, scaling=scaling, softcap=softcap):
-            attention[row, head] += _softmax(block.logits[:, 0]).sum(-2)
+            rows = block.logits.transpose(0, 1)
+            attention[row, head] += fold(rows, ones[block.heads], own)[0][0]
     return attention
-
-
-def _softmax(logits: Float32[Tensor, "*lead V"]) -> Float32[Tensor, "*lead V"]:
-    """Normalise in place: another block would not stay in the cache of a core."""
-    return torch.softmax(logits, -1, out=logits)

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
-from kvpolicy_kernels.checks import require, require_groups
+from kvpolicy_kernels.checks import require, require_groups, require_sinks
 
 __all__ = ["ragged_attention"]
 
@@ -21,6 +21,7 @@ def ragged_attention(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     padding: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend to each head's own prefix, and causally to a dense tail that all heads share.
@@ -28,7 +29,8 @@ def ragged_attention(
     The prefixes lie one after another, row by row and head by head: `lengths` (on the CPU) of them,
     R in all. The Q queries are the last of the T tail positions. The first `padding` tail positions
     of a row are no tokens; a query that sees nothing gives zeros. Both parts are normalised
-    together through their log-sum-exps, in float32.
+    together through their log-sum-exps, in float32. A head's sink is one more logit of each of its
+    queries, of value zero.
 
     >>> import torch
     >>> queries = torch.zeros(1, 2, 1, 1)
@@ -52,10 +54,11 @@ def ragged_attention(
         1 <= count <= keys.shape[2],
         f"{count} queries need as many keys in the tail, which has {keys.shape[2]}",
     )
+    require_sinks(sinks, queries)
     tensors = (queries, prefix_keys, prefix_values, keys, values)
-    given = tensors if padding is None else (*tensors, padding)
+    given = (*tensors, *(extra for extra in (padding, sinks) if extra is not None))
     attended: Tensor = implementation(__name__, *given).ragged_attention(
         queries, prefix_keys, prefix_values, lengths, keys, values,
-        scaling=scaling, softcap=softcap, padding=padding,
+        scaling=scaling, softcap=softcap, sinks=sinks, padding=padding,
     )  # fmt: skip
     return attended

@@ -17,7 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels import launching
-from kvpolicy_kernels.column_attention.kernel import base_2, capped, load_rows, products_by_parts
+from kvpolicy_kernels.products import (
+    base_2,
+    capped,
+    finite_or_zero,
+    load_rows,
+    log2_sum,
+    products_by_parts,
+    sink_of,
+)
 from kvpolicy_kernels.ragged_attention.tiles import span_of, tiles_of
 
 BLOCK_TILES = 16
@@ -26,11 +34,13 @@ GROWING = ("T", "TILES", "TAIL_TILES")
 
 
 def unsupported(queries: Tensor, *tensors: Tensor) -> str | None:
-    """Say why queries, keys, values and padding are not for the kernels; None if they are."""
-    others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    """Say why queries, keys, values, padding and sinks are not for the kernels; or None."""
+    tables = [tensor for tensor in tensors if tensor.ndim > 1]
+    others = {tensor.dtype for tensor in tables}
     if others != {queries.dtype}:
         return f"its queries are {queries.dtype}, its keys and values {sorted(map(str, others))}"
-    return launching.refusal(queries, *tensors)
+    vectors = (tensor[:, None] for tensor in tensors if tensor.ndim == 1)
+    return launching.refusal(queries, *tables, *vectors)
 
 
 def blocks_of(rows: int, block_dim: int, *, exact: bool) -> tuple[int, int]:
@@ -94,31 +104,30 @@ def _attend_kernel(
             product = tl.dot(block, tl.trans(seen), input_precision=PRECISION)
         else:
             product = products_by_parts(
-                rows, valid, 1, those, inside, 1, D, BLOCK_D, CHANNELS, PRECISION, UP
+                rows, valid, 1, those, inside, 1, D, CHANNELS, PRECISION, UP
             )
         logits = capped(product, scale, softcap)
         sees = inside[None, :] & (s[None, :] <= last[:, None])
         logits = tl.where(sees, logits, float("-inf"))
         before, peak = peak, tl.maximum(peak, tl.max(logits, 1))
-        # A row may see nothing of a tile, and -inf - -inf is not a number.
-        base = tl.where(peak == float("-inf"), 0.0, peak)
+        base = finite_or_zero(peak)
         weights = tl.exp2(logits - base[:, None])
         shrunk = tl.exp2(before - base)
         mass = mass * shrunk + tl.sum(weights, 1)
         value = load_rows(value_rows + s * value_stride, inside, dv, 1, DV, UP)
         output *= shrunk[:, None]
         output += tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-    # Where there is no mass, the output is zero and the peak -inf.
-    mass = tl.where(mass == 0, 1.0, mass)
     row = tile * G * Q + r
-    tl.store(totals + row, peak + tl.log2(mass), mask=valid)
+    tl.store(totals + row, log2_sum(peak, mass), mask=valid)
     target = outputs + row[:, None] * DV + dv[None, :]
-    tl.store(target, output / mass[:, None], mask=valid[:, None] & (dv < DV)[None, :])
+    # Where there is no mass, the output is zero.
+    output /= tl.where(mass == 0, 1.0, mass)[:, None]
+    tl.store(target, output, mask=valid[:, None] & (dv < DV)[None, :])
 
 
 @triton.jit(do_not_specialize=GROWING)
 def _merge_kernel(
-    outputs, totals, bounds, merged,
+    outputs, totals, bounds, sinks, merged,
     N, G, Q, TILES, TAIL_TILES,
     DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_TILES: tl.constexpr,
 ):  # fmt: skip
@@ -127,8 +136,11 @@ def _merge_kernel(
     first = tl.load(bounds + head)
     own = tl.load(bounds + head + 1) - first
     dv = tl.arange(0, BLOCK_DV).to(tl.int64)
+    h = head % N * G + r % G
     peak = tl.full([1], float("-inf"), tl.float32)
     mass = tl.zeros([1], tl.float32)
+    if sinks is not None:
+        peak, mass = sink_of(sinks, h + tl.arange(0, 1), True)
     output = tl.zeros([BLOCK_DV], tl.float32)
     for at in range(0, own + TAIL_TILES, BLOCK_TILES):
         i = at + tl.arange(0, BLOCK_TILES).to(tl.int64)
@@ -142,12 +154,11 @@ def _merge_kernel(
             other=0,
         )
         before, peak = peak, tl.maximum(peak, tl.max(total, 0))
-        base = tl.where(peak == float("-inf"), 0.0, peak)
+        base = finite_or_zero(peak)
         shares = tl.exp2(total - base)
         shrunk = tl.exp2(before - base)
         mass = mass * shrunk + tl.sum(shares, 0)
         output = output * shrunk + tl.sum(part * shares[:, None], 0)
-    h = head % N * G + r % G
     row = (head // N * N * G + h) * Q + r // G
     tl.store(merged + row * DV + dv, output / tl.where(mass == 0, 1.0, mass), mask=dv < DV)
 
@@ -162,6 +173,7 @@ def ragged_attention(
     *,
     scaling: float,
     softcap: float | None,
+    sinks: Float[Tensor, " H"] | None = None,
     padding: Int[Tensor, " B"] | None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend in one launch, tile by tile, and merge in a second one."""
@@ -181,6 +193,8 @@ def ragged_attention(
     # The interpreter cuts digits off where a GPU rounds.
     dtype = torch.float32 if launching.INTERPRETED else values.dtype
     merged = torch.empty(batch, heads, count, value_dim, dtype=dtype, device=keys.device)
+    if sinks is not None:
+        sinks = sinks.contiguous()
     precision = launching.precision(keys)
     block_d, block_dv = (max(16, triton.next_power_of_2(size)) for size in (dim, value_dim))
     block_r, block_s = blocks_of(rows, max(block_d, block_dv), exact=precision == "ieee")
@@ -195,7 +209,8 @@ def ragged_attention(
             PRECISION=precision, UP=launching.INTERPRETED,
         )  # fmt: skip
         _merge_kernel[(places * rows,)](
-            outputs, totals, tiles.bounds, merged, kv_heads, group, count, tiles.total, tail_tiles,
+            outputs, totals, tiles.bounds, sinks, merged,
+            kv_heads, group, count, tiles.total, tail_tiles,
             DV=value_dim, BLOCK_DV=block_dv, BLOCK_TILES=BLOCK_TILES,
         )  # fmt: skip
     return merged.to(values.dtype)

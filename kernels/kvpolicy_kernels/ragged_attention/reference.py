@@ -20,6 +20,7 @@ def ragged_attention(
     *,
     scaling: float,
     softcap: float | None,
+    sinks: Float[Tensor, " H"] | None = None,
     padding: Int[Tensor, " B"] | None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Take a block of queries at a time: one softmax over the tail and every head's own rows."""
@@ -32,7 +33,7 @@ def ragged_attention(
         seen = keys.shape[2] - count + q.stop
         block = queries[:, :, q].float() * scaling
         tail = keys[:, :, :seen], values[:, :, :seen]
-        result[:, :, q] = _attend(block, prefix, *tail, max(sizes), softcap, padding)
+        result[:, :, q] = _attend(block, prefix, *tail, max(sizes), softcap, sinks, padding)
     return result
 
 
@@ -43,19 +44,24 @@ def _attend(
     values: Float[Tensor, "B N V Dv"],
     longest: int,
     softcap: float | None,
+    sinks: Float[Tensor, " H"] | None,
     padding: Int[Tensor, " B"] | None,
 ) -> Float32[Tensor, "B H Q Dv"]:
     """Attend to prefix and tail, whose last positions are those of the queries."""
     batch, heads, count, dim = queries.shape
     kv_heads, tail = keys.shape[1:3]
     rows = queries.reshape(batch, kv_heads, -1, dim)
-    # Columns that a head has no rows for are never written to, and weigh nothing.
-    logits = rows.new_full((*rows.shape[:3], tail + longest), -torch.inf)
+    # Columns that a head has no rows for are never written to, and weigh nothing. The last one is
+    # the sink's.
+    logits = rows.new_full((*rows.shape[:3], tail + longest + 1), -torch.inf)
     _multiply(rows, keys, logits[..., :tail], softcap)
     heads_of = zip(rows.flatten(0, 1), logits[..., tail:].flatten(0, 1), prefix, strict=True)
     for head, out, (own, _) in heads_of:
         _multiply(head, own, out, softcap)
-    _hide(logits.view(batch, heads, count, -1)[..., :tail], padding)
+    by_query = logits.view(batch, heads, count, -1)
+    _hide(by_query[..., :tail], padding)
+    if sinks is not None:
+        by_query[..., -1] = sinks[:, None]
     weights = _softmax(logits, may_be_blind=padding is not None)
     output = rows.new_zeros(*rows.shape[:3], values.shape[-1])
     _accumulate(weights[..., :tail], values, output)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
-from kvpolicy_kernels.checks import require, require_groups, require_window
+from kvpolicy_kernels.checks import require, require_groups, require_sinks, require_window
 from kvpolicy_kernels.reconstruction_error import factors as _factors
 from kvpolicy_kernels.reconstruction_error import joint, windowed
 from kvpolicy_kernels.reconstruction_error.reference import odds
@@ -123,12 +123,14 @@ def windowed_reconstruction_error(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     normalize: bool = False,
 ) -> Float32[Tensor, "B H S"]:
     """Average the error of every query's own output over the window.
 
     s_i = sum_t weights_t odds(a_ti) |R_h (o_t - v_i)|, with o_t = sum_i a_ti v_i; with `normalize`
-    each norm is divided by |R_h o_t|. Positions after a query add nothing to its sum.
+    each norm is divided by |R_h o_t|. Positions after a query add nothing to its sum. A head's sink
+    is one more logit of each of its queries, of value zero.
 
     >>> import torch
     >>> values = torch.tensor([[[[0.0], [1.0]]]])
@@ -147,10 +149,11 @@ def windowed_reconstruction_error(
         weights.shape == queries.shape[2:3],
         f"{tuple(weights.shape)} weights for a window of {queries.shape[2]} queries",
     )
+    require_sinks(sinks, queries)
     _check_factors(factors, queries.shape[1], values.shape[-1])
     return windowed.windowed_reconstruction_error(
         queries, keys, values, weights, factors,
-        scaling=scaling, softcap=softcap, normalize=normalize,
+        scaling=scaling, softcap=softcap, sinks=sinks, normalize=normalize,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.logits import exponentials, query_blocks
 from kvpolicy_kernels.reconstruction_error.reference import odds
 
 LEAST_NORM = 2.0**-60
@@ -24,18 +24,19 @@ def windowed_reconstruction_error(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
     normalize: bool = False,
 ) -> Float32[Tensor, "B H S"]:
     """Hold the softmax rows of a block of queries, and walk over the positions twice."""
     scores = weights.new_zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32)
     for b, n, h, w, logits in query_blocks(queries, keys, scaling=scaling, softcap=softcap):
-        attention = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-        attention.div_(attention.sum(-1, keepdim=True))
+        _, mass = exponentials(logits, None if sinks is None else sinks[h, None])
+        attention = logits.div_(mass[..., None])
         seen = values[b, n, : logits.shape[-1]]
         factor = None if factors is None else factors[h].float()
         output = _project(_outputs(attention, seen), factor)
         share = weights[w].float().expand(attention.shape[:2])
-        if w.start == 0 and queries.shape[2] == keys.shape[2]:
+        if sinks is None and w.start == 0 and queries.shape[2] == keys.shape[2]:
             # The first query sees one position, which is its whole output: the error is 0. Odds of
             # 2 ** 20 would make a score of the rounding of o - v.
             share = share.masked_fill(torch.arange(share.shape[1], device=share.device) == 0, 0.0)

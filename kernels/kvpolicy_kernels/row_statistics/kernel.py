@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvpolicy_kernels import launching
 from kvpolicy_kernels.chunking import LOGITS_BYTES, spans
+from kvpolicy_kernels.products import products_by_parts
 from kvpolicy_kernels.select.kernel import BLOCK_S, STAGES, WARPS, read, taken, threshold_of
 
 MOST_ROWS = 128
@@ -33,7 +34,7 @@ def _logits_kernel(
     first, N, G, W, S, L,
     queries_b, queries_h, queries_w, queries_d,
     keys_b, keys_n, keys_s, keys_d,
-    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, ROWS: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -42,19 +43,14 @@ def _logits_kernel(
     b, n = tile // tiles // N, tile // tiles % N
     r = tile % tiles * ROWS + tl.arange(0, ROWS)
     s = tl.program_id(1).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
-    exists, inside = (r < G * W)[:, None], (s < S)[None, :]
-    queries += b * queries_b + ((n * G + r // W) * queries_h + r % W * queries_w)[:, None]
-    keys += b * keys_b + n * keys_n + (s * keys_s)[None, :]
-    product = tl.zeros((ROWS, BLOCK_S), tl.float32)
-    for start in range(0, D, BLOCK_D):
-        d = (start + tl.arange(0, BLOCK_D)).to(tl.int64)
-        read_d = d < D
-        query = tl.load(queries + d[None, :] * queries_d, mask=exists & read_d[None, :], other=0.0)
-        key = tl.load(keys + d[:, None] * keys_d, mask=read_d[:, None] & inside, other=0.0)
-        if UP:
-            query, key = query.to(tl.float32), key.to(tl.float32)
-        product = tl.dot(query, key, product, input_precision=PRECISION)
-    tl.store(logits + row[:, None] * L + s[None, :], product * scaling, mask=exists & inside)
+    exists, inside = r < G * W, s < S
+    rows = queries + b * queries_b + (n * G + r // W) * queries_h + r % W * queries_w
+    key_rows = keys + b * keys_b + n * keys_n + s * keys_s
+    product = products_by_parts(
+        rows, exists, queries_d, key_rows, inside, keys_d, D, CHANNELS, PRECISION, UP
+    )
+    target = logits + row[:, None] * L + s[None, :]
+    tl.store(target, product * scaling, mask=exists[:, None] & inside[None, :])
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -81,9 +77,9 @@ def _sums_kernel(
 def blocks(dtype: torch.dtype, dim: int) -> dict[str, int]:
     """How the product is cut. Larger blocks of float32, which tensor cores do not take, spill."""
     if dtype == torch.float32:
-        return {"BLOCK_S": 64, "BLOCK_D": 16, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_S": 64, "CHANNELS": 16, "num_warps": 8, "num_stages": 2}
     channels = min(64, max(16, triton.next_power_of_2(dim)))
-    return {"BLOCK_S": 128, "BLOCK_D": channels, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_S": 128, "CHANNELS": channels, "num_warps": 8, "num_stages": 2}
 
 
 def tiles_at_once(keys: Float[Tensor, "B N S D"], logits: int) -> int:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
-from kvpolicy_kernels.checks import require, require_window
+from kvpolicy_kernels.checks import require, require_sinks, require_window
 from kvpolicy_kernels.window_attention.reference import WindowAttention
 
 __all__ = ["WindowAttention", "window_attention"]
@@ -19,11 +19,13 @@ def window_attention(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
 ) -> WindowAttention:
     """Average the window's causal attention over its queries, without storing [B H W S].
 
     attention_i = sum_t weights_t softmax_i(scaling q_t . k_i), where query t sees the positions
-    0 .. S - W + t. With `softcap` c the logits x become c tanh(x / c) before the softmax.
+    0 .. S - W + t. With `softcap` c the logits x become c tanh(x / c) before the softmax. A head's
+    sink is one more logit of each of its queries, whose attention goes nowhere.
 
     >>> import torch
     >>> queries, keys = torch.zeros(1, 2, 2, 8), torch.zeros(1, 1, 4, 8)
@@ -35,7 +37,10 @@ def window_attention(
         weights.shape == queries.shape[2:3],
         f"{tuple(weights.shape)} weights for a window of {queries.shape[2]} queries",
     )
-    averaged: WindowAttention = implementation(__name__, queries, keys, weights).window_attention(
-        queries, keys, weights, scaling=scaling, softcap=softcap
+    require_sinks(sinks, queries)
+    tensors = (queries, keys, weights)
+    given = tensors if sinks is None else (*tensors, sinks)
+    averaged: WindowAttention = implementation(__name__, *given).window_attention(
+        *tensors, scaling=scaling, softcap=softcap, sinks=sinks
     )
     return averaged

@@ -2,6 +2,7 @@
 
 A tile of rows holds a few queries of every head of a group, BLOCK_W x BLOCK_G, so that the group
 reads its keys once. The queries are the outer axis: those of a tile see almost the same positions.
+Query w sees the positions up to PAST + w, as far as there are any.
 """
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
@@ -20,6 +21,15 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels import launching
+from kvpolicy_kernels.products import (
+    base_2,
+    capped,
+    finite_or_zero,
+    load_rows,
+    log2_sum,
+    products_by_parts,
+    sink_of,
+)
 from kvpolicy_kernels.window_attention.reference import WindowAttention
 
 BLOCK_M = 16
@@ -35,12 +45,12 @@ class Tile(NamedTuple):
     warps: int
 
 
-def unsupported(queries: Tensor, keys: Tensor, weights: Tensor) -> str | None:
-    """Say why these queries, keys and weights are not for the kernels; None if they are."""
-    return launching.refusal(queries, keys, weights[:, None])
+def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
+    """Say why these queries, keys, weights and sinks are not for the kernels; None if they are."""
+    return launching.refusal(queries, keys, *(vector[:, None] for vector in vectors))
 
 
-def tile_of(group: int, window: int, block_dim: int, exact: bool) -> Tile:
+def tile_of(group: int, window: int, block_dim: int, *, exact: bool) -> Tile:
     """Choose by shape alone: what spills nothing, and fits 99 KiB where a GPU shares no more.
 
     Exact products in float32 run without tensor cores, and hold all channels in registers at once.
@@ -49,56 +59,14 @@ def tile_of(group: int, window: int, block_dim: int, exact: bool) -> Tile:
     heads = min(rows, triton.next_power_of_2(group))
     # Tensor cores multiply 16 rows at least.
     queries = max(min(rows // heads, triton.next_power_of_2(window)), 16 // heads)
-    warps = 4 if heads * queries < 64 or (rows == 64 and not exact) else 8
+    warps = 8 if heads * queries == (64 if exact else 128) else 4
     return Tile(heads, queries, 64, 16 if exact else block_dim, warps)
 
 
 @triton.jit
-def _head(place, N, GROUP_BLOCKS):
-    return place // GROUP_BLOCKS // N, place // GROUP_BLOCKS % N, place % GROUP_BLOCKS
-
-
-@triton.jit
-def _load(rows, inside, d, dim_stride, D: tl.constexpr, UP: tl.constexpr):
-    mask = inside[:, None] & (d < D)[None, :]
-    loaded = tl.load(rows[:, None] + d[None, :] * dim_stride, mask=mask, other=0)
-    return loaded.to(tl.float32) if UP else loaded
-
-
-@triton.jit
-def _logits(
-    query_rows, valid, queries_d, key_rows, inside, keys_d, scale, softcap,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr, UP: tl.constexpr,
-):  # fmt: skip
-    logits = tl.zeros([query_rows.shape[0], key_rows.shape[0]], tl.float32)
-    for channel in range(0, BLOCK_D, CHANNELS):
-        d = channel + tl.arange(0, CHANNELS).to(tl.int64)
-        queries = _load(query_rows, valid, d, queries_d, D, UP)
-        keys = _load(key_rows, inside, d, keys_d, D, UP)
-        logits = tl.dot(queries, tl.trans(keys), logits, input_precision=PRECISION)
-    logits *= scale
-    if softcap is not None:
-        # tanh(x) = 1 - 2 / (1 + exp(2 x)); the factor 2 is in `scale`.
-        logits = softcap * (1 - 2 / (1 + tl.exp2(logits)))
-    return logits
-
-
-@triton.jit
-def _base(peak):
-    # A row may see nothing of a split, and -inf - -inf is not a number.
-    return tl.where(peak == float("-inf"), 0.0, peak)
-
-
-@triton.jit
-def _log2_sum(peak, mass):
-    return peak + tl.log2(tl.where(peak == float("-inf"), 1.0, mass))
-
-
-@triton.jit
 def _logsumexp_kernel(
-    queries, keys, partials,
-    N, G, W, S, GROUP_BLOCKS, M, SPAN, scale, softcap,
+    queries, keys, sinks, partials,
+    N, G, W, S, PAST, GROUP_BLOCKS, SPAN, M, scale, softcap,
     queries_b, queries_h, queries_w, queries_d,
     keys_b, keys_n, keys_s, keys_d,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -108,27 +76,40 @@ def _logsumexp_kernel(
     # The last tiles see most: they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
-    b, n, group_block = _head(tl.program_id(2).to(tl.int64), N, GROUP_BLOCKS)
+    place = tl.program_id(2).to(tl.int64)
+    b, n = place // GROUP_BLOCKS // N, place // GROUP_BLOCKS % N
     r = tl.arange(0, BLOCK_W * BLOCK_G)
-    g, w = group_block * BLOCK_G + r % BLOCK_G, tile * BLOCK_W + r // BLOCK_G
+    g, w = place % GROUP_BLOCKS * BLOCK_G + r % BLOCK_G, tile * BLOCK_W + r // BLOCK_G
     h, valid = n * G + g, (g < G) & (w < W)
-    query_rows = queries + b * queries_b + h * queries_h + w * queries_w
+    rows = queries + b * queries_b + h * queries_h + w * queries_w
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+    if CHANNELS == BLOCK_D:
+        block = load_rows(rows, valid, d, queries_d, D, UP)
     peak = tl.full([BLOCK_W * BLOCK_G], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_W * BLOCK_G], tl.float32)
-    end = tl.minimum((split + 1) * SPAN, tl.minimum(S, S - W + (tile + 1) * BLOCK_W))
+    # Not `and`: without sinks this must not be compiled at all.
+    if sinks is not None:  # noqa: SIM102
+        if split == 0:
+            peak, mass = sink_of(sinks, h, valid)
+    end = tl.minimum((split + 1) * SPAN, tl.minimum(S, PAST + (tile + 1) * BLOCK_W))
     for start in range(split * SPAN, end, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         key_rows = keys + b * keys_b + n * keys_n + s * keys_s
-        logits = _logits(
-            query_rows, valid, queries_d, key_rows, s < S, keys_d,
-            scale, softcap, D, BLOCK_D, CHANNELS, PRECISION, UP,
-        )  # fmt: skip
-        logits = tl.where(s[None, :] <= (S - W + w)[:, None], logits, float("-inf"))
+        if CHANNELS == BLOCK_D:
+            seen = load_rows(key_rows, s < S, d, keys_d, D, UP)
+            product = tl.dot(block, tl.trans(seen), input_precision=PRECISION)
+        else:
+            product = products_by_parts(
+                rows, valid, queries_d, key_rows, s < S, keys_d, D, CHANNELS, PRECISION, UP
+            )
+        logits = capped(product, scale, softcap)
+        sees = (s < S)[None, :] & (s[None, :] <= (PAST + w)[:, None])
+        logits = tl.where(sees, logits, float("-inf"))
         before, peak = peak, tl.maximum(peak, tl.max(logits, 1))
-        base = _base(peak)
+        base = finite_or_zero(peak)
         mass = mass * tl.exp2(before - base) + tl.sum(tl.exp2(logits - base[:, None]), 1)
     row = split * M + (b * N * G + h) * W + w
-    tl.store(partials + row, _log2_sum(peak, mass), mask=valid)
+    tl.store(partials + row, log2_sum(peak, mass), mask=valid)
 
 
 @triton.jit
@@ -141,14 +122,14 @@ def _combine_kernel(partials, totals, M, SPLITS, BLOCK_M: tl.constexpr, BLOCK_SP
         other=float("-inf"),
     )
     peak = tl.max(parts, 0)
-    mass = tl.sum(tl.exp2(parts - _base(peak)[None, :]), 0)
-    tl.store(totals + m, _log2_sum(peak, mass), mask=m < M)
+    mass = tl.sum(tl.exp2(parts - finite_or_zero(peak)[None, :]), 0)
+    tl.store(totals + m, log2_sum(peak, mass), mask=m < M)
 
 
 @triton.jit
 def _fold_kernel(
     queries, keys, weights, totals, attention,
-    N, G, W, S, GROUP_BLOCKS, scale, softcap,
+    N, G, W, S, PAST, GROUP_BLOCKS, scale, softcap,
     queries_b, queries_h, queries_w, queries_d,
     keys_b, keys_n, keys_s, keys_d, weights_w,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -156,33 +137,41 @@ def _fold_kernel(
     PRECISION: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * BLOCK_S
-    b, n, group_block = _head(tl.program_id(1).to(tl.int64), N, GROUP_BLOCKS)
+    place = tl.program_id(1).to(tl.int64)
+    b, n = place // GROUP_BLOCKS // N, place // GROUP_BLOCKS % N
     s = start + tl.arange(0, BLOCK_S)
     key_rows = keys + b * keys_b + n * keys_n + s * keys_s
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
+    if CHANNELS == BLOCK_D:
+        seen = load_rows(key_rows, s < S, d, keys_d, D, UP)
     r = tl.arange(0, BLOCK_W * BLOCK_G)
-    g = group_block * BLOCK_G + r % BLOCK_G
+    g = place % GROUP_BLOCKS * BLOCK_G + r % BLOCK_G
     h = n * G + g
     folded = tl.zeros([BLOCK_W * BLOCK_G, BLOCK_S], tl.float32)
     # Queries of earlier tiles see no position of the block.
-    first = tl.maximum(start - (S - W), 0) // BLOCK_W * BLOCK_W
+    first = tl.maximum(start - PAST, 0) // BLOCK_W * BLOCK_W
     for tile in range(first, W, BLOCK_W):
         w = tile + r // BLOCK_G
         valid = (g < G) & (w < W)
-        query_rows = queries + b * queries_b + h * queries_h + w * queries_w
+        rows = queries + b * queries_b + h * queries_h + w * queries_w
         weight = tl.load(weights + w * weights_w, mask=w < W, other=0).to(tl.float32)
         total = tl.load(totals + (b * N * G + h) * W + w, mask=valid, other=0)
-        logits = _logits(
-            query_rows, valid, queries_d, key_rows, s < S, keys_d,
-            scale, softcap, D, BLOCK_D, CHANNELS, PRECISION, UP,
-        )  # fmt: skip
-        sees = valid[:, None] & (s[None, :] <= (S - W + w)[:, None])
+        if CHANNELS == BLOCK_D:
+            block = load_rows(rows, valid, d, queries_d, D, UP)
+            product = tl.dot(block, tl.trans(seen), input_precision=PRECISION)
+        else:
+            product = products_by_parts(
+                rows, valid, queries_d, key_rows, s < S, keys_d, D, CHANNELS, PRECISION, UP
+            )
+        logits = capped(product, scale, softcap)
+        sees = valid[:, None] & (s[None, :] <= (PAST + w)[:, None])
         # Masked before the exponential, which a large logit out of sight overflows.
         share = tl.exp2(tl.where(sees, logits - total[:, None], float("-inf")))
         folded += share * weight[:, None]
     by_head = tl.sum(tl.reshape(folded, [BLOCK_W, BLOCK_G, BLOCK_S]), 0)
-    g = group_block * BLOCK_G + tl.arange(0, BLOCK_G)
-    rows = attention + (b * N * G + n * G + g) * S
-    tl.store(rows[:, None] + s[None, :], by_head, mask=(g < G)[:, None] & (s < S)[None, :])
+    g = place % GROUP_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
+    target = attention + (b * N * G + n * G + g) * S
+    tl.store(target[:, None] + s[None, :], by_head, mask=(g < G)[:, None] & (s < S)[None, :])
 
 
 def window_attention(
@@ -192,6 +181,8 @@ def window_attention(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
+    causal: bool = True,
 ) -> WindowAttention:
     """Read the keys twice: what a row's logits weigh is known only with their sum."""
     batch, heads, window, dim = queries.shape
@@ -207,35 +198,30 @@ def window_attention(
     # Not by the batch: a sequence's sums must not depend on its mates.
     span = tile.positions * triton.cdiv(blocks, launching.splits(row_tiles * places, blocks))
     splits = triton.cdiv(positions, span)
-    sizes = (kv_heads, group, window, positions, group_blocks)
-    numbers = _base_2(scaling, softcap)
+    past = positions - window if causal else positions
+    sizes = (kv_heads, group, window, positions, past, group_blocks)
+    numbers, strides = base_2(scaling, softcap), (*queries.stride(), *keys.stride())
     options = {
         "D": dim, "BLOCK_D": block_dim,
         "BLOCK_G": tile.heads, "BLOCK_W": tile.queries, "BLOCK_S": tile.positions,
         "CHANNELS": tile.channels, "PRECISION": precision,
         "UP": launching.INTERPRETED or mixed, "num_warps": tile.warps,
     }  # fmt: skip
+    if sinks is not None:
+        sinks = sinks.contiguous()
     attention = torch.empty(batch, heads, positions, dtype=torch.float32, device=keys.device)
     partials = attention.new_empty(splits, batch, heads, window)
     with torch.cuda.device_of(keys):
         _logsumexp_kernel[(row_tiles, splits, batch * places)](
-            queries, keys, partials, *sizes, partials[0].numel(), span, *numbers,
-            *queries.stride(), *keys.stride(), **options,
+            queries, keys, sinks, partials, *sizes, span, partials[0].numel(), *numbers, *strides,
+            **options,
         )  # fmt: skip
         totals = _combine(partials)
         _fold_kernel[(blocks, batch * places)](
-            queries, keys, weights, totals, attention, *sizes, *numbers,
-            *queries.stride(), *keys.stride(), *weights.stride(), **options,
+            queries, keys, weights, totals, attention, *sizes, *numbers, *strides,
+            *weights.stride(), **options,
         )  # fmt: skip
     return WindowAttention(attention, totals * math.log(2))
-
-
-def _base_2(scaling: float, softcap: float | None) -> tuple[float, float | None]:
-    """Fold log2(e) into the numbers of `_logits`, so that 2 to their power is the exponential."""
-    log2_e = math.log2(math.e)
-    if softcap is None:
-        return scaling * log2_e, None
-    return 2 * scaling / softcap * log2_e, softcap * log2_e
 
 
 def _combine(partials: Float32[Tensor, "splits B H W"]) -> Float32[Tensor, "B H W"]:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.logits import exponentials, query_blocks
 
 
 class WindowAttention(NamedTuple):
-    """The averaged attention, and the logsumexp of every query's logits."""
+    """The averaged attention, and the logsumexp of every query's logits, its sink's among them."""
 
     attention: Float32[Tensor, "B H S"]
     logsumexp: Float32[Tensor, "B H W"]
@@ -26,6 +26,7 @@ def window_attention(
     *,
     scaling: float,
     softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
 ) -> WindowAttention:
     """Fold every block of softmax rows into the average as soon as it is computed."""
     weights = weights.float()
@@ -33,9 +34,18 @@ def window_attention(
     logsumexp = weights.new_empty(queries.shape[:3])
     blocks = query_blocks(queries, keys, scaling=scaling, softcap=softcap, together=True)
     for b, _, h, w, logits in blocks:
-        largest = logits.amax(-1)
-        mass = logits.sub_(largest[..., None]).exp_().sum(-1)
-        logsumexp[b, h, w] = largest + mass.log()
-        share = (weights[w] / mass)[:, None]
-        attention[b, h, : logits.shape[-1]] += (share @ logits)[:, 0]
+        own = None if sinks is None else sinks[h, None]
+        folded, logsumexp[b, h, w] = fold(logits, weights[w], own)
+        attention[b, h, : logits.shape[-1]] += folded
     return WindowAttention(attention, logsumexp)
+
+
+def fold(
+    logits: Float32[Tensor, "h w V"],
+    weights: Float32[Tensor, " w"],
+    sinks: Float[Tensor, "h 1"] | None,
+) -> tuple[Float32[Tensor, "h V"], Float32[Tensor, "h w"]]:
+    """Average the softmax of rows that this overwrites; return their logsumexp, too."""
+    base, mass = exponentials(logits, sinks)
+    share = (weights / mass)[:, None]
+    return (share @ logits)[:, 0], base + mass.log()

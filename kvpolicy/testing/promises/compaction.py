@@ -13,6 +13,7 @@ from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
 from kvpolicy.testing.samples import normal
+from kvpolicy.testing.shards import in_shards
 from kvpolicy.testing.strategies import SEEDS, observations
 
 
@@ -62,6 +63,41 @@ def builds_each_row_on_the_one_that_is_kept(compactor: Compactor, draw: Draw) ->
     for got, own in zip(compacted, rows, strict=True):
         share = (got / own)[valid.expand_as(got)]
         assert ((share >= 0) & (share <= 1 + 1e-5)).all(), "rows are out of order"
+
+
+@promise("compactor")
+def compacts_heads_of_several_processes(compactor: Compactor, draw: Draw) -> None:
+    """Where each process has some heads of the layer, rows are those of one that has them all.
+
+    All heads keep equally many: others are compacted one by one.
+    """
+    observation = draw(observations())
+    kept = draw(st.integers(1, observation.length))
+    scores = normal(draw(SEEDS), *observation.keys.shape[:3])
+    selection = TopKSelector().select(scores, torch.full(scores.shape[:2], kept))
+
+    def compacted(shown: Observation, heads: slice, own: slice) -> Tensor:
+        selected = Selection(indices=selection.indices[:, own], lengths=selection.lengths[:, own])
+        return torch.cat(compactor.compact(shown.keys, shown.values, selected, shown), -1)
+
+    whole = compactor.compact(observation.keys, observation.values, selection, observation)
+    found = in_shards(observation, compacted)
+    torch.testing.assert_close(found, torch.cat(whole, -1), rtol=1e-4, atol=1e-5)
+
+
+@promise("compactor")
+def gives_away_what_it_returns(compactor: Compactor, draw: Draw) -> None:
+    """What it returned stays as it is when the next layer is compacted: it is held from then on."""
+    observation = draw(observations())
+    selection = _selection(observation, draw)
+    layers = [observation, attrs.evolve(observation, keys=-observation.keys)]
+    first, second = (
+        compactor.compact(layer.keys, layer.values, selection, layer) for layer in layers
+    )
+    again = compactor.compact(observation.keys, observation.values, selection, observation)
+    for got, expected in zip(first, again, strict=True):
+        assert torch.equal(got, expected), "a result was written over by a later one"
+    assert first[0].data_ptr() != second[0].data_ptr(), "two results share their memory"
 
 
 @promise("compactor")

@@ -35,21 +35,32 @@ class Promise:
 
     def __call__(self, component: object) -> None:
         """Try the promise on examples; raises AssertionError with the smallest that breaks it."""
-
         # The same examples at every run: a plugin's tests must not come and go.
-        @settings(
-            max_examples=self.examples,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            phases=[Phase.explicit, Phase.generate, Phase.shrink],
-            suppress_health_check=list(HealthCheck),
+        self.tried(
+            component,
+            settings(
+                max_examples=self.examples,
+                deadline=None,
+                derandomize=True,
+                database=None,
+                phases=[Phase.explicit, Phase.generate, Phase.shrink],
+                suppress_health_check=list(HealthCheck),
+            ),
         )
+
+    def tried(self, component: object, how: settings) -> int:
+        """Try the promise on examples that are chosen as `how` says; return how many there were."""
+        ran = 0
+
+        @how
         @given(st.data())
         def example(data: st.DataObject) -> None:
+            nonlocal ran
             self.statement(component, data.draw)
+            ran += 1
 
         example()
+        return ran
 
 
 def promise(kind: str, *, examples: int = 50) -> Callable[[Callable[[Any, Draw], None]], Promise]:

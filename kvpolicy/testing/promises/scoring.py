@@ -14,6 +14,7 @@ from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
+from kvpolicy.testing.shards import in_shards
 from kvpolicy.testing.strategies import observations
 
 mean = fold_of(MeanSmoother())
@@ -75,6 +76,15 @@ def scores_a_sequence_as_if_alone(scorer: Scorer, draw: Draw) -> None:
 
 
 @promise("scorer")
+def scores_heads_of_several_processes(scorer: Scorer, draw: Draw) -> None:
+    """Where each process has some heads of the layer, scores are those of one that has them all."""
+    observation = _shown(scorer, draw)
+    whole = scorer.score(observation, mean)
+    found = in_shards(observation, lambda shown, *_: scorer.score(shown, mean))
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
+
+
+@promise("scorer")
 def runs_on_from_its_state(scorer: Scorer, draw: Draw) -> None:
     """Running state has a finite float32 entry or more for each head and position.
 
@@ -97,7 +107,10 @@ def runs_on_from_its_state(scorer: Scorer, draw: Draw) -> None:
         queries=observation.queries[:, :, cut:],
         state=torch.nn.functional.pad(first, padding),
     )
-    torch.testing.assert_close(scorer.accumulate(rest), whole, rtol=1e-4, atol=1e-5)
+    found, before = scorer.accumulate(rest), whole.clone()
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
+    assert found.data_ptr() != whole.data_ptr(), "two states share their memory"
+    torch.testing.assert_close(before, whole, rtol=0, atol=0)
 
 
 def _shown(scorer: Scorer, draw: Draw, dtype: torch.dtype = torch.float32) -> Observation:

@@ -6,12 +6,14 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kvpolicy.stages.demands import across_heads
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.smoothing import LinearSmoother, Smoother
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
 from kvpolicy.testing.samples import normal
 from kvpolicy.testing.samples import observation as sample
+from kvpolicy.testing.shards import in_shards
 from kvpolicy.testing.strategies import SEEDS, observations
 
 LEVELS = st.floats(-4, 4, width=32)
@@ -73,6 +75,18 @@ def keeps_what_is_not_negative(smoother: Smoother, draw: Draw) -> None:
     observation = draw(observations())
     spread = smoother.spatial(_scores(observation, draw).abs(), observation)
     assert (spread >= 0).all()
+
+
+@promise("smoother")
+def spreads_heads_of_several_processes(smoother: Smoother, draw: Draw) -> None:
+    """Where each process has some heads of the layer, scores are those of one that has them all."""
+    observation = draw(observations(grown=not across_heads(smoother)))
+    scores = _scores(observation, draw)
+    whole = smoother.spatial(scores, observation)
+    found = in_shards(
+        observation, lambda shown, heads, _: smoother.spatial(scores[:, heads], shown)
+    )
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
 
 
 @promise("smoother")

@@ -53,11 +53,13 @@ def variants():
             unaligned=[size for size in SIZES if size not in constants],
             floats=floats,
         )
-    for dtype in ("fp32", "bf16"):
+    for dtype, sinks in (("fp32", False), ("bf16", False), ("bf16", True)):
+        pointers = {"outputs": "fp32", "totals": "fp32", "bounds": "i64", "merged": dtype}
+        constants = {"DV": 128, "BLOCK_DV": 128, "BLOCK_TILES": kernel.BLOCK_TILES, "Q": 1}
         yield Variant(
-            name=f"merge {dtype} Q=1",
+            name=f"merge {dtype} Q=1{' sinks' if sinks else ''}",
             function=kernel._merge_kernel,
-            pointers={"outputs": "fp32", "totals": "fp32", "bounds": "i64", "merged": dtype},
-            constants={"DV": 128, "BLOCK_DV": 128, "BLOCK_TILES": kernel.BLOCK_TILES, "Q": 1},
+            pointers={**pointers, **({"sinks": dtype} if sinks else {})},
+            constants={**constants, **({} if sinks else {"sinks": None})},
             unaligned=("N", "G", "TILES", "TAIL_TILES"),
         )

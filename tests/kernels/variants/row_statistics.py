@@ -31,7 +31,7 @@ def _logits(dtype, dim, rows):
             "D": dim,
             "ROWS": rows,
             "BLOCK_S": block["BLOCK_S"],
-            "BLOCK_D": block["BLOCK_D"],
+            "CHANNELS": block["CHANNELS"],
             "PRECISION": "ieee" if dtype == "fp32" else "tf32",
             "UP": False,
             "queries_d": 1,

@@ -1,0 +1,95 @@
+"""docs/exactness.md, made of what was measured."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from benchmarks.exactness.cells import Line
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks/results/exactness.jsonl"
+PAGE = ROOT / "docs/exactness.md"
+TEMPLATE = Path(__file__).with_name("page.md")
+FEW = {"refused": "-", "changed": "~"}
+
+
+def write(lines: Iterable[Line], path: Path = RESULTS) -> None:
+    """Keep what was measured, one JSON object a line."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(attrs.asdict(line)) + "\n" for line in lines))
+
+
+def read(path: Path = RESULTS) -> list[Line]:
+    """Read what `write` wrote."""
+    return [Line(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def counts(lines: Iterable[Line]) -> Counter[str]:
+    """Count cells by outcome."""
+    return Counter(outcome for line in lines for outcome in line.outcomes.values())
+
+
+def rendered(lines: Sequence[Line]) -> str:
+    """Return the page."""
+    served = [line for line in lines if line.refused is None]
+    usages = list(dict.fromkeys(usage for line in served for usage in line.outcomes))
+    total = counts(lines)
+    parts = {
+        "exact": total["exact"],
+        "refused": total["refused"],
+        "wrong": total["wrong"],
+        "changed": total["changed"],
+        "subjects": sum(line.table == "architectures" for line in served),
+        "turned_away": sum(line.table == "architectures" for line in lines)
+        - sum(line.table == "architectures" for line in served),
+        "usages": "\n".join(f"{at}. {usage}" for at, usage in enumerate(usages, 1)),
+        "reasons": "\n".join(_reasons(served)),
+        "not_served": "\n".join(_not_served(lines)),
+    }
+    for table in ("architectures", "recipes", "attentions", "precisions"):
+        parts[table] = "\n".join(_table([line for line in served if line.table == table], usages))
+    text = TEMPLATE.read_text()
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", f"{part}")
+    return text
+
+
+def _table(lines: Sequence[Line], usages: Sequence[str]) -> Iterator[str]:
+    yield "| | " + " | ".join(str(at) for at, _ in enumerate(usages, 1)) + " |"
+    yield "|---" * (len(usages) + 1) + "|"
+    for line in lines:
+        name = f"{line.subject} ({line.note})" if line.note not in ("", "sdpa") else line.subject
+        cells = (_cell(line, usage) for usage in usages)
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _cell(line: Line, usage: str) -> str:
+    cell, outcome = line.cells[usage], line.outcomes[usage]
+    if isinstance(cell, str):
+        return FEW.get(outcome, "**crashed**")
+    shown = "0" if cell == 0 else f"{cell:.0e}".replace("e-0", "e-")
+    return shown if outcome == "exact" else f"**{shown}**"
+
+
+def _reasons(lines: Sequence[Line]) -> Iterator[str]:
+    """Say why cells were refused, each reason once, with whom it met."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        for usage, outcome in line.outcomes.items():
+            if isinstance(line.cells[usage], str) and outcome != "changed":
+                found.setdefault((usage, str(line.cells[usage])), []).append(line.subject)
+    for (usage, reason), subjects in found.items():
+        yield f"- *{usage}*, {', '.join(subjects)}: {reason}"
+
+
+def _not_served(lines: Sequence[Line]) -> Iterator[str]:
+    yield "| model type | why |"
+    yield "|---|---|"
+    for line in lines:
+        if line.refused is not None:
+            yield f"| {line.subject} | {line.refused.replace('|', '/')} |"

@@ -1,0 +1,130 @@
+"""The part of the page on GPUs: what was measured on one, and the bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from benchmarks import bounds
+from benchmarks.bounds import GB, H200, LLAMA, MISTRAL
+from benchmarks.cpu.targets import amount
+from benchmarks.page.markdown import length, table
+from benchmarks.rows import Row
+
+LENGTHS = tuple(2**power for power in range(12, 18))
+KEPT = 1024
+CHUNK = 4096
+DENSITIES = (0.15, 0.05)
+
+
+def sections(rows: Sequence[Row]) -> Iterator[str]:
+    """Give the paragraphs in order."""
+    found = [row for row in rows if row.device != "cpu"]
+    yield "## On a GPU"
+    if found:
+        yield "Measured by `python -m benchmarks.gpu`."
+        yield from _measured(found)
+    else:
+        yield (
+            "**No GPU was at hand: nothing below was measured.** `python -m benchmarks.gpu` "
+            "measures kernels, evictions, whole prompts and decoding on one, in a call of less "
+            "than ten minutes, and writes rows that this page then shows. Until then there are "
+            "only bounds."
+        )
+    yield from _bounds()
+
+
+def _measured(rows: Sequence[Row]) -> Iterator[str]:
+    for (device, benchmark), group in groupby(rows, lambda row: (row.device, row.benchmark)):
+        yield f"### {benchmark}, {device}"
+        yield table(["what", "sizes", "value"], [_cells(row) for row in group])
+
+
+def _cells(row: Row) -> list[str]:
+    against = f" against {row.against}" if row.against else ""
+    sizes = [f"{letter} {size:,}" for letter, size in row.shape.items()]
+    value = row.failure or "" if row.value is None else _value(row.value, row.unit)
+    what = f"{row.name}: {row.variant}{against}" if row.variant else f"{row.name}{against}"
+    return [what, ", ".join([*sizes, *([row.dtype] if row.dtype else [])]), value]
+
+
+def _value(value: float, unit: str) -> str:
+    if unit == "bool":
+        return "yes" if value else "no"
+    known = unit in ("s", "MiB", "ratio")
+    return amount(value, unit) if known else f"{value:.4g} {unit}"
+
+
+def _bounds() -> Iterator[str]:
+    yield "### Bounds"
+    yield (
+        f"Computed from shapes by `benchmarks/bounds.py`, in bfloat16, with the ceilings of an "
+        f"{H200.name} that we plan with: {H200.flops / 1e12:.0f} TFLOP/s and "
+        f"{H200.bandwidth / 1e12:.1f} TB/s read and written. {LLAMA.name} and {MISTRAL.name} have "
+        "the same layers, and differ in their vocabulary."
+    )
+    yield (
+        "A prompt, one sequence: operations at peak speed; `f`, the share of attention; what "
+        "ReST-KV's exact scores add in operations; and how much faster sparse attention of "
+        "density rho can make it at most, 1 / (1 - f + f rho)."
+    )
+    yield _prompts()
+    yield f"A decode step: bytes at full bandwidth, full cache against {KEPT:,} positions held."
+    yield _steps()
+    yield (
+        "Memory at the peak of a prompt, one sequence, GB: weights, keys and values, and the "
+        f"widest layer; evicted layer by layer to {KEPT:,} positions; and with the MLP in chunks "
+        f"of {CHUNK:,} tokens."
+    )
+    yield _peaks()
+    moved = 2 * KEPT * LLAMA.kv_bytes / LLAMA.layers / 1e6
+    seconds = bounds.gather_seconds(LLAMA, KEPT, H200)
+    yield (
+        f"Compacting one layer to {KEPT:,} positions reads and writes {moved:.1f} MB: "
+        f"{amount(seconds, 's')} at least."
+    )
+
+
+def _prompts() -> str:
+    rows = []
+    for tokens in LENGTHS:
+        share = bounds.attention_share(LLAMA, tokens)
+        sparse = [f"{bounds.sparse_bound(share, density):.1f}x" for density in DENSITIES]
+        seconds = bounds.prefill_seconds(LLAMA, tokens, H200)
+        scoring = f"{bounds.scoring_share(LLAMA, tokens):.2%}"
+        rows.append([length(tokens), f"{seconds:.3f} s", f"{share:.0%}", scoring, *sparse])
+    headings = ["tokens", "prefill", "f", "scores", *(f"rho {each}" for each in DENSITIES)]
+    return table(headings, rows)
+
+
+def _steps() -> str:
+    rows = []
+    for tokens in LENGTHS:
+        cells = [length(tokens)]
+        for shape in (LLAMA, MISTRAL):
+            for batch in (1, 8):
+                full = bounds.decode_seconds(shape, tokens, H200, batch=batch)
+                evicted = bounds.decode_seconds(shape, KEPT, H200, batch=batch)
+                cells.append(f"{1000 * full:.2f} ms, {full / evicted:.2f}x")
+        rows.append(cells)
+    headings = [f"{shape.name}, B = {batch}" for shape in (LLAMA, MISTRAL) for batch in (1, 8)]
+    return table(["held", *headings], rows)
+
+
+def _peaks() -> str:
+    rows = []
+    for tokens in LENGTHS:
+        cells = [length(tokens)]
+        for shape in (LLAMA, MISTRAL):
+            full = bounds.peak_bytes(shape, tokens)
+            evicted = bounds.peak_bytes(shape, tokens, kept=KEPT)
+            chunked = bounds.peak_bytes(shape, tokens, kept=KEPT, mlp_chunk=CHUNK)
+            cells += [
+                f"{full / GB:.1f}",
+                f"{evicted / GB:.1f} ({evicted / full:.2f}x)",
+                f"{chunked / GB:.1f} ({chunked / full:.2f}x)",
+            ]
+        rows.append(cells)
+    kinds = ("full", "evicted", "and in chunks")
+    headings = [f"{shape.name}, {kind}" for shape in (LLAMA, MISTRAL) for kind in kinds]
+    return table(["tokens", *headings], rows)

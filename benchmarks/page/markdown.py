@@ -1,0 +1,30 @@
+"""Tables and numbers as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table: the first column is words, the others are numbers.
+
+    >>> print(table(["what", "s"], [["a", "1"]]))
+    | what | s |
+    |---|---:|
+    | a | 1 |
+    """
+    rule = "|---|" + "---:|" * (len(headings) - 1)
+    return "\n".join([_line(headings), rule, *map(_line, rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def length(tokens: int) -> str:
+    """Write a power of two as people call it.
+
+    >>> length(131_072), length(1000)
+    ('128k', '1,000')
+    """
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else f"{tokens:,}"

@@ -1,0 +1,87 @@
+"""Counts the examples that ran, of every promise, usage and machine, and prints the counts.
+
+`make deep` runs as many of each as KVPOLICY_DEEP_EXAMPLES says, chosen anew each time; `make test`
+a few, always the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, settings
+from rich.console import Console
+from rich.table import Table
+
+FEW = 3
+COUNTS: Counter[tuple[str, str, str]] = Counter()
+
+settings.register_profile(
+    "deep",
+    max_examples=int(os.environ.get("KVPOLICY_DEEP_EXAMPLES", "1000")),
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "shallow",
+    max_examples=FEW,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def is_deep():
+    return settings.get_current_profile_name() == "deep"
+
+
+@pytest.fixture
+def profile():
+    """The settings with which examples are drawn."""
+    return settings.get_profile("deep" if is_deep() else "shallow")
+
+
+@pytest.fixture
+def count():
+    """Count examples of something, by how they went."""
+
+    def add(kind, name, outcome="ran", number=1):
+        COUNTS[kind, name, outcome] += number
+
+    return add
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        found = [[*key, number] for key, number in COUNTS.items()]
+        session.config.workeroutput["kvpolicy_examples"] = found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for *key, number in getattr(node, "workeroutput", {}).get("kvpolicy_examples", []):
+        COUNTS[tuple(key)] += number
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not is_deep():
+        return
+    table = Table("", "examples", "refused", box=None, pad_edge=False, header_style="bold")
+    for kind, name in sorted({(kind, name) for kind, name, _ in COUNTS}):
+        table.add_row(f"{kind} {name}", *(str(COUNTS[kind, name, how]) for how in ("ran", "refused")))
+    total = sum(number for (*_, how), number in COUNTS.items() if how == "ran")
+    table.add_row("all", str(total), "")
+    terminalreporter.section("examples that ran")
+    Console(file=terminalreporter._tw._file, width=110).print(table)
