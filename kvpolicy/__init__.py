@@ -64,7 +64,8 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
 
     >>> import tempfile, torch
     >>> from kvpolicy.testing import tiny_model
-    >>> model, cache = tiny_model(), recipe("snapkv", budget=40).cache(tiny_model())
+    >>> model = tiny_model()
+    >>> cache = recipe("snapkv", budget=40).cache(model)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = model(torch.arange(100)[None], past_key_values=cache)
     ...     cache.save(f"{folder}/context.safetensors")

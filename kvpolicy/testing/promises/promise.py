@@ -44,6 +44,7 @@ class Promise:
                 derandomize=True,
                 database=None,
                 phases=[Phase.explicit, Phase.generate, Phase.shrink],
+                report_multiple_bugs=False,
                 suppress_health_check=list(HealthCheck),
             ),
         )
