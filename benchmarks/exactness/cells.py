@@ -17,8 +17,11 @@ from kvpolicy.testing.usage import AGAINST_ITSELF, BITWISE, USAGES
 LIMIT = 1e-4
 """Logits of float32 models may differ by this much: the order of sums differs, nothing else."""
 CRASHED = "crashed"
-ULPS = 2
-"""In half precision: by so many units in the last place of the largest logit."""
+ULPS = 4
+"""In half precision: by so many units in the last place of the largest logit; every layer rounds.
+
+transformers' own eager and sdpa differ by more on these models, a position off by one by logits.
+"""
 
 
 @attrs.frozen(kw_only=True)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from kvpolicy.errors import ComponentFailedError, InvalidComponentError, KvpolicyError
+from kvpolicy.errors import (
+    ComponentFailedError,
+    InvalidComponentError,
+    KvpolicyError,
+    shown,
+    told,
+)
 from kvpolicy.prefill.attention import block_attention
 from kvpolicy.prefill.blocks import attended, blocks_of, density
 from kvpolicy.prefill.pattern import PrefillPattern
+from kvpolicy.versions import versions, written
 
 
 class SparsePrompt(NamedTuple):
@@ -89,29 +96,36 @@ def _chosen(
     scaling: float,
     softcap: float | None,
 ) -> Bool[Tensor, "b h M M"]:
-    """Let the pattern choose, and name it where it fails or returns something else."""
+    """Let the pattern choose, and name it where it does anything else."""
+    name, inputs = f"prefill pattern {shown(pattern)}", (queries, keys)
+    before = versions(inputs)
     try:
-        chosen = pattern.choose(queries, keys, scaling=scaling, softcap=softcap)
+        chosen: Any = pattern.choose(queries, keys, scaling=scaling, softcap=softcap)
     except KvpolicyError:
         raise
-    except Exception as error:
-        raise ComponentFailedError(
-            f"prefill pattern {pattern!r} raised {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise ComponentFailedError(f"{name} raised {told(error)}") from error
+    if written(before, inputs):
+        raise InvalidComponentError(f"{name} wrote into the queries or keys that it was shown.")
     count = blocks_of(keys.shape[2], pattern.block)
     expected = (*queries.shape[:2], count, count)
-    fits = isinstance(chosen, Tensor) and chosen.dtype == torch.bool and chosen.dim() == 4
-    if not fits or any(
-        got not in {want, 1 if axis < 2 else want}
-        for axis, (got, want) in enumerate(zip(chosen.shape, expected, strict=True))
-    ):
-        described = (
-            f"{chosen.dtype} of {tuple(chosen.shape)}"
-            if isinstance(chosen, Tensor)
-            else repr(chosen)
-        )
+    if not _fits(chosen, expected) or chosen.device != keys.device:
+        described = shown(chosen)
+        if isinstance(chosen, Tensor):
+            elsewhere = "" if chosen.device == keys.device else f" on {chosen.device}"
+            described = f"{chosen.dtype} of {tuple(chosen.shape)}{elsewhere}"
         raise InvalidComponentError(
-            f"prefill pattern {pattern!r} chose {described}, not torch.bool of {expected} "
+            f"{name} chose {described}, not torch.bool of {expected} on {keys.device} "
             "(B, H, M, M; B and H may be 1)."
         )
-    return chosen
+    found: Tensor = chosen
+    return found
+
+
+def _fits(chosen: Any, expected: tuple[int, ...]) -> bool:
+    if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool or chosen.dim() != 4:
+        return False
+    return all(
+        got in {want, 1 if axis < 2 else want}
+        for axis, (got, want) in enumerate(zip(chosen.shape, expected, strict=True))
+    )

@@ -44,7 +44,8 @@ def _dense(
     found: Sequence[Tensor], groups: Sequence[Sequence[View]], contents: Contents
 ) -> Float[Tensor, "B H S *rest"]:
     """Put the states of rows of unequal length into one tensor, right-aligned."""
-    if len(groups) == 1:
+    # A row that is left of a padded batch may be shorter than the slots, though it is alone.
+    if len(groups) == 1 and found[0].shape[2] == contents.slots.held:
         return found[0]
     shape = (contents.slots.batch, found[0].shape[1], contents.slots.held, *found[0].shape[3:])
     state = found[0].new_zeros(shape)

@@ -213,7 +213,8 @@ def _masked_attention(
         # A padding query may see nothing; what it gives is never compared, but must not be NaN.
         allowed = allowed | ~allowed.any(-1, keepdim=True)
         logits = logits.masked_fill(~allowed, -torch.inf)
-        weights = logits.softmax(-1)
+        # As transformers' own eager attention does it in half precision.
+        weights = logits.softmax(-1, dtype=torch.float32).to(logits.dtype)
         if (sinks := kwargs.get("s_aux")) is not None:
             # What the sink leaves: Z / (Z + exp(sink)), of the sum Z of a row's exponentials.
             weights = weights * (logits.logsumexp(-1) - sinks[:, None]).sigmoid()[..., None]

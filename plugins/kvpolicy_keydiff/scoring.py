@@ -34,9 +34,10 @@ class KeyDiffScorer:
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the scores of a key/value head for each of its query heads."""
-        keys = observation.keys.float()
+        # Two keys are always as unlike their mean as each other: float32 would let rounding choose.
+        keys = observation.keys.double()
         norms: Tensor = torch.linalg.vector_norm(keys, dim=-1, keepdim=True)
         scales = 1 / norms.clamp(min=TINY)
         anchor = F.normalize(scales.mT @ keys, dim=-1, eps=TINY)
-        scores = -(scales * (keys @ anchor.mT)).squeeze(-1)
+        scores = -(scales * (keys @ anchor.mT)).squeeze(-1).float()
         return scores.repeat_interleave(observation.queries.shape[1] // keys.shape[1], dim=1)

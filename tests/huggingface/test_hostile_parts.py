@@ -198,3 +198,34 @@ def test_a_compactor_may_give_back_views(which):
         assert torch.equal(layer.keys[:, :, :24], kept)
         if "part" not in which:
             assert torch.equal(layer.values[:, :, :24], kept)
+
+
+def spoiling(queries, keys, **settings):
+    keys[0, 0, 0, 0] = 5
+    return torch.ones(1, 1, 4, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("choose", "message"),
+    [
+        (spoiling, "wrote into the queries or keys"),
+        (lambda *given, **more: sys.exit(3), "raised SystemExit: 3"),
+        (lambda *given, **more: torch.ones(1, 1, 4, 4, device="meta").bool(), "on meta, not"),
+        (lambda *given, **more: {}, "chose {}, not"),
+    ],
+)
+def test_a_hostile_prefill_pattern_is_named(choose, message):
+    class Pattern:
+        block = 16
+        dense_up_to = 0
+
+    Pattern.choose = lambda self, *given, **more: choose(*given, **more)
+    model, policy = tiny_model("llama"), small_policy("snapkv")
+    plain = read(model, None)
+    cache = policy.cache(model, prefill=Pattern())
+    with pytest.raises(KvpolicyError, match=r"prefill pattern .*Pattern object") as caught:
+        read(model, cache)
+    assert message in str(caught.value)
+    with pytest.raises(CacheStateError, match=r"cache.reset\(\)"):
+        read(model, cache, 1)
+    assert torch.equal(read(model, None), plain)

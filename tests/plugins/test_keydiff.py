@@ -1,3 +1,4 @@
+import attrs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,3 +76,12 @@ def test_a_prompt_read_in_blocks_never_takes_more_than_the_budget_and_a_block():
 def test_mistakes_are_named(window, message):
     with pytest.raises(InvalidValueError, match=f"scorer 'keydiff': {message}"):
         kvpolicy.compose(scorer={"name": "keydiff", "window": window})
+
+
+def test_of_two_keys_the_first_stays_however_they_are_rounded():
+    layer = observation(positions=2, window=1)
+    for seed in range(20):
+        noise = torch.randn(layer.keys.shape, generator=torch.Generator().manual_seed(seed))
+        noisy = attrs.evolve(layer, keys=layer.keys * (1 + 1e-6 * noise))
+        first, second = scores_of(noisy).unbind(-1)
+        assert torch.equal(first, second)
