@@ -1,11 +1,12 @@
 # Every target sets up .venv by itself; nothing else needs to be installed than Python >= 3.11.
 PYTHON ?= python3
 WORKERS ?= auto
+EXAMPLES ?= 1000
 BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo test check oldest needle-model bench exactness fidelity endurance clean
+.PHONY: help demo test check oldest needle-model bench deep exactness fidelity endurance clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,10 @@ bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performa
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q benchmarks/cpu --rows benchmarks/results/cpu.jsonl \
 	    --benchmark-columns=min,median,rounds; \
 	    status=$$?; $(BIN)/python -m benchmarks.performance_page && exit $$status
+
+deep: $(READY) ## Try promises, usages and caches on many random examples: EXAMPLES=1000 of each (hours).
+	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
+	    --hypothesis-profile=deep tests/deep
 
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted: every model and usage.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.exactness

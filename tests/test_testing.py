@@ -199,7 +199,7 @@ FAULTY = {
     "scorer": {
         "asks_for_a_window_that_can_be": NoWindow(),
         "scores_every_position": OneShort(),
-        "takes_half_precision": OwnPrecision(),
+        "takes_every_precision": OwnPrecision(),
         "takes_a_fold_without_weights": NeedsWeights(),
         "leaves_the_observation_alone": ScalesQueries(),
         "scores_the_same_twice": Counts(),

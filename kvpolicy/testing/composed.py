@@ -26,20 +26,23 @@ def models(draw: st.DrawFn) -> PreTrainedModel:
     """Draw a tiny random model: its family, layers, heads, head size and attention."""
     family = draw(st.sampled_from(FAMILIES))
     kv_heads, groups = draw(st.integers(1, 3)), draw(st.integers(1, 8))
-    # Models with sliding windows take turns: half of the layers evict. transformers refuses a
-    # softcap with sdpa.
+    heads, head_dim = kv_heads * groups, draw(st.sampled_from([8, 16, 32, 64, 128]))
+    # Of models with sliding windows every other layer evicts. transformers refuses a softcap with
+    # sdpa.
     windowed = family.startswith("gemma")
-    layers = draw(st.integers(1, 2)) * 2 if windowed else draw(st.integers(1, 4))
-    sizes: dict[str, Any] = {"num_hidden_layers": layers}
+    layers = 2 * draw(st.integers(1, 2)) if windowed else draw(st.integers(1, 4))
+    sizes: dict[str, Any] = {"query_pre_attn_scalar": head_dim} if windowed else {}
     if family == "gemma3_text":
         sizes["layer_types"] = ["sliding_attention", "full_attention"] * (layers // 2)
     return tiny_model(
         family,
         seed=draw(st.integers(0, 3)),
         attn_implementation="eager" if windowed else draw(st.sampled_from(["sdpa", "eager"])),
-        num_attention_heads=kv_heads * groups,
+        num_hidden_layers=layers,
+        hidden_size=heads * max(1, 32 // heads),
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=draw(st.sampled_from([8, 16, 32, 64, 128])),
+        head_dim=head_dim,
         **sizes,
     )
 

@@ -45,6 +45,11 @@ class Conversation:
         """T, the tokens seen, padding included."""
         return 0 if self.mask is None else self.mask.shape[1]
 
+    @property
+    def has_evicted(self) -> bool:
+        """Whether a token that was seen is held no more."""
+        return any(layer.has_evicted for layer in self.cache.policy_layers)
+
     def read(self, tokens: Int[Tensor, "B Q"], mask: Int[Tensor, "B Q"] | None = None) -> None:
         """Read a turn; the mask of the first one may hide padding on the left."""
         new = torch.ones_like(tokens) if mask is None else mask

@@ -8,6 +8,7 @@ reset at random. In the end each is replayed with a full cache that masks what w
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -32,14 +33,24 @@ class CacheMachine(RuleBasedStateMachine):
     talks: list[Conversation]
     policy: Policy
 
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        super().__init__()
+        self.talks = []
+        self.done: Counter[str] = Counter()
+
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         """Draw a model, a policy and a first conversation."""
         model = data.draw(models())
-        self.policy = data.draw(policies(model))
+        self.policy = data.draw(policies(model, budgets=(8, 30)))
         self.talks = [Conversation.begun(model, self.policy)]
 
-    @rule(data=st.data(), length=st.one_of(st.integers(1, 12), st.integers(30, 70)), seed=SEEDS)
+    @rule(
+        data=st.data(),
+        length=st.one_of(st.integers(1, 9), st.integers(30, 90), st.integers(30, 90)),
+        seed=SEEDS,
+    )
     @precondition(lambda self: any(not talk.rows for talk in self.talks))
     def read_first(self, data: st.DataObject, length: int, seed: int) -> None:
         """Read the first prompt of a batch, some rows of it padded on the left."""
@@ -65,6 +76,7 @@ class CacheMachine(RuleBasedStateMachine):
         talk = self._drawn(data)
         for step in range(count):
             talk.read(_tokens(seed + step, talk.rows, 1))
+        self.done["decoded tokens"] += count
 
     @rule(data=st.data(), count=st.integers(1, 12))
     @precondition(lambda self: self._used())
@@ -72,7 +84,7 @@ class CacheMachine(RuleBasedStateMachine):
         """Take tokens back, but not all: that is a reset."""
         talk = self._drawn(data)
         if count < talk.length:
-            talk.crop(count)
+            self.done["crops" if talk.crop(count) else "refused crops"] += 1
 
     @rule(data=st.data())
     @precondition(lambda self: self._used())
@@ -81,6 +93,7 @@ class CacheMachine(RuleBasedStateMachine):
         talk = self._drawn(data)
         rows = data.draw(st.tuples(*[st.integers(0, talk.rows - 1)] * talk.rows), label="rows")
         talk.reorder(torch.tensor(rows))
+        self.done["reorders"] += 1
 
     @rule(data=st.data())
     @precondition(lambda self: self._used())
@@ -89,6 +102,7 @@ class CacheMachine(RuleBasedStateMachine):
         talk = self._drawn(data)
         some = st.lists(st.integers(0, talk.rows - 1), min_size=1, max_size=talk.rows, unique=True)
         talk.select(torch.tensor(data.draw(some, label="rows")))
+        self.done["selections"] += 1
 
     @rule(data=st.data(), times=st.integers(1, 3))
     @precondition(lambda self: self._used())
@@ -97,12 +111,14 @@ class CacheMachine(RuleBasedStateMachine):
         talk = self._drawn(data)
         if talk.rows * times <= MOST_ROWS:
             talk.repeat(times)
+            self.done["repeats"] += 1
 
     @rule(data=st.data())
     @precondition(lambda self: self._used() and len(self.talks) < MOST_TALKS)
     def clone(self, data: st.DataObject) -> None:
         """Go on twice from here."""
         self.talks.append(self._drawn(data).twin())
+        self.done["clones"] += 1
 
     @rule(data=st.data())
     @precondition(lambda self: self._used())
@@ -110,19 +126,21 @@ class CacheMachine(RuleBasedStateMachine):
         """Go on from a file."""
         talk = self._drawn(data)
         self.talks[self.talks.index(talk)] = talk.reloaded()
+        self.done["files"] += 1
 
     @rule(data=st.data())
     @precondition(lambda self: self._used())
     def reset(self, data: st.DataObject) -> None:
         """Measure a conversation, and begin anew on its cache."""
         talk = self._drawn(data)
-        _check(talk)
+        self._check(talk)
         talk.reset()
+        self.done["resets"] += 1
 
     def teardown(self) -> None:
         """Measure every conversation."""
-        for talk in getattr(self, "talks", ()):
-            _check(talk)
+        for talk in self.talks:
+            self._check(talk)
 
     def _used(self) -> bool:
         return any(talk.rows for talk in self.talks)
@@ -138,18 +156,21 @@ class CacheMachine(RuleBasedStateMachine):
         mask: Int[Tensor, "B Q"] | None = None,
     ) -> None:
         talk.read(tokens, mask)
+        self.done["turns"] += 1
         if tokens.shape[1] > 1 or talk.length == 1:
             _check_budget(talk, self.policy)
+
+    def _check(self, talk: Conversation) -> None:
+        difference = talk.difference()
+        assert difference <= LIMIT, f"logits differ by {difference} from a masked full cache's"
+        if talk.calls:
+            self.done["measured conversations"] += 1
+            self.done["of them evicted"] += talk.has_evicted
 
 
 def _tokens(seed: int, batch: int, length: int) -> Int[Tensor, "B T"]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(1, 128, (batch, length), generator=generator)
-
-
-def _check(talk: Conversation) -> None:
-    difference = talk.difference()
-    assert difference <= LIMIT, f"logits differ by {difference} from those of a masked full cache"
 
 
 def _check_budget(talk: Conversation, policy: Policy) -> None:

@@ -79,8 +79,9 @@ def pytest_terminal_summary(terminalreporter):
     if not is_deep():
         return
     table = Table("", "examples", "refused", box=None, pad_edge=False, header_style="bold")
-    for kind, name in sorted({(kind, name) for kind, name, _ in COUNTS}):
-        table.add_row(f"{kind} {name}", *(str(COUNTS[kind, name, how]) for how in ("ran", "refused")))
+    for kind, name in dict.fromkeys((kind, name) for kind, name, _ in COUNTS):
+        ran, refused, within = (COUNTS[kind, name, how] for how in ("ran", "refused", "within"))
+        table.add_row(f"{kind} {name}", str(ran or within), str(refused or ""))
     total = sum(number for (*_, how), number in COUNTS.items() if how == "ran")
     table.add_row("all", str(total), "")
     terminalreporter.section("examples that ran")

@@ -35,9 +35,9 @@ def scores_every_position(scorer: Scorer, draw: Draw) -> None:
 
 
 @promise("scorer")
-def takes_half_precision(scorer: Scorer, draw: Draw) -> None:
-    """Keys and values in bfloat16 or float16 give finite float32 scores as well."""
-    dtype = draw(st.sampled_from([torch.bfloat16, torch.float16]))
+def takes_every_precision(scorer: Scorer, draw: Draw) -> None:
+    """Keys and values in bfloat16, float16 or float64 give finite float32 scores as well."""
+    dtype = draw(st.sampled_from([torch.bfloat16, torch.float16, torch.float64]))
     _check_scores(scorer, _shown(scorer, draw, dtype))
 
 

@@ -1,0 +1,30 @@
+"""Every usage of `kvpolicy.testing.usage`, with policies and on models that are drawn at random."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvpolicy.errors import ComponentFailedError, InvalidComponentError, KvpolicyError
+from kvpolicy.testing.composed import models, policies
+from kvpolicy.testing.machine import LIMIT
+from kvpolicy.testing.usage import AGAINST_ITSELF, BITWISE, USAGES
+
+
+@pytest.mark.parametrize("usage", USAGES)
+def test_every_usage_is_exact_or_refused(usage, profile, count):
+    @profile
+    @given(st.data())
+    def holds(data):
+        model = data.draw(models())
+        policy = data.draw(policies(model, exact=usage not in AGAINST_ITSELF))
+        try:
+            difference = USAGES[usage](model, policy)
+        except (ComponentFailedError, InvalidComponentError):
+            raise
+        except KvpolicyError:
+            count("usage:", usage, "refused")
+            return
+        assert difference <= (0 if usage in BITWISE else LIMIT)
+        count("usage:", usage)
+
+    holds()
