@@ -31,6 +31,8 @@ class KeyNormScorer:
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the scores of a key/value head for each of its query heads."""
-        norms: Tensor = torch.linalg.vector_norm(observation.keys, dim=-1, dtype=torch.float32)
-        groups = observation.queries.shape[1] // observation.keys.shape[1]
+        keys = observation.keys
+        precision = torch.promote_types(keys.dtype, torch.float32)
+        norms: Tensor = torch.linalg.vector_norm(keys, dim=-1, dtype=precision).float()
+        groups = observation.queries.shape[1] // keys.shape[1]
         return -norms.repeat_interleave(groups, dim=1)

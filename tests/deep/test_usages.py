@@ -9,13 +9,16 @@ from kvpolicy.testing.composed import models, policies
 from kvpolicy.testing.machine import LIMIT
 from kvpolicy.testing.usage import AGAINST_ITSELF, BITWISE, USAGES
 
+TWO_WAYS = {"padded row alone", "long padded row alone"}
+"""Usages whose sides are computed in two ways, so that rounding may rank positions otherwise."""
+
 
 @pytest.mark.parametrize("usage", USAGES)
 def test_every_usage_is_exact_or_refused(usage, profile, count):
     @profile
     @given(st.data())
     def holds(data):
-        model = data.draw(models())
+        model = data.draw(models(double=usage in TWO_WAYS))
         policy = data.draw(policies(model, exact=usage not in AGAINST_ITSELF))
         try:
             difference = USAGES[usage](model, policy)

@@ -102,6 +102,27 @@ def test_state_is_cropped_and_reordered_with_its_positions(allocator):
     assert cache.get_seq_length() == 60 + 2 + 30 + 40
 
 
+def test_a_row_that_is_left_of_a_padded_batch_goes_on_with_its_state():
+    model = tiny_model("llama")
+    policy = kvpolicy.compose(scorer=SumScorer(), budget=0.5)
+    together, alone = policy.cache(model), policy.cache(model)
+    ids = tokens(0, batch=2)
+    mask = torch.ones_like(ids)
+    mask[1, :20] = 0
+    model(input_ids=ids, attention_mask=mask, past_key_values=together)
+    model(input_ids=ids[1:, 20:], past_key_values=alone)
+    together.batch_select_indices(torch.tensor([1]))
+    for step, length in enumerate((1, 9, 1)):
+        more = tokens(step, length)
+        mask = torch.cat([mask, mask.new_ones(2, length)], 1)
+        found = model(input_ids=more, attention_mask=mask[1:], past_key_values=together).logits
+        torch.testing.assert_close(found, model(input_ids=more, past_key_values=alone).logits)
+
+    for one, other in zip(together.policy_layers, alone.policy_layers, strict=True):
+        state, expected = one._contents.state, other._contents.state
+        torch.testing.assert_close(state[:, :, -expected.shape[2] :], expected)
+
+
 def test_sums_are_those_of_the_models_own_attention():
     model = tiny_model("llama", attn_implementation="eager")
     policy = kvpolicy.compose(scorer=SumScorer(), budget=1000)
