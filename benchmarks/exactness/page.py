@@ -12,7 +12,7 @@ import attrs
 from benchmarks.exactness.cells import Line
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks/results/exactness.jsonl"
+RESULTS = Path(__file__).with_name("results.jsonl")
 PAGE = ROOT / "docs/exactness.md"
 TEMPLATE = Path(__file__).with_name("page.md")
 FEW = {"refused": "-", "changed": "~"}
@@ -20,7 +20,6 @@ FEW = {"refused": "-", "changed": "~"}
 
 def write(lines: Iterable[Line], path: Path = RESULTS) -> None:
     """Keep what was measured, one JSON object a line."""
-    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(attrs.asdict(line)) + "\n" for line in lines))
 
 
