@@ -176,9 +176,11 @@ def _tokens(seed: int, batch: int, length: int) -> Int[Tensor, "B T"]:
 def _check_budget(talk: Conversation, policy: Policy) -> None:
     """Hold the end of a prompt to the budget: rows are as long as it says, on average."""
     real: Any = talk.mask
-    held = torch.stack(
-        [(layer.positions >= 0).sum(-1).double().mean(1) for layer in talk.cache.policy_layers]
-    ).mean(0)
-    for row, seen in enumerate(real.sum(1).tolist()):
+    # Counted over all heads and layers: a mean of means is rounded.
+    held = torch.stack([(layer.positions >= 0).sum((1, 2)) for layer in talk.cache.policy_layers])
+    heads = sum(layer.positions.shape[1] for layer in talk.cache.policy_layers)
+    for row, (count, seen) in enumerate(
+        zip(held.sum(0).tolist(), real.sum(1).tolist(), strict=True)
+    ):
         most = seen if policy.keeps_all(seen) else min(seen, policy.positions(seen))
-        assert held[row] <= most, f"row {row} holds {held[row]:.1f} positions of {seen}, not {most}"
+        assert count <= most * heads, f"row {row} holds {count / heads} of {seen}, not {most}"
