@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
+from kvpolicy_kernels.matmul import transposed_product
 
 
 class QueryBlock(NamedTuple):
@@ -86,7 +87,7 @@ def _logits(
     visible = keys.shape[0]
     flat = memory[: heads * window * visible].view(heads * window, visible)
     for s in spans(0, visible, rows_per_block(dim, keys.device)):
-        torch.mm(queries.reshape(-1, dim), keys[s].float().T, out=flat[:, s])
+        flat[:, s] = transposed_product(queries.reshape(-1, dim), keys[s].float())
     if softcap is not None:
         flat.div_(softcap).tanh_().mul_(softcap)
     logits = flat.view(heads, window, visible)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.matmul import transposed_product
 
 
 @torch.no_grad()
@@ -19,8 +20,9 @@ def projected_norms(
     step = rows_per_block(batch * weights.shape[1], values.device)
     norms = torch.zeros(batch, kv_heads, positions, device=values.device)
     for head, weight in enumerate(weights):
-        projection, kv_head = weight.float().mT, head // group
+        projection, kv_head = weight.float(), head // group
         for s in spans(0, positions, step):
-            projected = values[:, kv_head, s].float() @ projection
+            rows = values[:, kv_head, s].float().flatten(0, 1)
+            projected = transposed_product(rows, projection).unflatten(0, (batch, -1))
             norms[:, kv_head, s] += torch.linalg.vector_norm(projected, ord=order, dim=-1)
     return norms / group

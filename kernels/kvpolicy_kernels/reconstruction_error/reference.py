@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.matmul import transposed_product
 
 LEAST_REST = 2.0**-20
 """A sink can hold all attention but a rounding error: its odds must stay finite."""
@@ -42,21 +43,17 @@ def reconstruction_error(
     group = attention.shape[1] // kv_heads
     output = output.float()
     errors = output.new_empty(attention.shape)
-    rank = dim if factors is None else factors.shape[1]
-    step = max(1, min(positions, rows_per_block(group * max(dim, rank), values.device)))
-    # Allocated once: fresh memory for every block costs as much again as the products.
-    missing, projected = output.new_empty(group, step, dim), output.new_empty(group, step, rank)
+    # What is in the cache at a time: values, their distance from o, and that projected.
+    step = rows_per_block(3 * dim, values.device)
     for b, n in product(range(batch), range(kv_heads)):
-        h = slice(n * group, (n + 1) * group)
-        projection = None if factors is None else factors[h].float().mT
         for s in spans(0, positions, step):
-            rows = s.stop - s.start
-            block = missing[:, :rows]
-            torch.sub(output[b, h, None], values[b, n, s].float(), out=block)
-            if projection is not None:
-                block = torch.bmm(block, projection, out=projected[:, :rows])
-            norm = torch.linalg.vector_norm(block, dim=-1).pow_(tau)
-            errors[b, h, s] = norm.mul_(odds(attention[b, h, s].float()))
+            block = values[b, n, s].float()
+            for h in range(n * group, (n + 1) * group):
+                missing = output[b, h] - block
+                if factors is not None:
+                    missing = transposed_product(missing, factors[h].float())
+                norm = torch.linalg.vector_norm(missing, dim=-1).pow_(tau)
+                errors[b, h, s] = norm.mul_(odds(attention[b, h, s].float()))
     return errors
 
 

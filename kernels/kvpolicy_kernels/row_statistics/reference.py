@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from kvpolicy_kernels.logits import query_blocks
@@ -35,34 +36,44 @@ def row_statistics(
 
 def _largest_positions(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Tensor, "h w"]:
     """Sum the positions of each row's `count` largest; integers, so the order cannot matter."""
-    top = _top(logits, count + 1)
+    if not logits.is_cuda:
+        return _partitioned(logits, count)
+    # Whether there is a NaN, or a tie, is not asked: asking a GPU would wait for it.
+    top = logits.masked_fill_(logits.isnan(), -torch.inf).topk(count + 1, sorted=False)
     least = top.values.topk(2, largest=False)
     excluded = top.indices.gather(-1, least.indices[..., :1])[..., 0]
-    sums: Tensor = top.indices.sum(-1) - excluded
     next_best, cut = least.values.unbind(-1)
-    tied = next_best == cut
-    # Which of several equal logits topk returns is undefined. On a GPU asking would synchronise.
-    if tied.is_cuda or tied.any():
-        sums = torch.where(tied, _lowest_positions(logits, cut[..., None], count), sums)
+    # Which of several equal logits topk returns is undefined.
+    position = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
+    ties = (_lowest_positions(logits, cut[..., None], count) * position).sum(-1)
+    return torch.where(next_best == cut, ties, top.indices.sum(-1) - excluded)
+
+
+def _partitioned(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Tensor, "h w"]:
+    """Sum by NumPy: its partition is vectorised, and PyTorch's topk on a CPU is not."""
+    rows = logits.numpy()
+    place = rows.shape[-1] - count
+    top = np.partition(rows, place)[..., place:]
+    if np.isnan(top).any():
+        # They come last, as if they were the largest.
+        logits.masked_fill_(logits.isnan(), -torch.inf)
+        top = np.partition(rows, place)[..., place:]
+    cut = top[..., :1]
+    taken = rows >= cut
+    tied = np.count_nonzero(taken, axis=-1) > count
+    if tied.any():
+        those, its = torch.from_numpy(rows[tied]), torch.from_numpy(cut[tied])
+        taken[tied] = _lowest_positions(those, its, count).numpy()
+    found = torch.from_numpy(np.flatnonzero(taken)).view(*logits.shape[:-1], count)
+    sums: Tensor = (found % rows.shape[-1]).sum(-1)
     return sums
 
 
-def _top(logits: Float32[Tensor, "h w V"], count: int) -> torch.return_types.topk:
-    if not logits.is_cuda:
-        top = logits.topk(count, sorted=False)
-        if not top.values.isnan().any():
-            return top
-    # A NaN would be the largest. On a GPU asking for one would synchronise.
-    return logits.masked_fill_(logits.isnan(), -torch.inf).topk(count, sorted=False)
-
-
 def _lowest_positions(
-    logits: Float32[Tensor, "h w V"], cut: Float32[Tensor, "h w 1"], count: int
-) -> Int64[Tensor, "h w"]:
-    """Sum the positions above the cut, and of those that equal it the first that fit."""
+    logits: Float32[Tensor, "*rows V"], cut: Float32[Tensor, "*rows 1"], count: int
+) -> Bool[Tensor, "*rows V"]:
+    """Mark the positions above the cut, and of those that equal it the first that fit."""
     above = logits > cut
     equal = logits == cut
     room = count - above.sum(-1, keepdim=True)
-    taken = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
-    position = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
-    return (taken * position).sum(-1)
+    return above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= room))
