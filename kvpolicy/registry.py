@@ -193,7 +193,8 @@ def _unknown(kind: str, name: str) -> UnknownComponentError:
         f"Installed: {', '.join(names) or 'none'}."
     )
     if elsewhere := [part.kind for part in installed() if part.name == name]:
-        message += f" There is a {elsewhere[0]} of that name."
+        article = "an" if elsewhere[0] == "allocator" else "a"
+        message += f" There is {article} {elsewhere[0]} of that name."
     error = UnknownComponentError(message)
     for plugin in broken():
         error.add_note(f"A plugin that may offer it could not be used: {plugin}")

@@ -80,6 +80,7 @@ def test_a_part_cannot_be_described_by_the_name_of_another():
     [
         ({"scorer": "retskv"}, errors.UnknownComponentError, "Did you mean 'restkv'"),
         ({"scorer": "spatiotemporal"}, errors.UnknownComponentError, "There is a smoother"),
+        ({"scorer": "headkv"}, errors.UnknownComponentError, "There is an allocator"),
         ({"scorer": {"name": "restkv", "taus": 2}}, errors.InvalidOptionError, "mean 'tau'"),
         ({"scorer": {"name": "restkv", "tau": -1}}, errors.InvalidValueError, "'restkv': 'tau'"),
         ({"scorer": {"nam": "restkv"}}, errors.InvalidValueError, "mapping with a 'name'"),

@@ -148,11 +148,13 @@ def replay_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCa
 
 
 def _has_evicted(call: Call) -> bool:
-    return any(
-        int((held >= 0).sum(-1).max()) < min(call.seen, int(held.max()) + 1)
-        for held in call.positions
-        if held.numel()
-    )
+    """Whether a head lacks a position of its row, up to the newest that any head holds."""
+    for held in call.positions:
+        if held.numel():
+            read = (held.amax((1, 2)) + 1).clamp(max=call.seen)
+            if ((held >= 0).sum(-1) < read[:, None]).any():
+                return True
+    return False
 
 
 class _FullCache(DynamicCache):

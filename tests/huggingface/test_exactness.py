@@ -143,6 +143,21 @@ def test_the_yardstick_does_not_measure_nothing():
         max_logit_difference(model, [], cache)
 
 
+def test_the_yardstick_sees_that_one_head_of_two_has_evicted():
+    model = tiny_model("llama", num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=1)
+    # One head may hold 48 positions, which the prompt does not have, and the other 32.
+    uneven = {"name": "headkv", "importance": [[3, 5]], "beta": 1.0, "window": 8}
+    policy = small_policy("snapkv", allocator=uneven, budget=40)
+    cache = policy.cache(model)
+    with recorded(model, cache) as calls:
+        for seed, length in enumerate((45, 1)):
+            model(input_ids=tokens(seed, length), past_key_values=cache)
+
+    (layer,) = cache.policy_layers
+    assert (layer.positions >= 0).sum(-1).tolist() == [[33, 46]]
+    assert max_logit_difference(model, calls, cache) <= 1e-4
+
+
 def test_the_yardstick_does_not_pass_over_nan():
     model = tiny_model("llama")
     cache = small_policy("restkv").cache(model)

@@ -98,6 +98,17 @@ def test_a_huge_score_stays_in_its_windows(huge, width, shift):
     assert (pooled[0, 0, reached] >= huge / width * 0.999).all()
 
 
+TIED = torch.rand(1, 3, 7, generator=torch.Generator().manual_seed(0)).repeat_interleave(100, -1)
+
+
+@pytest.mark.parametrize("width", [3, 5, 9, 33, 65])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_windows_of_equal_scores_are_equal_wherever_they_lie(width, shift):
+    pooled = pool_scores(TIED, width, shift).unflatten(-1, (7, 100))
+    inner = pooled[..., width // 2 : 100 - width // 2 - shift]
+    assert torch.equal(inner, TIED[..., ::100, None].expand_as(inner))
+
+
 def test_a_shift_moves_beyond_a_narrow_window():
     scores = torch.tensor([[[1.0, 2, 3]]])
     assert pool_scores(scores, 1, 1).flatten().tolist() == [2, 3, 3]
@@ -186,6 +197,14 @@ def test_what_is_not_finite_stays_in_its_windows_in_the_kernel_too(mode, edges, 
     torch.testing.assert_close(
         pooled, reference.pool_scores(scores, 31, 2, mode=mode, edges=edges), equal_nan=True
     )
+
+
+@pytest.mark.parametrize("width", [5, 33])
+@kernel
+def test_windows_of_equal_scores_are_equal_in_the_kernel_too(width, device):
+    pooled = pool_scores(TIED.to(device), width).unflatten(-1, (7, 100))
+    inner = pooled[..., width // 2 : 100 - width // 2]
+    assert torch.equal(inner, inner[..., :1].expand_as(inner))
 
 
 @kernel

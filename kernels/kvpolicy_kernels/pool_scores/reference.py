@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Float64, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +30,7 @@ def pool_scores(
     if scores.numel() == 0:
         return scores.clone()
     pooled = torch.empty_like(rows)
-    block = rows_per_block(rows.shape[1], rows.device)
+    block = rows_per_block(2 * rows.shape[1], rows.device)
     for (width, shift), members in groups.items():
         for part in spans(0, len(members), block):
             pooled[members[part]] = _pool(rows[members[part]], width, shift, mode, edges)
@@ -62,7 +62,7 @@ def _pool(
     padded = _window(rows, shift - width // 2, shift + width // 2, outside)
     if mode == "max":
         return functional.max_pool1d(padded, width, stride=1)
-    return _sliding_sums(padded, width).div_(width)
+    return _sliding_sums(padded.double(), width).div_(width).to(rows.dtype)
 
 
 def _window(
@@ -80,12 +80,13 @@ def _window(
     return torch.cat([edges[0].expand(-1, before), inside, edges[1].expand(-1, after)], dim=1)
 
 
-def _sliding_sums(rows: Float32[Tensor, "n P"], width: int) -> Float32[Tensor, "n S"]:
+def _sliding_sums(rows: Float64[Tensor, "n P"], width: int) -> Float64[Tensor, "n S"]:
     """Sum every `width` neighbours with two additions each (van Herk, 1992).
 
     A window is the end of one block of `width` columns and the start of the next, so two running
     sums per block serve all windows. Unlike differences of one running sum over the row, a huge
-    score stays out of the windows that do not hold it.
+    score stays out of the windows that do not hold it. In double precision, since where a window
+    lies in its blocks must not show: windows of equal scores tie, and the lower position is kept.
     """
     count, length = rows.shape
     blocks = -(-length // width)

@@ -98,7 +98,10 @@ def nothing_to_evict(model: PreTrainedModel, policy: Policy) -> float:
     """A prompt within the budget against DynamicCache, which must be equal bit for bit."""
     if isinstance(policy.budget, float):
         policy = attrs.evolve(policy, budget=1.0)
-    room = policy.positions(PROMPT) - (NEW_TOKENS if policy.every else 0)
-    turns = (min(PROMPT, room), *[1] * NEW_TOKENS)
+    room = policy.positions(PROMPT)
+    # What is decoded counts where it is evicted, too.
+    decoded = min(NEW_TOKENS, room - 1) if policy.every else NEW_TOKENS
+    prompt = min(PROMPT, room - decoded) if policy.every else min(PROMPT, room)
+    turns = (prompt, *[1] * decoded)
     full = DynamicCache(config=model.config)
     return difference(read(model, policy.cache(model), turns), read(model, full, turns))
