@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from kvpolicy import Policy
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.stages.compaction import GatherCompactor
-from kvpolicy.testing.usage import AGAINST_ITSELF, BITWISE, USAGES
+from kvpolicy.testing.usage import AGAINST_ITSELF, BITWISE, MODES, USAGES
 
+COLUMNS = USAGES | MODES
 LIMIT = 1e-4
 """Logits of float32 models may differ by this much: the order of sums differs, nothing else."""
 CRASHED = "crashed"
@@ -68,8 +70,8 @@ def measure(table: str, subject: str, build: Callable[[], Any], policy: Policy) 
     # What a compactor changes, the full cache of the yardstick does not.
     unchanged = isinstance(policy.compactor, GatherCompactor)
     cells: dict[str, float | str] = {}
-    for usage, run in USAGES.items():
-        if not unchanged and usage not in AGAINST_ITSELF:
+    for usage, run in COLUMNS.items():
+        if not unchanged and usage not in AGAINST_ITSELF | set(MODES):
             cells[usage] = "changed"
             continue
         try:
@@ -100,6 +102,7 @@ def quietly() -> None:
     import transformers
 
     warnings.filterwarnings("ignore")
+    torch._logging.set_logs(dynamo=logging.ERROR)
     transformers.logging.set_verbosity_error()
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)

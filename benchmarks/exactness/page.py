@@ -83,7 +83,8 @@ def _reasons(lines: Sequence[Line]) -> Iterator[str]:
             if isinstance(line.cells[usage], str) and outcome != "changed":
                 found.setdefault((usage, str(line.cells[usage])), []).append(line.subject)
     for (usage, reason), subjects in found.items():
-        yield f"- *{usage}*, {', '.join(subjects)}: {reason}"
+        whom = "all" if len(subjects) == len(lines) else ", ".join(subjects)
+        yield f"- *{usage}*, {whom}: {reason}"
 
 
 def _not_served(lines: Sequence[Line]) -> Iterator[str]:

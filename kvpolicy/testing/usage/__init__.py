@@ -8,8 +8,6 @@ same figure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from kvpolicy.testing.usage.batches import (
     beam_search,
     chosen_and_reordered_rows,
@@ -28,6 +26,12 @@ from kvpolicy.testing.usage.company import (
     saved_and_loaded,
 )
 from kvpolicy.testing.usage.inputs import PROMPT, Usage, small_policy, tokens
+from kvpolicy.testing.usage.modes import (
+    assisted_decoding,
+    compiled,
+    output_attentions,
+    prompt_lookup,
+)
 from kvpolicy.testing.usage.turns import (
     after_crop,
     chunked_prefill,
@@ -44,6 +48,7 @@ from kvpolicy.testing.usage.turns import (
 __all__ = [
     "AGAINST_ITSELF",
     "BITWISE",
+    "MODES",
     "OF_PLAIN_DATA",
     "PROMPT",
     "USAGES",
@@ -58,7 +63,7 @@ def _named(*usages: Usage) -> dict[str, Usage]:
     return {usage.__name__.replace("_", " "): usage for usage in usages}
 
 
-USAGES: Mapping[str, Usage] = _named(
+USAGES: dict[str, Usage] = _named(
     one_prompt,
     second_turn_by_generate,
     second_turn_by_forward,
@@ -96,5 +101,7 @@ AGAINST_ITSELF = BITWISE | set(
     _named(padded_row_alone, long_padded_row_alone, four_threads, saved_and_loaded, after_a_failure)
 )
 """Usages that compare a policy with itself, or with nothing evicted, and not with a full cache."""
+MODES: dict[str, Usage] = _named(compiled, output_attentions, assisted_decoding, prompt_lookup)
+"""Modes that a policy and a model serve exactly, or refuse: none of them is known to work."""
 OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
 """Usages of policies whose parts are all installed: a file can only name parts."""
