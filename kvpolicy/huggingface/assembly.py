@@ -16,31 +16,42 @@ from kvpolicy.huggingface.storage import Contents, Rows
 
 @attrs.frozen(kw_only=True, eq=False)
 class Piece:
-    """What is kept of some rows and heads that keep equally many."""
+    """What is kept of some rows and heads: the first `lengths` of K, or all K of them."""
 
     keys: Float[Tensor, "b n K D"]
     values: Float[Tensor, "b n K Dv"]
     positions: Int[Tensor, "b n K"]
     state: Float[Tensor, "b h K *rest"] | None = None
+    lengths: Int[Tensor, "b n"] | None = None
+    """On the CPU; None where all keep K."""
 
     @property
-    def length(self) -> int:
-        """K, the positions kept."""
+    def longest(self) -> int:
+        """K, the most that is kept of a row and head."""
         return self.keys.shape[2]
 
-    def alone(self, row: int, head: int) -> Piece:
-        """Return the part of one row and head."""
-        groups = 0 if self.state is None else self.state.shape[1] // self.keys.shape[1]
-        r, h = slice(row, row + 1), slice(head, head + 1)
-        state = self.state
-        if state is not None:
-            state = state[r, head * groups : (head + 1) * groups]
-        return Piece(
-            keys=self.keys[r, h],
-            values=self.values[r, h],
-            positions=self.positions[r, h],
-            state=state,
-        )
+    @property
+    def kept(self) -> Int[Tensor, "b n"]:
+        """How many positions each row and head keeps."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full(self.keys.shape[:2], self.longest)
+
+    def flat(self) -> dict[str, Tensor]:
+        """Return what is kept as rows, every head behind the one before it.
+
+        Those of the state are [R, G, *rest], of the G query heads that read a row.
+        """
+        tables = {"keys": self.keys, "values": self.values, "positions": self.positions}
+        if self.state is not None:
+            by_group = self.state.unflatten(1, (self.keys.shape[1], -1))
+            tables["state"] = by_group.transpose(2, 3)
+        rows = None
+        if self.lengths is not None:
+            kept = torch.arange(self.longest) < self.lengths[..., None]
+            rows = kept.flatten().nonzero()[:, 0].to(self.keys.device)
+        joined = {name: table.flatten(0, 2) for name, table in tables.items()}
+        return {name: flat if rows is None else flat[rows] for name, flat in joined.items()}
 
 
 def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) -> Contents:
@@ -51,7 +62,7 @@ def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) ->
     """
     if even:
         return _dense([_across_heads(pieces) for pieces in groups], slots)
-    return _ragged([alone for pieces in groups for alone in _by_row_and_head(pieces)], slots)
+    return _ragged([piece for pieces in groups for piece in pieces], slots)
 
 
 def _across_heads(pieces: Sequence[Piece]) -> Piece:
@@ -72,7 +83,7 @@ def _joined_states(pieces: Sequence[Piece], dim: int) -> Tensor | None:
 
 def _dense(rows: Sequence[Piece], slots: Slots) -> Contents:
     """Put rows of unequal length into one batch, right-aligned."""
-    longest = max(row.length for row in rows)
+    longest = max(row.longest for row in rows)
 
     def aligned(name: str, fill: int) -> Tensor:
         parts: list[Tensor] = [getattr(row, name) for row in rows]
@@ -86,7 +97,7 @@ def _dense(rows: Sequence[Piece], slots: Slots) -> Contents:
         return batch
 
     slots.replace(
-        aligned("positions", -1), [row.length for row in rows for _ in range(len(row.keys))]
+        aligned("positions", -1), [row.longest for row in rows for _ in range(len(row.keys))]
     )
     has_state = rows[0].state is not None
     return Contents(
@@ -97,36 +108,26 @@ def _dense(rows: Sequence[Piece], slots: Slots) -> Contents:
     )
 
 
-def _by_row_and_head(pieces: Sequence[Piece]) -> list[Piece]:
-    if len(pieces) > 1:
-        return list(pieces)
-    (piece,) = pieces
-    batch, heads = piece.keys.shape[:2]
-    return [piece.alone(row, head) for row in range(batch) for head in range(heads)]
-
-
 def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
     """Put every head behind the one before it, and begin an empty tail."""
-
-    def flat(name: str) -> Tensor:
-        return torch.cat([getattr(piece, name)[0, 0] for piece in pieces])
-
-    states = [piece.state[0].transpose(0, 1) for piece in pieces if piece.state is not None]
-    keys, values, empty = flat("keys"), flat("values"), slots.emptied()
+    flat = [piece.flat() for piece in pieces]
+    keys, values, positions = (
+        torch.cat([tables[name] for tables in flat]) for name in ("keys", "values", "positions")
+    )
+    states = [tables["state"] for tables in flat if "state" in tables]
+    state = torch.cat(states) if states else None
     shape = (slots.batch, slots.heads, 0)
-    heads = 0 if not states else slots.heads * states[0].shape[1]
+    heads = 0 if state is None else slots.heads * state.shape[1]
     return Contents(
         keys=Rows(keys.new_empty((*shape, keys.shape[-1]))),
         values=Rows(values.new_empty((*shape, values.shape[-1]))),
-        slots=empty,
-        state=states[0].new_empty((slots.batch, heads, 0, *states[0].shape[2:]))
-        if states
-        else None,
+        slots=slots.emptied(),
+        state=None if state is None else state.new_empty((shape[0], heads, 0, *state.shape[2:])),
         prefix=Prefix(
             keys=keys,
             values=values,
-            positions=flat("positions").int(),
-            lengths=torch.tensor([piece.length for piece in pieces]).view(shape[:2]),
-            state=torch.cat(states) if states else None,
+            positions=positions.int(),
+            lengths=torch.cat([piece.kept.flatten() for piece in pieces]).view(shape[:2]),
+            state=state,
         ),
     )

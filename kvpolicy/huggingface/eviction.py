@@ -13,13 +13,16 @@ from kvpolicy.checks import title
 from kvpolicy.combination import KINDS
 from kvpolicy.errors import InvalidComponentError
 from kvpolicy.huggingface.assembly import Piece
+from kvpolicy.huggingface.storage import Contents
 from kvpolicy.huggingface.views import View
 from kvpolicy.policy import Policy
+from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.demands import across_heads
 from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.rotary import Rotary
 from kvpolicy.stages.selection import Selection
 from kvpolicy.stages.shard import Shard
+from kvpolicy_kernels import compact_in_place
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -139,16 +142,48 @@ def keep(policy: Policy, ranked: Ranked, budgets: Int[Tensor, "b N"] | None) -> 
     if all(length == each for row in of_layer for length, each in _paired(row, ranked.held)):
         return None
     selection = policy.choose(ranked.scores, ranked.own(budgets))
-    if len(ranked.held) == 1 and len({length for row in of_layer for length in row}) == 1:
-        (view,), (observation,) = ranked.views, ranked.observations
-        return [_compacted(policy, view, observation, selection)]
-    _check_uneven(policy, of_layer)
-    lengths: list[list[int]] = selection.lengths.tolist()
-    return [
-        _compacted(policy, *_alone(ranked, row, head), _selected(selection, row, head, length))
-        for row, of_row in enumerate(lengths)
-        for head, length in enumerate(of_row)
-    ]
+    if len({length for row in of_layer for length in row}) > 1:
+        _check_uneven(policy, of_layer)
+    # A GPU was waited for once, and need not be again.
+    lengths = ranked.own(torch.tensor(of_layer))
+    if len(ranked.views) == 1:
+        return [_compacted(policy, ranked.views[0], ranked.observations[0], selection, lengths)]
+    pieces = []
+    for head, shown in enumerate(zip(ranked.views, ranked.observations, strict=True)):
+        own = slice(head, head + 1)
+        alone = Selection(
+            indices=selection.indices[:, own, : int(lengths[0, head])],
+            lengths=selection.lengths[:, own],
+        )
+        pieces.append(_compacted(policy, *shown, alone, lengths[:, own]))
+    return pieces
+
+
+def keep_in_place(
+    policy: Policy, contents: Contents, ranked: Ranked, budgets: Int[Tensor, "b N"] | None
+) -> bool:
+    """Move what the policy chooses to the front of the memory that it is in; False if it must not.
+
+    That is for a few rows that go while decoding: what is left of a prompt would hold on to its
+    memory. A part that raises does so before anything has moved. Rows must be those of the whole
+    batch, and no longer needed as they are.
+    """
+    if ranked.scores is None or budgets is None or type(policy.compactor) is not GatherCompactor:
+        return False
+    if len(ranked.views) > 1 or ranked.views[0].length < contents.slots.held:
+        return False
+    low, high = (int(bound) for bound in budgets.aminmax())
+    tables = (contents.keys, contents.values)
+    if low < high or high >= contents.slots.held or not all(each.fits(high) for each in tables):
+        return False
+    selection = policy.choose(ranked.scores, ranked.own(budgets))
+    compact_in_place(contents.keys.view, contents.values.view, selection.indices)
+    for table in tables:
+        table.truncate(high)
+    (view,), rows = ranked.views, selection.indices.to(contents.slots.device)
+    contents.slots.replace(view.positions.gather(2, rows), [high] * len(view.keys))
+    contents.state = _gathered(view.state, rows)
+    return True
 
 
 def everything(views: Sequence[View]) -> list[Piece]:
@@ -163,14 +198,22 @@ def _paired(lengths: Sequence[int], held: Sequence[int]) -> zip[tuple[int, int]]
     return zip(lengths, [*held] * len(lengths) if len(held) == 1 else held, strict=True)
 
 
-def _compacted(policy: Policy, view: View, observation: Observation, selection: Selection) -> Piece:
+def _compacted(
+    policy: Policy,
+    view: View,
+    observation: Observation,
+    selection: Selection,
+    lengths: Int[Tensor, "b n"],
+) -> Piece:
     keys, values = policy.compact(view.keys, view.values, selection, observation)
-    rows = selection.indices.to(view.positions.device)
+    # Beyond its length a head's rows are fillers, which are cut off as the pieces are assembled.
+    rows = selection.indices.to(view.positions.device).clamp(max=view.length - 1)
     return Piece(
         keys=keys,
         values=values,
         positions=view.positions.gather(2, rows),
         state=_gathered(view.state, rows),
+        lengths=None if bool((lengths == keys.shape[2]).all()) else lengths,
     )
 
 
@@ -182,31 +225,6 @@ def _gathered(
     rows = rows.repeat_interleave(state.shape[1] // rows.shape[1], dim=1)
     rows = rows.view(*rows.shape, *[1] * (state.dim() - 3))
     return state.gather(2, rows.expand(*rows.shape[:3], *state.shape[3:]))
-
-
-def _alone(ranked: Ranked, row: int, head: int) -> tuple[View, Observation]:
-    """Return what one row and head hold, of a group with one view or one for every head."""
-    if len(ranked.views) > 1:
-        return ranked.views[head], ranked.observations[head]
-    (view,), (observation,) = ranked.views, ranked.observations
-    observation = observation.row(row).head(head)
-    r, h = slice(row, row + 1), slice(head, head + 1)
-    alone = attrs.evolve(
-        view,
-        rows=slice(view.rows.start + row, view.rows.start + row + 1),
-        heads=h,
-        keys=view.keys[r, h],
-        turned=observation.keys,
-        values=observation.values,
-        positions=observation.positions,
-        state=observation.state if view.state is not None else None,
-    )
-    return alone, observation
-
-
-def _selected(selection: Selection, row: int, head: int, length: int) -> Selection:
-    r, h = slice(row, row + 1), slice(head, head + 1)
-    return Selection(indices=selection.indices[r, h, :length], lengths=selection.lengths[r, h])
 
 
 def _check_uneven(policy: Policy, lengths: list[list[int]]) -> None:

@@ -38,6 +38,7 @@ class HoldingLayer(DynamicLayer):
         self._stored: Stored | None = None
         self._schedule = Schedule(self.state.policy)
         self._turned: Turned | None = None
+        self._may_move = False
         self.density: Float64[Tensor, ""] | None = None
 
     # transformers keeps plain attributes here; they follow from what is held.

@@ -19,6 +19,7 @@ from kvpolicy.huggingface.eviction import (
     Shown,
     everything,
     keep,
+    keep_in_place,
     keeps_even,
     rank,
 )
@@ -171,6 +172,8 @@ class PolicyLayer(HoldingLayer):
         sink_logits: Float[Tensor, " H"] | None,
     ) -> None:
         """Take note of the queries that just attended, and evict where the policy says so."""
+        # Gradients of this forward need the keys and values where they are; so does a storage.
+        self._may_move = not query.requires_grad and self.state.storage is None
         query = query.detach()
         decoded = query.shape[2] == 1 and self.seen > 1
         queries = self._schedule.queries_if_due(query, decoded=decoded)
@@ -230,6 +233,9 @@ class PolicyLayer(HoldingLayer):
     def keep(self, ranked: Sequence[Ranked], budgets: Sequence[Int[Tensor, "b N"] | None]) -> None:
         """Hold from now on what the policy chooses within the budgets of each group of rows."""
         policy, contents = self.state.policy, self._filled()
+        alone = self._may_move and len(ranked) == 1
+        if alone and keep_in_place(policy, contents, ranked[0], budgets[0]):
+            return
         kept = [keep(policy, *each) for each in zip(ranked, budgets, strict=True)]
         if all(pieces is None for pieces in kept):
             self._put_away()

@@ -14,7 +14,8 @@ from kvpolicy.huggingface.slots import Slots
 class Rows:
     """[B, N, C, D] preallocated rows, of which the first `held` are in use.
 
-    The slack is bounded: a full buffer grows by 1/16, at least 16 rows.
+    The slack is bounded: a full buffer grows by 1/16, at least 16 rows, and is not kept for less
+    than 8/9 of its rows, or all but 32.
     """
 
     def __init__(self, first: Float[Tensor, "B N S D"]) -> None:
@@ -42,9 +43,7 @@ class Rows:
     def append(self, new: Float[Tensor, "B N Q D"]) -> None:
         """Write new rows behind those in use."""
         needed = self.held + new.shape[2]
-        # A buffer made in inference mode may not be written to outside it: it is copied once.
-        locked = self.buffer.is_inference() and not is_inference_mode_enabled()
-        if needed > self.buffer.shape[2] or locked:
+        if needed > self.buffer.shape[2] or self._is_locked:
             self._grow(needed + max(16, needed // 16))
         self.buffer.narrow(2, self.held, new.shape[2]).copy_(new)
         self.held = needed
@@ -56,6 +55,16 @@ class Rows:
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
         self.buffer = self.view.index_select(0, batch.to(self.buffer.device))
+
+    def fits(self, held: int) -> bool:
+        """Whether this memory is not much more than so many rows need, and may be written to."""
+        slack = self.buffer.shape[2] - held
+        return slack <= max(32, held // 8) and not self._is_locked
+
+    @property
+    def _is_locked(self) -> bool:
+        """A buffer made in inference mode may not be written to outside it."""
+        return self.buffer.is_inference() and not is_inference_mode_enabled()
 
     def _grow(self, capacity: int) -> None:
         batch, heads, _, dim = self.buffer.shape

@@ -1,5 +1,6 @@
 """A cache whose rows wait in the host's memory: the same answers, and nothing held in between."""
 
+import attrs
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -37,7 +38,10 @@ def test_answers_are_those_of_a_cache_that_stays(recipe):
     stays, waits = policy.cache(model), policy.cache(model, storage="offloaded")
     for ours, theirs in zip(read(model, waits, turns), read(model, stays, turns), strict=True):
         assert torch.equal(ours, theirs)
-    assert waits.report() == stays.report()
+    for ours, theirs in zip(waits.report().layers, stays.report().layers, strict=True):
+        # What stays may have room for the tokens to come.
+        assert ours.nbytes <= theirs.nbytes
+        assert attrs.evolve(ours, nbytes=0) == attrs.evolve(theirs, nbytes=0)
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES, "defensivekv"])

@@ -82,7 +82,10 @@ def test_positions_policy_and_report_come_along(path):
     loaded = kvpolicy.load(path, model)
 
     assert loaded.policy == cache.policy
-    assert loaded.report() == cache.report()
+    for ours, theirs in zip(loaded.report().layers, cache.report().layers, strict=True):
+        # A file has no room for the tokens to come.
+        assert ours.nbytes <= theirs.nbytes
+        assert attrs.evolve(ours, nbytes=0) == attrs.evolve(theirs, nbytes=0)
     for ours, theirs in zip(loaded.positions, cache.positions, strict=True):
         assert torch.equal(ours, theirs)
 
