@@ -250,7 +250,7 @@ def _slot_frequencies(model: PreTrainedModel) -> Float[Tensor, " pairs"]:
     if not type(model).__name__.startswith(("Llama", "Mistral", "Qwen")) or rotary is None:
         raise ValueError(f"the yardstick does not know how {type(model).__name__} rotates its keys")
     frequencies: Tensor = rotary.inv_freq
-    return frequencies.double()
+    return frequencies.float()
 
 
 def _at_their_slots(
@@ -263,9 +263,12 @@ def _at_their_slots(
     held = (positions >= 0).sum(-1, keepdim=True)
     slots = call.seen - padding - held + torch.arange(positions.shape[-1])
     column = (positions + padding).masked_fill(positions < 0, call.seen)
-    moves = torch.zeros((*key.shape[:2], key.shape[2] + 1), dtype=torch.float64)
-    moves.scatter_(2, column, (slots - positions).masked_fill(positions < 0, 0).double())
-    angles = moves[..., :-1, None] * turns
+    # Each angle rounds to float32, as in a model's tables: at position 200 by more than a cosine.
+    angles = torch.zeros((*key.shape[:2], key.shape[2], len(turns)), dtype=torch.float64)
+    for places, sign in ((slots, 1), (positions, -1)):
+        of_token = torch.zeros((*key.shape[:2], key.shape[2] + 1))
+        of_token.scatter_(2, column, places.masked_fill(positions < 0, 0).float())
+        angles += sign * (of_token[..., :-1, None] * turns).double()
     first, second = key.double().chunk(2, -1)
     turned = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
     return torch.cat([turned.real, turned.imag], -1).to(key.dtype)
