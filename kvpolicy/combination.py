@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvpolicy.checks import at_work, title
 from kvpolicy.errors import InvalidValueError, shown
-from kvpolicy.stages.demands import across_heads, is_prefill_only, is_uneven
+from kvpolicy.stages.demands import ChecksParts, across_heads, is_prefill_only, is_uneven
 
 if TYPE_CHECKING:
     from kvpolicy.policy import Policy
@@ -21,6 +21,7 @@ def check_combination(policy: Policy) -> None:
     _check_protected(policy)
     _check_heads(policy)
     _check_every(policy)
+    _check_parts(policy)
 
 
 def _check_window(policy: Policy) -> None:
@@ -64,6 +65,14 @@ def _check_every(policy: Policy) -> None:
                 f"every={policy.every} evicts while decoding, but {title(policy, kind)} can judge "
                 "a whole prompt only. Leave every=None, or use another part."
             )
+
+
+def _check_parts(policy: Policy) -> None:
+    parts = {kind: getattr(policy, kind) for kind in KINDS}
+    for kind, part in parts.items():
+        with at_work(policy, kind):
+            if isinstance(part, ChecksParts):
+                part.check_parts(parts)
 
 
 def _says(policy: Policy, kind: str, demand: Callable[[object], bool]) -> bool:

@@ -64,3 +64,24 @@ def test_a_share_that_leaves_no_room_for_sinks_is_refused():
 def test_slot_positions_is_true_or_false(slots):
     with pytest.raises(InvalidValueError, match="'slot_positions' must be True or False"):
         kvpolicy.compose(scorer="snapkv", slot_positions=slots)
+
+
+@attrs.frozen
+class Choosy(UniformAllocator):
+    def check_parts(self, parts):
+        if type(parts["compactor"]) is not GatherCompactor:
+            raise InvalidValueError("only what is copied can be counted. Use compactor='gather'.")
+
+
+def test_a_part_may_refuse_another():
+    kvpolicy.compose(scorer="snapkv", allocator=Choosy())
+    with pytest.raises(InvalidValueError, match="only what is copied") as raised:
+        kvpolicy.compose(scorer="snapkv", allocator=Choosy(), compactor="think")
+    assert "raised by allocator Choosy" in raised.value.__notes__
+
+
+def test_what_keeps_scores_from_zero_wants_scores_that_say_so():
+    with pytest.raises(
+        InvalidValueError, match=r"KeyNormScorer says nothing. Use scorer='lacache'"
+    ):
+        kvpolicy.compose(scorer="knorm", allocator="lacache")

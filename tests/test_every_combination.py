@@ -45,14 +45,17 @@ def composed(scorer, smoother, allocator, selector, compactor, **settings):
 
 
 def cannot(policy_parts):
-    """Whether the parts, built one by one, say that they do not go together."""
+    """Why the parts, built one by one, do not go together; None if they do."""
     built = [
         next(each for each in installed(kind) if each.name == given["name"]).build(
             **{key: value for key, value in given.items() if key != "name"}
         )
         for kind, given in policy_parts.items()
     ]
-    return is_uneven(built[2]) and any(across_heads(each) for each in built)
+    if policy_parts["allocator"]["name"] == "lacache" != policy_parts["scorer"]["name"]:
+        return "Use scorer='lacache'"
+    uneven = is_uneven(built[2]) and any(across_heads(each) for each in built)
+    return "all heads of a layer" if uneven else None
 
 
 @pytest.mark.parametrize("compactor", NAMES["compactor"])
@@ -63,8 +66,8 @@ def test_every_combination_works_or_is_refused(scorer, allocator, compactor):
     for smoother, selector in product(NAMES["smoother"], NAMES["selector"]):
         names = (scorer, smoother, allocator, selector, compactor)
         parts = {kind: part(kind, name) for kind, name in zip(KINDS, names, strict=True)}
-        if cannot(parts):
-            with pytest.raises(InvalidValueError, match="all heads of a layer"):
+        if reason := cannot(parts):
+            with pytest.raises(InvalidValueError, match=reason):
                 composed(*names)
             continue
         policy = composed(*names)

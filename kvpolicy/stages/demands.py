@@ -5,6 +5,7 @@ A part says so by a class attribute or a method of that name; one that says noth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -37,6 +38,15 @@ class SaysPrefillOnly(Protocol):
     @property
     def prefill_only(self) -> bool:
         """Whether `every` is refused."""
+        ...
+
+
+@runtime_checkable
+class ChecksParts(Protocol):
+    """A part that goes with some other parts only."""
+
+    def check_parts(self, parts: Mapping[str, object]) -> None:
+        """Raise InvalidValueError if it does not go with these: all five of a policy, by kind."""
         ...
 
 

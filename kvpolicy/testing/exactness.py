@@ -119,7 +119,8 @@ def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: Polic
     NaN if a logit is not finite. Raises ValueError if `calls` is empty, or if nothing was evicted
     in them: then there would be nothing to compare.
     """
-    if not any(_has_evicted(call) for call in calls):
+    evicting = _evicting(cache)
+    if not any(_has_evicted(call, evicting) for call in calls):
         raise ValueError(f"{len(calls)} forwards were recorded, and nothing was evicted in them")
     return replay_difference(model, calls, cache)
 
@@ -127,7 +128,7 @@ def max_logit_difference(model: PreTrainedModel, calls: list[Call], cache: Polic
 def replay_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCache) -> float:
     """Replay `calls` as `max_logit_difference` does, even if nothing was evicted in them."""
     config = decoder_config(model)
-    evicting = {index for index, layer in enumerate(cache.layers) if layer in cache.policy_layers}
+    evicting = _evicting(cache)
     turns = _slot_frequencies(model) if cache.policy.slot_positions else None
     full, found, worst = _FullCache(config=config), config._attn_implementation, 0.0
     AttentionMaskInterface.register(_NAME, eager_mask)
@@ -147,14 +148,20 @@ def replay_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCa
     return worst
 
 
-def _has_evicted(call: Call) -> bool:
+def _has_evicted(call: Call, evicting: set[int]) -> bool:
     """Whether a head lacks a position of its row, up to the newest that any head holds."""
-    for held in call.positions:
-        if held.numel():
-            read = (held.amax((1, 2)) + 1).clamp(max=call.seen)
-            if ((held >= 0).sum(-1) < read[:, None]).any():
-                return True
+    for layer in evicting if call.seen else ():
+        held = call.positions[layer]
+        if held.shape[2] == 0:
+            return True
+        read = (held.amax((1, 2)) + 1).clamp(max=call.seen)
+        if ((held >= 0).sum(-1) < read[:, None]).any():
+            return True
     return False
+
+
+def _evicting(cache: PolicyCache) -> set[int]:
+    return {index for index, layer in enumerate(cache.layers) if layer in cache.policy_layers}
 
 
 class _FullCache(DynamicCache):

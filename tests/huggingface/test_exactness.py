@@ -158,6 +158,19 @@ def test_the_yardstick_sees_that_one_head_of_two_has_evicted():
     assert max_logit_difference(model, calls, cache) <= 1e-4
 
 
+@attrs.frozen
+class Nothing:
+    def allocate(self, scores, observation, budget):
+        return torch.zeros(scores.shape[:2], dtype=torch.int64)
+
+
+def test_the_yardstick_measures_layers_that_hold_nothing():
+    model = tiny_model("llama")
+    assert (
+        USAGES["one prompt"](model, small_policy("snapkv", allocator=Nothing(), recent=0)) <= 1e-4
+    )
+
+
 def test_the_yardstick_does_not_pass_over_nan():
     model = tiny_model("llama")
     cache = small_policy("restkv").cache(model)

@@ -11,7 +11,7 @@ from kvpolicy.stages.demands import ModelFacts
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.models import tiny_model
 from kvpolicy.testing.usage import USAGES, small_policy, tokens
-from kvpolicy_lacache import Ladder, LadderScorer, Planner
+from kvpolicy_lacache import Ladder, LadderAllocator, LadderScorer, Planner
 
 test_contract = contract(plugin="lacache")
 
@@ -272,3 +272,13 @@ def test_a_model_with_too_few_layers_is_refused_before_any_work():
 def test_mistakes_are_named(options, message):
     with pytest.raises(InvalidValueError, match=f"scorer 'lacache': {message}"):
         kvpolicy.compose(scorer={"name": "lacache", **options})
+
+
+@torch.no_grad()
+def test_heads_get_equally_many_where_a_smoother_has_mixed_their_scores():
+    scores = torch.tensor([[[0.1, -0.2, 0.3, 0.4], [-0.1, -0.2, 0.3, -0.4]]])
+    assert LadderAllocator().allocate(scores, observation(), 4).tolist() == [[3, 3]]
+    policy = small_policy("lacache", smoother="spatiotemporal", budget=8, recent=1)
+    model = tiny_model("llama", num_hidden_layers=4)
+    for usage in ("five turns", "four threads", "padded row alone"):
+        assert USAGES[usage](model, policy) <= 1e-4
