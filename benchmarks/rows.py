@@ -85,7 +85,8 @@ def machine() -> str:
     """Say which processor this is, and how many threads torch uses of it."""
     import torch
 
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 @cache

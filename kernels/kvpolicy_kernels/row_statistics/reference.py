@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
+from kvpolicy_kernels.largest import largest, without_nan
 from kvpolicy_kernels.logits import query_blocks
 
 
@@ -36,42 +37,25 @@ def row_statistics(
 
 def _largest_positions(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Tensor, "h w"]:
     """Sum the positions of each row's `count` largest; integers, so the order cannot matter."""
+    positions = logits.shape[-1]
     if not logits.is_cuda:
-        return _partitioned(logits, count)
+        found = torch.from_numpy(np.flatnonzero(largest(without_nan(logits), count)))
+        sums: Tensor = (found.view(*logits.shape[:-1], count) % positions).sum(-1)
+        return sums
     # Whether there is a NaN, or a tie, is not asked: asking a GPU would wait for it.
     top = logits.masked_fill_(logits.isnan(), -torch.inf).topk(count + 1, sorted=False)
     least = top.values.topk(2, largest=False)
     excluded = top.indices.gather(-1, least.indices[..., :1])[..., 0]
     next_best, cut = least.values.unbind(-1)
     # Which of several equal logits topk returns is undefined.
-    position = torch.arange(logits.shape[-1], dtype=torch.int32, device=logits.device)
+    position = torch.arange(positions, dtype=torch.int32, device=logits.device)
     ties = (_lowest_positions(logits, cut[..., None], count) * position).sum(-1)
     return torch.where(next_best == cut, ties, top.indices.sum(-1) - excluded)
 
 
-def _partitioned(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Tensor, "h w"]:
-    """Sum by NumPy: its partition is vectorised, and PyTorch's topk on a CPU is not."""
-    rows = logits.numpy()
-    place = rows.shape[-1] - count
-    top = np.partition(rows, place)[..., place:]
-    if np.isnan(top).any():
-        # They come last, as if they were the largest.
-        logits.masked_fill_(logits.isnan(), -torch.inf)
-        top = np.partition(rows, place)[..., place:]
-    cut = top[..., :1]
-    taken = rows >= cut
-    tied = np.count_nonzero(taken, axis=-1) > count
-    if tied.any():
-        those, its = torch.from_numpy(rows[tied]), torch.from_numpy(cut[tied])
-        taken[tied] = _lowest_positions(those, its, count).numpy()
-    found = torch.from_numpy(np.flatnonzero(taken)).view(*logits.shape[:-1], count)
-    sums: Tensor = (found % rows.shape[-1]).sum(-1)
-    return sums
-
-
 def _lowest_positions(
-    logits: Float32[Tensor, "*rows V"], cut: Float32[Tensor, "*rows 1"], count: int
-) -> Bool[Tensor, "*rows V"]:
+    logits: Float32[Tensor, "h w V"], cut: Float32[Tensor, "h w 1"], count: int
+) -> Bool[Tensor, "h w V"]:
     """Mark the positions above the cut, and of those that equal it the first that fit."""
     above = logits > cut
     equal = logits == cut

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
+
+from kvpolicy_kernels.largest import largest, without_nan
 
 
 @torch.no_grad()
@@ -16,15 +19,28 @@ def select(
         count = int(budgets.max()) if budgets.numel() else 0
     positions = scores.shape[-1]
     most = min(count, positions)
-    if most == 0:
+    if most == 0 or budgets.numel() == 0:
         return budgets.new_full((*budgets.shape, count), positions, dtype=torch.int64)
-    scores = scores.masked_fill(scores.isnan(), -torch.inf)
     room = budgets.to(scores.device, torch.int64).clamp(0, most)[..., None]
+    if scores.device.type == "cpu":
+        return _on_cpu(without_nan(scores), room, count)
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
     threshold = scores.topk(most).values.gather(-1, (room - 1).clamp_min(0))
     above = scores > threshold
     equal = scores == threshold
     first = equal.cumsum(-1) <= room - above.sum(-1, keepdim=True)
     return _positions((above | (equal & first)) & (room > 0), count)
+
+
+def _on_cpu(
+    scores: Float[Tensor, "B N S"], room: Int64[Tensor, "B N 1"], count: int
+) -> Int64[Tensor, "B N K"]:
+    """Mark by partition, or by sorting where budgets differ; no row is walked through by itself."""
+    counts, positions = room.numpy(), scores.shape[-1]
+    chosen = largest(scores, np.maximum(counts, 1)) & (counts > 0)
+    found = torch.from_numpy(np.flatnonzero(chosen)) % positions
+    result = room.new_full((*room.shape[:2], count), positions)
+    return result.masked_scatter_(torch.arange(count) < room, found)
 
 
 def _positions(chosen: Bool[Tensor, "B N S"], count: int) -> Int64[Tensor, "B N K"]:
