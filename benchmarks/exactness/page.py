@@ -76,15 +76,20 @@ def _cell(line: Line, usage: str) -> str:
 
 
 def _reasons(lines: Sequence[Line]) -> Iterator[str]:
-    """Say why cells were refused, each reason once, with whom it met."""
+    """Say why cells were refused, each reason once, with the usages and whom it met."""
     found: dict[tuple[str, str], list[str]] = {}
     for line in lines:
         for usage, outcome in line.outcomes.items():
             if isinstance(line.cells[usage], str) and outcome != "changed":
-                found.setdefault((usage, str(line.cells[usage])), []).append(line.subject)
+                # transformers adds the name of the model.
+                reason = str(line.cells[usage]).partition(", such as ")[0].rstrip(".")
+                found.setdefault((usage, reason), []).append(line.subject)
+    usages: dict[tuple[str, str], list[str]] = {}
     for (usage, reason), subjects in found.items():
-        whom = "all" if len(subjects) == len(lines) else ", ".join(subjects)
-        yield f"- *{usage}*, {whom}: {reason}"
+        whom = "all others" if 2 * len(subjects) > len(lines) else ", ".join(subjects)
+        usages.setdefault((whom, reason), []).append(f"*{usage}*")
+    for (whom, reason), names in usages.items():
+        yield f"- {', '.join(names)}, {whom}: {reason}."
 
 
 def _not_served(lines: Sequence[Line]) -> Iterator[str]:
