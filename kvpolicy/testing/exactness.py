@@ -149,15 +149,12 @@ def replay_difference(model: PreTrainedModel, calls: list[Call], cache: PolicyCa
 
 
 def _has_evicted(call: Call, evicting: set[int]) -> bool:
-    """Whether a head lacks a position of its row, up to the newest that any head holds."""
-    for layer in evicting if call.seen else ():
-        held = call.positions[layer]
-        if held.shape[2] == 0:
-            return True
-        read = (held.amax((1, 2)) + 1).clamp(max=call.seen)
-        if ((held >= 0).sum(-1) < read[:, None]).any():
-            return True
-    return False
+    """Whether a head lacks a position that its row has seen."""
+    read = call.real[:, : call.seen].sum(1, keepdim=True)
+    return any(
+        bool(((call.positions[layer] >= 0).sum(-1) < read).any())
+        for layer in (evicting if call.seen else ())
+    )
 
 
 def _evicting(cache: PolicyCache) -> set[int]:
