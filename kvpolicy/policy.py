@@ -32,6 +32,7 @@ from kvpolicy.stages.reduction import Fold
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
 from kvpolicy.stages.smoothing import Smoother, fold_of
+from kvpolicy_kernels.precision import sums_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -249,4 +250,7 @@ def reduce_groups(
     grouped = scores.view(batch, heads, -1, length)
     if group == "max":
         return grouped.amax(2)
-    return grouped.mean(2) if group == "mean" else grouped.sum(2)
+    # Heads that agree tie, wherever they stand: in float32 the order of a sum would show.
+    wide = sums_dtype(scores.device)
+    reduced = grouped.mean(2, dtype=wide) if group == "mean" else grouped.sum(2, dtype=wide)
+    return reduced.to(scores.dtype)

@@ -217,3 +217,11 @@ def test_an_error_of_kvpolicy_in_a_part_stays_what_it_is_and_names_the_part():
     with pytest.raises(errors.UnsupportedModelError) as caught:
         compose(scorer=Raises(errors.UnsupportedModelError("not this one"))).select(LAYER)
     assert caught.value.__notes__ == ["raised by scorer Raises"]
+
+
+@pytest.mark.parametrize("group", ["mean", "sum"])
+@pytest.mark.parametrize("groups", [3, 5, 7])
+def test_heads_that_agree_tie_wherever_they_stand(group, groups):
+    scores = torch.rand(1, 1, 1).expand(1, groups, 77).contiguous()
+    reduced = reduce_groups(scores, 1, group)
+    assert torch.equal(reduced, reduced[..., :1].expand_as(reduced))

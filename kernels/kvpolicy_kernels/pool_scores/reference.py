@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float32, Float64, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 from torch.nn import functional
 
 from kvpolicy_kernels.checks import require
 from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.precision import sums_dtype
 
 
 @torch.no_grad()
@@ -62,7 +63,7 @@ def _pool(
     padded = _window(rows, shift - width // 2, shift + width // 2, outside)
     if mode == "max":
         return functional.max_pool1d(padded, width, stride=1)
-    return _sliding_sums(padded.double(), width).div_(width).to(rows.dtype)
+    return _sliding_sums(padded.to(sums_dtype(rows.device)), width).div_(width).to(rows.dtype)
 
 
 def _window(
@@ -80,7 +81,7 @@ def _window(
     return torch.cat([edges[0].expand(-1, before), inside, edges[1].expand(-1, after)], dim=1)
 
 
-def _sliding_sums(rows: Float64[Tensor, "n P"], width: int) -> Float64[Tensor, "n S"]:
+def _sliding_sums(rows: Float[Tensor, "n P"], width: int) -> Float[Tensor, "n S"]:
     """Sum every `width` neighbours with two additions each (van Herk, 1992).
 
     A window is the end of one block of `width` columns and the start of the next, so two running

@@ -29,8 +29,8 @@ def ragged_attention(
     The prefixes lie one after another, row by row and head by head: `lengths` (on the CPU) of them,
     R in all. The Q queries are the last of the T tail positions. The first `padding` tail positions
     of a row are no tokens; a query that sees nothing gives zeros. Both parts are normalised
-    together through their log-sum-exps, in float32. A head's sink is one more logit of each of its
-    queries, of value zero.
+    together through their log-sum-exps, in float32 or, for doubles, in float64. A head's sink is
+    one more logit of each of its queries, of value zero.
 
     >>> import torch
     >>> queries = torch.zeros(1, 2, 1, 1)

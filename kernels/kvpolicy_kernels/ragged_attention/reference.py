@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
@@ -28,17 +28,19 @@ def ragged_attention(
     sizes: list[int] = lengths.flatten().tolist()
     prefix = list(zip(prefix_keys.split(sizes), prefix_values.split(sizes), strict=True))
     columns = keys.shape[2] + max(sizes)
+    # float32, or more where the model has more.
+    precision = torch.promote_types(queries.dtype, torch.float32)
     result = values.new_empty(batch, heads, count, values.shape[-1])
     for q in spans(0, count, max(1, LOGITS_BYTES // (4 * batch * heads * columns))):
         seen = keys.shape[2] - count + q.stop
-        block = queries[:, :, q].float() * scaling
+        block = queries[:, :, q].to(precision) * scaling
         tail = keys[:, :, :seen], values[:, :, :seen]
         result[:, :, q] = _attend(block, prefix, *tail, max(sizes), softcap, sinks, padding)
     return result
 
 
 def _attend(
-    queries: Float32[Tensor, "B H Q D"],
+    queries: Float[Tensor, "B H Q D"],
     prefix: list[tuple[Float[Tensor, "_ D"], Float[Tensor, "_ Dv"]]],
     keys: Float[Tensor, "B N V D"],
     values: Float[Tensor, "B N V Dv"],
@@ -46,7 +48,7 @@ def _attend(
     softcap: float | None,
     sinks: Float[Tensor, " H"] | None,
     padding: Int[Tensor, " B"] | None,
-) -> Float32[Tensor, "B H Q Dv"]:
+) -> Float[Tensor, "B H Q Dv"]:
     """Attend to prefix and tail, whose last positions are those of the queries."""
     batch, heads, count, dim = queries.shape
     kv_heads, tail = keys.shape[1:3]
@@ -72,27 +74,27 @@ def _attend(
 
 
 def _multiply(
-    queries: Float32[Tensor, "*heads r D"],
+    queries: Float[Tensor, "*heads r D"],
     keys: Float[Tensor, "*heads s D"],
-    logits: Float32[Tensor, "*heads r S"],
+    logits: Float[Tensor, "*heads r S"],
     softcap: float | None,
 ) -> None:
     """Fill the first columns of the logits, from keys that are converted on the way."""
     for s in spans(0, keys.shape[-2], rows_per_block(_row(keys), keys.device)):
         # Twice as fast as queries times keys, with as few queries as decoding has.
-        products = keys[..., s, :].float() @ queries.mT
+        products = keys[..., s, :].to(queries.dtype) @ queries.mT
         if softcap is not None:
             products.div_(softcap).tanh_().mul_(softcap)
         logits[..., s] = products.mT
 
 
 def _accumulate(
-    weights: Float32[Tensor, "*heads r S"],
+    weights: Float[Tensor, "*heads r S"],
     values: Float[Tensor, "*heads s Dv"],
-    output: Float32[Tensor, "*heads r Dv"],
+    output: Float[Tensor, "*heads r Dv"],
 ) -> None:
     for s in spans(0, values.shape[-2], rows_per_block(_row(values), values.device)):
-        output += weights[..., s] @ values[..., s, :].float()
+        output += weights[..., s] @ values[..., s, :].to(weights.dtype)
 
 
 def _row(table: Float[Tensor, "*heads s D"]) -> int:
@@ -100,7 +102,7 @@ def _row(table: Float[Tensor, "*heads s D"]) -> int:
     return table[..., :1, :].numel()
 
 
-def _hide(logits: Float32[Tensor, "B H Q V"], padding: Int[Tensor, " B"] | None) -> None:
+def _hide(logits: Float[Tensor, "B H Q V"], padding: Int[Tensor, " B"] | None) -> None:
     """Hide from the queries, which are the last positions, what is later or padding."""
     count, visible = logits.shape[-2:]
     if count > 1:
@@ -111,9 +113,7 @@ def _hide(logits: Float32[Tensor, "B H Q V"], padding: Int[Tensor, " B"] | None)
         logits.masked_fill_((slot < padding[:, None])[:, None, None], -torch.inf)
 
 
-def _softmax(
-    logits: Float32[Tensor, "*lead S"], *, may_be_blind: bool
-) -> Float32[Tensor, "*lead S"]:
+def _softmax(logits: Float[Tensor, "*lead S"], *, may_be_blind: bool) -> Float[Tensor, "*lead S"]:
     """Normalise in place; where a query sees nothing, its weights are zeros instead of NaN."""
     if not may_be_blind:
         return torch.softmax(logits, -1, out=logits)
