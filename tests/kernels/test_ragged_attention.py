@@ -311,3 +311,18 @@ def test_tables_of_another_type_run_in_pytorch(device):
     with pytest.warns(backend.KernelFallbackWarning, match="keys and values"):
         actual = ragged_attention(*on(device, other), scaling=0.3)
     torch.testing.assert_close(actual.cpu(), wanted)
+
+
+def test_doubles_are_attended_to_in_double_precision():
+    draw = torch.Generator().manual_seed(0)
+    queries, keys, values, prefix = (
+        torch.randn(shape, generator=draw, dtype=torch.float64)
+        for shape in ((1, 2, 1, 8), (1, 1, 3, 8), (1, 1, 3, 8), (2, 8))
+    )
+    found = ragged_attention(
+        queries, prefix, prefix, torch.tensor([[2]]), keys, values, scaling=0.3, softcap=None
+    )
+    every_key, every_value = (torch.cat([prefix, each[0, 0]]) for each in (keys, values))
+    expected = (queries @ every_key.mT * 0.3).softmax(-1) @ every_value
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
