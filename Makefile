@@ -36,7 +36,7 @@ bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performa
 	    --benchmark-columns=min,median,rounds; \
 	    status=$$?; $(BIN)/python -m benchmarks.performance_page && exit $$status
 
-deep: $(READY) ## Try promises, usages and caches on many random examples: EXAMPLES=1000 of each (hours).
+deep: $(READY) ## Try promises, usages and caches on many random examples: EXAMPLES=1000 of each (an hour).
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep
 
