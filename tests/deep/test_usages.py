@@ -1,7 +1,7 @@
 """Every usage of `kvpolicy.testing.usage`, with policies and on models that are drawn at random."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvpolicy.errors import ComponentFailedError, InvalidComponentError, KvpolicyError
@@ -13,6 +13,12 @@ TWO_WAYS = {"padded row alone", "long padded row alone"}
 """Usages whose sides are computed in two ways, so that rounding may rank positions otherwise."""
 
 
+def ranks_rounding(model, policy):
+    """Whether keys are ranked by their norms, which a new model makes all the same, in float32."""
+    normalised = any(name.endswith("k_norm") for name, _ in model.named_modules())
+    return normalised and policy.to_dict()["scorer"]["name"] == "knorm"
+
+
 @pytest.mark.parametrize("usage", USAGES)
 def test_every_usage_is_exact_or_refused(usage, profile, count):
     @profile
@@ -20,6 +26,7 @@ def test_every_usage_is_exact_or_refused(usage, profile, count):
     def holds(data):
         model = data.draw(models(double=usage in TWO_WAYS))
         policy = data.draw(policies(model, exact=usage not in AGAINST_ITSELF))
+        assume(usage not in TWO_WAYS or not ranks_rounding(model, policy))
         try:
             difference = USAGES[usage](model, policy)
         except (ComponentFailedError, InvalidComponentError):

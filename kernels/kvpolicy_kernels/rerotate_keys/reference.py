@@ -37,6 +37,7 @@ def rerotate_keys(
     cosines = new_cos * old_cos + new_sin * old_sin
     sines = new_sin * old_cos - new_cos * old_sin
     size = cosines.shape[-1]
-    turned = keys[..., :size].float()
+    # float32, or more where the keys have more.
+    turned = keys[..., :size].to(torch.promote_types(keys.dtype, torch.float32))
     turned = turned * cosines + rotate_half(turned, interleaved=interleaved) * sines
     return torch.cat([turned.to(keys.dtype), keys[..., size:]], dim=-1)
