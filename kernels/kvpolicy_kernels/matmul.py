@@ -34,7 +34,8 @@ def transposed_product(
     if rows.device.type == "cpu" and size >= LEAST and bool(torch.backends.mkldnn.enabled):
         product = _by_onednn()
         if product is not None:
-            return product(rows, others)
+            # Of rows with gaps between them oneDNN walks through every number by itself.
+            return product(rows.contiguous(), others.contiguous())
     return rows @ others.T
 
 

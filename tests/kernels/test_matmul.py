@@ -42,6 +42,13 @@ def test_large_products_are_onednns_where_it_can(asked):
     assert len(asked) == 1
 
 
+def test_onednn_is_given_rows_without_gaps(asked):
+    transposed_product(torch.randn(1024, 128)[:, :64], torch.randn(128, 128)[:, ::2])
+    ((rows, others),) = asked
+    assert rows.is_contiguous()
+    assert others.is_contiguous()
+
+
 def test_small_ones_are_not_prepared_for(asked):
     transposed_product(torch.randn(8, 64), torch.randn(128, 64))
     assert not asked
