@@ -1,7 +1,7 @@
 """Temporaries of bounded size.
 
-glibc serves every allocation of 32 MiB or more from fresh pages, whose faults cost ten times the
-arithmetic on them; smaller blocks are reused, and the smallest stay in the cache of a core.
+glibc serves every allocation of 32 MiB or more from fresh pages, whose faults cost far more than
+the arithmetic on them; smaller blocks are reused, and the smallest stay in the cache of a core.
 """
 
 from __future__ import annotations

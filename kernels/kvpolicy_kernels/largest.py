@@ -22,7 +22,7 @@ def largest(numbers: Float[Tensor, "*rows V"], counts: int | Array) -> npt.NDArr
     >>> largest(torch.tensor([[2.0, 1.0, 2.0, 2.0]]), 2)
     array([[ True, False,  True, False]])
     """
-    rows = as_array(numbers)
+    rows = _as_array(numbers)
     least = _least(rows, counts)
     taken: npt.NDArray[np.bool_] = rows >= least
     # No row has fewer than its count. So all have as many, if they have together.
@@ -46,7 +46,7 @@ def without_nan(numbers: Float[Tensor, "*rows V"]) -> Float[Tensor, "*rows V"]:
     return numbers.masked_fill(numbers.isnan(), -torch.inf)
 
 
-def as_array(numbers: Float[Tensor, "*rows V"]) -> Array:
+def _as_array(numbers: Float[Tensor, "*rows V"]) -> Array:
     """Return the same memory as an array; half precision, which NumPy does not know, as float32."""
     half = numbers.dtype in (torch.float16, torch.bfloat16)
     array: Array = (numbers.float() if half else numbers).detach().numpy()

@@ -267,7 +267,7 @@ def _at_their_slots(
     held = (positions >= 0).sum(-1, keepdim=True)
     slots = call.seen - padding - held + torch.arange(positions.shape[-1])
     column = (positions + padding).masked_fill(positions < 0, call.seen)
-    # Each angle rounds to float32, as in a model's tables: at position 200 by more than a cosine.
+    # Each angle rounds to float32, as in a model's tables: the further on, the more.
     angles = torch.zeros((*key.shape[:2], key.shape[2], len(turns)), dtype=torch.float64)
     for places, sign in ((slots, 1), (positions, -1)):
         of_token = torch.zeros((*key.shape[:2], key.shape[2] + 1))

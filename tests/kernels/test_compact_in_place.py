@@ -139,7 +139,7 @@ def test_the_kernel_touches_nothing_outside_the_positions(device):
     assert torch.equal(room[:, 0, :2].cpu(), before[:, 0, :2])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="races show on a GPU only")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the interpreter has no races")
 @pytest.mark.usefixtures("triton_kernels")
 def test_the_kernel_gives_the_same_bits_every_time(device):
     room, keys, values = buffers(2, 8, 4096, 128, 64, torch.bfloat16)

@@ -130,7 +130,7 @@ def test_scores_in_double_precision_have_no_kernel(device):
         assert select(scores, torch.ones(1, 1, device=device).int()).item() == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CPU is never waited for")
 @pytest.mark.usefixtures("triton_kernels")
 def test_the_kernel_waits_for_nothing(device):
     scores, budgets = torch.randn(2, 8, 5000, device=device), torch.ones(2, 8, device=device).int()

@@ -61,7 +61,7 @@ def compact_in_place(
 def _gather(
     table: Float[Tensor, "B N S D"], rows: Int[Tensor, "B N K"]
 ) -> Float[Tensor, "B N K D"]:
-    """One flat `index_select`: `torch.gather` with an expanded index is ten times slower."""
+    """One flat `index_select`: `torch.gather` with an expanded index is much slower."""
     batch, heads, _, dim = table.shape
     if rows.numel() == 0:
         return table.new_empty(*rows.shape, dim)

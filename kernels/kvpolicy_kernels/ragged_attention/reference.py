@@ -81,7 +81,7 @@ def _multiply(
 ) -> None:
     """Fill the first columns of the logits, from keys that are converted on the way."""
     for s in spans(0, keys.shape[-2], rows_per_block(_row(keys), keys.device)):
-        # Twice as fast as queries times keys, with as few queries as decoding has.
+        # Faster than queries times keys, with as few queries as decoding has.
         products = keys[..., s, :].to(queries.dtype) @ queries.mT
         if softcap is not None:
             products.div_(softcap).tanh_().mul_(softcap)

@@ -36,7 +36,7 @@ def reconstruction_error(
 ) -> Float32[Tensor, "B H S"]:
     """Take one key/value head at a time: a block of its values serves the whole group from cache.
 
-    R (o - v), not R o - R v: a tenth slower, and as exact for values close to o, where the
+    R (o - v), not R o - R v: slower, and as exact for values close to o, where the
     difference of projections has lost its digits.
     """
     batch, kv_heads, positions, dim = values.shape

@@ -38,7 +38,7 @@ def row_statistics(
 def _largest_positions(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Tensor, "h w"]:
     """Sum the positions of each row's `count` largest; integers, so the order cannot matter."""
     positions = logits.shape[-1]
-    if not logits.is_cuda:
+    if logits.device.type == "cpu":
         found = torch.from_numpy(np.flatnonzero(largest(without_nan(logits), count)))
         sums: Tensor = (found.view(*logits.shape[:-1], count) % positions).sum(-1)
         return sums

@@ -102,6 +102,6 @@ AGAINST_ITSELF = BITWISE | set(
 )
 """Usages that compare a policy with itself, or with nothing evicted, and not with a full cache."""
 MODES: dict[str, Usage] = _named(compiled, output_attentions, assisted_decoding, prompt_lookup)
-"""Modes that a policy and a model serve exactly, or refuse: none of them is known to work."""
+"""Modes that a policy and a model serve exactly, or refuse."""
 OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
 """Usages of policies whose parts are all installed: a file can only name parts."""
