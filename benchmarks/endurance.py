@@ -15,9 +15,9 @@ import torch
 import typer
 
 from kvpolicy import recipe as policy_of
+from kvpolicy.exactness.usages import tokens
 from kvpolicy.huggingface.report import readable_bytes
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import tokens
 
 RECIPES = ("h2o", "tova", "streamingllm", "lacache")
 

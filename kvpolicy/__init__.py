@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from kvpolicy.compose import compose, recipe
+from kvpolicy.discovery.registry import installed
 from kvpolicy.hookspecs import hookimpl
+from kvpolicy.observation.observation import Observation
 from kvpolicy.policy import Policy
-from kvpolicy.registry import installed
-from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.selection import Selection
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def chunked_mlp(model: PreTrainedModel, *, tokens: int = 4096) -> AbstractContex
 
     Raises UnsupportedModelError, with the reason, if it cannot be done exactly.
     """
-    from kvpolicy.huggingface.chunking import chunked_mlp as in_chunks
+    from kvpolicy.huggingface.model.mlp import chunked_mlp as in_chunks
 
     return in_chunks(model, tokens)
 
@@ -75,7 +75,7 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
     Raises CacheFileError if the file is no such file, damaged, of another model, or of another
     version of the plugins that its policy is made of.
     """
-    from kvpolicy.huggingface.saving import load as load_cache
+    from kvpolicy.huggingface.file.saving import load as load_cache
 
     return load_cache(path, model)
 

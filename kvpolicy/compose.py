@@ -9,7 +9,8 @@ import attrs
 from torch import Tensor
 
 from kvpolicy.budget import Budget
-from kvpolicy.component import INTERFACES
+from kvpolicy.discovery.component import INTERFACES
+from kvpolicy.discovery.registry import find, name_of
 from kvpolicy.errors import (
     InvalidComponentError,
     InvalidOptionError,
@@ -18,7 +19,6 @@ from kvpolicy.errors import (
     suggest,
 )
 from kvpolicy.policy import Group, Policy
-from kvpolicy.registry import find, name_of
 from kvpolicy.stages.allocation import Allocator
 from kvpolicy.stages.compaction import Compactor
 from kvpolicy.stages.scoring import Scorer

@@ -13,7 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.budget import Budget, checked_budget, positions_of
-from kvpolicy.checks import (
+from kvpolicy.observation.fold import Fold
+from kvpolicy.observation.observation import Observation
+from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
+from kvpolicy.pipeline.checks import (
     at_work,
     checked_budgets,
     checked_compaction,
@@ -23,12 +26,9 @@ from kvpolicy.checks import (
     checked_selection,
     checked_state,
 )
-from kvpolicy.combination import check_combination
-from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
+from kvpolicy.pipeline.combination import check_combination
 from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.stages.compaction import Compactor
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Fold
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
 from kvpolicy.stages.smoothing import Smoother, fold_of
@@ -37,8 +37,8 @@ from kvpolicy_kernels.precision import sums_dtype
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from kvpolicy.cache.storage import StorageOption
     from kvpolicy.huggingface.cache import PolicyCache
-    from kvpolicy.huggingface.storing import StorageOption
     from kvpolicy.prefill import Prefill
 
 Group = Literal["mean", "max", "sum"]
@@ -212,7 +212,7 @@ class Policy:
 
         `storage` says how layers keep what they hold between two forwards: "quantized", of `bits` 4
         or 8; "offloaded", in the host's memory; a mapping of a name and options, or a
-        `kvpolicy.huggingface.storing.Storage`.
+        `kvpolicy.cache.storage.Storage`.
 
         Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
         """

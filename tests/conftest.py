@@ -18,7 +18,9 @@ PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").glob("kvpolicy_*")
 # The shapes in signatures are checked in tests only; this must come before the first import.
 CHECKED = ("a_shape", "blocks", "last_attention", "reference", "vertical_slash")
 PREFILL = [f"kvpolicy.prefill.{module}" for module in CHECKED]  # flex compiles its functions
-jaxtyping.install_import_hook(["kvpolicy.stages", *PREFILL, *PLUGINS], "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["kvpolicy.observation", "kvpolicy.stages", *PREFILL, *PLUGINS], "beartype.beartype"
+)
 
 # Triton reads it when it is first imported, which torch.use_deterministic_algorithms does.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
@@ -35,7 +37,7 @@ InstallPlugin = Callable[..., None]
 @pytest.fixture
 def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InstallPlugin]:
     """Install a distribution `kvpolicy-NAME` with one plugin, made of `source`, for one test."""
-    from kvpolicy import registry
+    from kvpolicy.discovery import registry
 
     monkeypatch.syspath_prepend(tmp_path)
     modules = set(sys.modules)

@@ -7,10 +7,10 @@ import torch
 import kvpolicy
 from benchmarks import authors_restkv, kvpress_snapkv
 from kvpolicy import Observation, Policy
-from kvpolicy.huggingface.folding import folded_attention
+from kvpolicy.exactness.usages import one_prompt, small_policy
+from kvpolicy.huggingface.attention.grouped import folded_attention
 from kvpolicy.policy import reduce_groups
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import one_prompt, small_policy
 
 HEADS, KV_HEADS, DIM, POSITIONS, BUDGET = 8, 2, 32, 300, 40
 LIMIT = 1e-4

@@ -13,8 +13,8 @@ from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, Sta
 import kvpolicy
 from benchmarks.one_layer import DIM, HEADS, KV_HEADS
 from kvpolicy import Observation
+from kvpolicy.huggingface.attention.grouped import folded_attention
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.huggingface.folding import folded_attention
 
 Call = Callable[[], object]
 

@@ -10,8 +10,8 @@ import torch
 from transformers import DynamicCache
 
 import kvpolicy
+from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import tokens
 
 EVERY_TOKEN = ("h2o", "tova", "streamingllm", "lacache")
 PLAIN = {"scaling": None, "softcap": None, "sink_logits": None}

@@ -12,8 +12,8 @@ import torch
 
 from kvpolicy import Policy
 from kvpolicy.errors import KvpolicyError
+from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, MODES, USAGES
 from kvpolicy.stages.compaction import GatherCompactor
-from kvpolicy.testing.usage import AGAINST_ITSELF, BITWISE, MODES, USAGES
 
 COLUMNS = USAGES | MODES
 LIMIT = 1e-4

@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.exactness.cells import Line, measure, quietly
 from kvpolicy import installed
-from kvpolicy.testing.architectures import model_types, tiny_architecture
+from kvpolicy.exactness.architectures import model_types, tiny_architecture
+from kvpolicy.exactness.usages import small_policy
 from kvpolicy.testing.models import FAMILIES, tiny_model
-from kvpolicy.testing.usage import small_policy
 
 Task = Callable[[], Line]
 LAYERS = 4

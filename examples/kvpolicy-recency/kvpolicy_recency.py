@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import kvpolicy
-from kvpolicy.stages.reduction import Reduce
+from kvpolicy.observation.fold import Reduce
 
 
 @attrs.frozen(kw_only=True)

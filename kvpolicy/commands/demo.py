@@ -54,12 +54,12 @@ def demo(
     from transformers.utils.logging import disable_progress_bar
 
     from kvpolicy.commands.comparisons import print_conclusion, print_table
+    from kvpolicy.discovery.registry import installed
     from kvpolicy.evaluation import needle
     from kvpolicy.evaluation.contenders import contenders
     from kvpolicy.evaluation.page import page
     from kvpolicy.evaluation.pictures import save_picture
     from kvpolicy.evaluation.reader import Reader
-    from kvpolicy.registry import installed
 
     _check_paths(output, picture)
     recipes = sorted({part.name for part in installed("recipe")})

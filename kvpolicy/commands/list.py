@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvpolicy.component import INTERFACES, Component, Unset
+from kvpolicy.discovery.component import INTERFACES, Component, Unset
+from kvpolicy.discovery.registry import BrokenPlugin, broken, installed
 from kvpolicy.errors import BrokenPluginWarning, shown
-from kvpolicy.registry import BrokenPlugin, broken, installed
 
 app = typer.Typer(add_completion=False)
 

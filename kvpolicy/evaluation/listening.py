@@ -52,7 +52,7 @@ def heard(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
 
 
 def _telling(name: str, listeners: list[Listener]) -> Callable[..., Any]:
-    from kvpolicy.huggingface.attention import attention_of
+    from kvpolicy.huggingface.attention.call import attention_of
 
     def attention(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         for listener in listeners:

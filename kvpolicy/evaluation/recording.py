@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.evaluation.listening import blocks_heard, heard
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,1 +1,1 @@
-"""The only room that knows transformers: it observes attention and holds the evicted cache."""
+"""The seam to transformers: it observes attention and holds the evicted cache."""

@@ -19,15 +19,15 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from kvpolicy.cache.storage import Storage, StorageOption, storage_of
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.attention import attach, between_graphs, decoder_config, detach
-from kvpolicy.huggingface.fitting import fitting_rotaries
+from kvpolicy.huggingface.attention.call import attach, between_graphs, decoder_config, detach
 from kvpolicy.huggingface.layer import PolicyLayer
+from kvpolicy.huggingface.model.fitting import fitting_rotaries
+from kvpolicy.huggingface.model.ranks import ranks_of
+from kvpolicy.huggingface.model.support import plain_layers, supported_config
 from kvpolicy.huggingface.report import CacheReport, report_of
-from kvpolicy.huggingface.sharding import ranks_of
-from kvpolicy.huggingface.state import CacheState
-from kvpolicy.huggingface.storing import Storage, StorageOption, storage_of
-from kvpolicy.huggingface.support import plain_layers, supported_config
+from kvpolicy.huggingface.session import CacheState
 from kvpolicy.prefill import Prefill, PrefillPattern, pattern_of
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class PolicyCache(Cache):
 
         Raises CacheStateError, CacheFileError or InvalidComponentError; see `saving.save`.
         """
-        from kvpolicy.huggingface.saving import save
+        from kvpolicy.huggingface.file.saving import save
 
         model = self._model()
         if model is None:

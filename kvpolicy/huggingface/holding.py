@@ -7,12 +7,12 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from kvpolicy.cache.eviction.schedule import Schedule
+from kvpolicy.cache.eviction.views import Turned
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.storage.protocol import Stored
 from kvpolicy.errors import CacheStateError
-from kvpolicy.huggingface.schedule import Schedule
-from kvpolicy.huggingface.state import CacheState
-from kvpolicy.huggingface.storage import Contents
-from kvpolicy.huggingface.storing.protocol import Stored
-from kvpolicy.huggingface.views import Turned
+from kvpolicy.huggingface.session import CacheState
 
 
 class HoldingLayer(DynamicLayer):

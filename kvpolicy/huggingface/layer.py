@@ -10,11 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.assembly import assembled
-from kvpolicy.huggingface.attention import hand_out, take_given_mask
-from kvpolicy.huggingface.budgeting import budgets_of
-from kvpolicy.huggingface.eviction import (
+from kvpolicy.cache.attention.keys import as_stored, by_slot
+from kvpolicy.cache.attention.sparse import read_sparsely
+from kvpolicy.cache.eviction.budgets import budgets_of
+from kvpolicy.cache.eviction.evict import (
     Ranked,
     Shown,
     everything,
@@ -23,16 +22,17 @@ from kvpolicy.huggingface.eviction import (
     keeps_even,
     rank,
 )
+from kvpolicy.cache.eviction.running_state import accumulate
+from kvpolicy.cache.eviction.views import views_of
+from kvpolicy.cache.memory.assembly import assembled
+from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.slots import Slots
+from kvpolicy.errors import CacheStateError, UnsupportedModelError
+from kvpolicy.huggingface.attention.call import hand_out, take_given_mask
+from kvpolicy.huggingface.attention.masks import check_given_mask, fit, with_own_padding
 from kvpolicy.huggingface.holding import HoldingLayer
-from kvpolicy.huggingface.masks import check_given_mask, fit, with_own_padding
-from kvpolicy.huggingface.placement import weight_of
-from kvpolicy.huggingface.prompts import read_sparsely
-from kvpolicy.huggingface.running import accumulate
-from kvpolicy.huggingface.sharding import here
-from kvpolicy.huggingface.slots import Slots
-from kvpolicy.huggingface.storage import Contents, Rows
-from kvpolicy.huggingface.turning import as_stored, by_slot
-from kvpolicy.huggingface.views import views_of
+from kvpolicy.huggingface.model.devices import weight_of
+from kvpolicy.huggingface.model.ranks import here
 from kvpolicy_kernels import ragged_attention
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
 from kvpolicy.stages.selection import Selection
 from kvpolicy_kernels import gather_kv
 

@@ -8,8 +8,8 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 
 
 @runtime_checkable

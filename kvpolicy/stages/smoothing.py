@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Fold
+from kvpolicy.observation.fold import Fold
+from kvpolicy.observation.observation import Observation
 
 
 @runtime_checkable

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.rotary import PlainRotary
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.rotary import PlainRotary
 
 
 def observation(

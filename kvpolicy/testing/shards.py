@@ -10,8 +10,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.shard import Shard
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.shard import Shard
 
 SECONDS = 10
 """How long a process waits for another that does not exchange what it does."""

@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.rotary import PlainRotary
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.rotary import PlainRotary
 from kvpolicy.testing.samples import normal
 
 SEEDS = st.integers(0, 2**16)

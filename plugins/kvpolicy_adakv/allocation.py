@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, boolean, one_of, share
-from kvpolicy.stages.observation import Observation
 from kvpolicy_kernels import select
 
 LEAST = 1e-30

@@ -6,9 +6,9 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, natural
 from kvpolicy.stages.compaction import GatherCompactor
-from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.selection import Selection
 from kvpolicy_cam.merging import (
     Heirs,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.policy import reduce_groups
-from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 
 

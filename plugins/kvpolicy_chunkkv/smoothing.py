@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count
-from kvpolicy.stages.observation import Observation
 
 
 @attrs.frozen(kw_only=True)

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, odd_count, one_of, positive, share
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
 from kvpolicy_kernels import pool_scores, projected_norms
 
 LEAST, STEP = 1e-30, 2.0**-22

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, odd_count, share
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
 from kvpolicy_defensivekv.smoothing import with_floor
 from kvpolicy_kernels import pool_scores, projected_norms
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean
-from kvpolicy.stages.observation import Observation
 
 
 def with_floor(scores: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead P"]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy.stages.rotary import Rotary
+from kvpolicy.observation.rotary import Rotary
 from kvpolicy_kernels import rotate_half
 
 
@@ -26,7 +26,7 @@ class MeanRotation:
     def of_next(cls, count: int, seen: int, rotary: Rotary, device: torch.device) -> MeanRotation:
         """Average over the `count` positions after `seen` tokens.
 
-        >>> from kvpolicy.stages.rotary import PlainRotary
+        >>> from kvpolicy.observation.rotary import PlainRotary
         >>> MeanRotation.of_next(1, 0, PlainRotary(dim=2), torch.device("cpu")).cosines
         tensor([1., 1.])
         """

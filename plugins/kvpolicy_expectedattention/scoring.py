@@ -11,12 +11,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.rotary import Rotary
+from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import as_float, boolean, count, natural, share
-from kvpolicy.stages.demands import ModelFacts
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
-from kvpolicy.stages.rotary import Rotary
-from kvpolicy.stages.softmax import softmax
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_expectedattention.logits import expected_logits
 from kvpolicy_expectedattention.rotation import MeanRotation
 from kvpolicy_expectedattention.statistics import query_statistics

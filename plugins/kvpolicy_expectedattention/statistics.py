@@ -8,8 +8,8 @@ import attrs
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.rotary import Rotary, unrotated
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.rotary import Rotary, unrotated
 from kvpolicy_expectedattention.rotation import MeanRotation
 from kvpolicy_kernels.chunking import rows_per_block, spans
 

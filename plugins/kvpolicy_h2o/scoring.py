@@ -6,9 +6,9 @@ import attrs
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
 from kvpolicy_h2o.accumulation import received
 
 

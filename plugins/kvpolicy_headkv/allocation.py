@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, natural, one_of, positive
-from kvpolicy.stages.demands import ModelFacts
-from kvpolicy.stages.observation import Observation
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_headkv.table import Table, as_table, importances
 
 

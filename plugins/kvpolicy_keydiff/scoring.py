@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
 
 TINY = 1e-12  # of a norm: a key of zeros has no direction, and scores 0
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from kvpolicy.budget import LARGEST
 from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, positive, share
-from kvpolicy.stages.demands import ModelFacts
-from kvpolicy.stages.observation import Observation
+from kvpolicy.pipeline.capabilities import ModelFacts
 
 
 def _as_layers(layers: Any) -> Any:

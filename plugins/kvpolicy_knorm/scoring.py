@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
 
 
 @attrs.frozen(kw_only=True)

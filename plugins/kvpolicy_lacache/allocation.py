@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
 from kvpolicy_lacache.scoring import LadderScorer
 
 

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, natural, one_of
-from kvpolicy.stages.demands import ModelFacts
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_lacache.ladder import Ladder
 from kvpolicy_lacache.planning import Planner
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, natural, positive
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
 from kvpolicy_lagkv.partitions import Partitions, partitions_of
 
 LIMIT = 1e6  # of a normalised channel, so that its square stays finite

@@ -6,9 +6,9 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import one_of
 from kvpolicy.stages.compaction import GatherCompactor
-from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.selection import Selection
 from kvpolicy_kernels import gather_kv
 from kvpolicy_lookm.matching import nearest_kept

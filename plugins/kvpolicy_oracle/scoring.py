@@ -11,10 +11,10 @@ from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.evaluation.recording import Future
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import count
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
-from kvpolicy.stages.softmax import softmax
 from kvpolicy_kernels import joint_reconstruction_error
 
 LEAST_REST = 2.0**-50

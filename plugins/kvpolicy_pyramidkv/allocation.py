@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, natural, one_of
-from kvpolicy.stages.observation import Observation
 
 
 @attrs.frozen(kw_only=True)

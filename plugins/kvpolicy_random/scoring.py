@@ -8,9 +8,9 @@ from attrs.validators import and_, lt
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, natural
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
 
 
 @attrs.frozen(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
 from kvpolicy_kernels import row_statistics
 
 

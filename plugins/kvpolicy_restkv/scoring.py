@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.observation.fold import Reduce, weights_of
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, one_of, positive
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce, weights_of
 from kvpolicy_kernels import (
     joint_reconstruction_error,
     odds,

@@ -10,8 +10,8 @@ from attrs.validators import and_, ge, le
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, odd_count, one_of, positive
-from kvpolicy.stages.observation import Observation
 from kvpolicy_kernels import pool_scores
 from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
 

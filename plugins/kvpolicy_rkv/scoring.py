@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import as_float, count, odd_count, one_of, share
-from kvpolicy.stages.observation import Observation
-from kvpolicy.stages.reduction import Reduce
-from kvpolicy.stages.softmax import softmax
 from kvpolicy_kernels import pool_scores
 from kvpolicy_rkv.redundancy import Retain, redundancy
 

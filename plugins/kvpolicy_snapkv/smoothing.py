@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import odd_count, one_of
-from kvpolicy.stages.observation import Observation
 from kvpolicy_kernels import pool_scores
 
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, natural, share
 from kvpolicy.stages.compaction import GatherCompactor
-from kvpolicy.stages.observation import Observation
 from kvpolicy.stages.selection import Selection
 from kvpolicy_think.channels import channel_importance, least_important
 

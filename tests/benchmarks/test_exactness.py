@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.exactness.cells import COLUMNS, LIMIT, Line
 from benchmarks.exactness.page import PAGE, counts, read, rendered
-from kvpolicy.testing.architectures import model_types
+from kvpolicy.exactness.architectures import model_types
 
 
 @pytest.fixture(scope="module")

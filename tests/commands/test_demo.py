@@ -77,7 +77,7 @@ def test_what_cannot_be_is_said_in_a_sentence(small, arguments, sentence):
 
 
 def test_budgets_that_no_recipe_accepts_are_said_to_be_so(small, monkeypatch):
-    from kvpolicy import registry
+    from kvpolicy.discovery import registry
 
     others = {part.plugin for part in registry.installed()} - {"core", "restkv"}
     monkeypatch.setenv("KVPOLICY_BLOCK_PLUGINS", ",".join(others))

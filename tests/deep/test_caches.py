@@ -5,11 +5,11 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from kvpolicy.cache.memory.contents import Rows
+from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import KvpolicyError
+from kvpolicy.exactness.machine import CacheMachine
 from kvpolicy.huggingface.layer import PolicyLayer
-from kvpolicy.huggingface.slots import Slots
-from kvpolicy.huggingface.storage import Rows
-from kvpolicy.testing.machine import CacheMachine
 
 
 def test_caches_answer_as_masked_full_caches_whatever_is_done_to_them(profile, count):

@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import settings
 
+from kvpolicy.discovery.registry import installed
 from kvpolicy.evaluation.recording import Future
-from kvpolicy.registry import installed
 from kvpolicy.testing import PROMISES
 
 # Drawn layers have one, two or three key/value heads; in this table all layers matter as much.

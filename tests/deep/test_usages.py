@@ -1,13 +1,13 @@
-"""Every usage of `kvpolicy.testing.usage`, with policies and on models that are drawn at random."""
+"""Every usage of the yardstick, with policies and on models that are drawn at random."""
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvpolicy.errors import ComponentFailedError, InvalidComponentError, KvpolicyError
-from kvpolicy.testing.composed import models, policies
-from kvpolicy.testing.machine import LIMIT
-from kvpolicy.testing.usage import AGAINST_ITSELF, BITWISE, USAGES
+from kvpolicy.exactness.composed import models, policies
+from kvpolicy.exactness.machine import LIMIT
+from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, USAGES
 
 TWO_WAYS = {"padded row alone", "long padded row alone"}
 """Usages whose sides are computed in two ways, so that rounding may rank positions otherwise."""

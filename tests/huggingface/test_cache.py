@@ -8,8 +8,8 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import CacheStateError
+from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import tokens
 
 POLICY = kvpolicy.recipe("snapkv", scorer={"name": "snapkv", "window": 8}, budget=24)
 

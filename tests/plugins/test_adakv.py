@@ -234,8 +234,8 @@ def test_mistakes_are_named(options, message):
 
 
 def test_a_quarter_of_the_budget_takes_a_quarter_of_the_bytes():
+    from kvpolicy.exactness.usages import tokens
     from kvpolicy.testing.models import tiny_model
-    from kvpolicy.testing.usage import tokens
 
     model = tiny_model("llama", num_key_value_heads=4)
     policy = kvpolicy.recipe("adakv", scorer={"name": "snapkv", "window": 8}, budget=0.25)

@@ -4,9 +4,9 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.observation.rotary import PlainRotary
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.policy import reduce_groups
-from kvpolicy.stages.demands import ModelFacts
-from kvpolicy.stages.rotary import PlainRotary
 from kvpolicy.testing import contract, observation
 from kvpolicy_expectedattention import ExpectedAttentionScorer
 from kvpolicy_kernels import rotate_half

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import tokens
 from kvpolicy_keydiff import KeyDiffScorer
 
 test_contract = contract(plugin="keydiff")

@@ -4,7 +4,7 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.stages.demands import ModelFacts
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.testing import contract, observation
 from kvpolicy_knorm import KeyNormScorer, SkippingAllocator
 

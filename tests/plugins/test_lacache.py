@@ -7,10 +7,10 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.stages.demands import ModelFacts
+from kvpolicy.exactness.usages import USAGES, small_policy, tokens
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import USAGES, small_policy, tokens
 from kvpolicy_lacache import Ladder, LadderAllocator, LadderScorer, Planner
 
 test_contract = contract(plugin="lacache")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.stages.demands import across_heads
+from kvpolicy.pipeline.capabilities import across_heads
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.samples import normal

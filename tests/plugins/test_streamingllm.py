@@ -4,10 +4,10 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.exactness.usages import tokens
 from kvpolicy.policy import reduce_groups
 from kvpolicy.testing import observation
 from kvpolicy.testing.models import tiny_model
-from kvpolicy.testing.usage import tokens
 from kvpolicy_streamingllm import RecencyScorer
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kvpolicy.observation.observation import Observation
 from kvpolicy.stages.allocation import Allocator
-from kvpolicy.stages.observation import Observation
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
 from kvpolicy.testing.strategies import observations, scores

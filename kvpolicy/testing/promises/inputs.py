@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy.stages.demands import ChecksModel, ModelFacts
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
+from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing.promises.inputs import unchanged

@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvpolicy.stages.demands import across_heads
-from kvpolicy.stages.observation import Observation
+from kvpolicy.observation.observation import Observation
+from kvpolicy.pipeline.capabilities import across_heads
 from kvpolicy.stages.smoothing import LinearSmoother, Smoother
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise

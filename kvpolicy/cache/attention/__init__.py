@@ -1,0 +1,1 @@
+"""Attention that a model's own function cannot compute: uneven heads, sparse prompts."""

@@ -1,0 +1,1 @@
+"""From what a layer holds to what it keeps: show, rank, allocate, keep."""

@@ -1,0 +1,1 @@
+"""What a layer holds: rows with room to grow, the token of each slot, uneven heads."""

@@ -1,0 +1,133 @@
+"""From kept pieces back to what a layer holds: dense where heads are equally long, else ragged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.ragged import Prefix
+from kvpolicy.cache.memory.slots import Slots
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Piece:
+    """What is kept of some rows and heads: the first `lengths` of K, or all K of them."""
+
+    keys: Float[Tensor, "b n K D"]
+    values: Float[Tensor, "b n K Dv"]
+    positions: Int[Tensor, "b n K"]
+    state: Float[Tensor, "b h K *rest"] | None = None
+    lengths: Int[Tensor, "b n"] | None = None
+    """On the CPU; None where all keep K."""
+
+    @property
+    def longest(self) -> int:
+        """K, the most that is kept of a row and head."""
+        return self.keys.shape[2]
+
+    @property
+    def kept(self) -> Int[Tensor, "b n"]:
+        """How many positions each row and head keeps."""
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full(self.keys.shape[:2], self.longest)
+
+    def flat(self) -> dict[str, Tensor]:
+        """Return what is kept as rows, every head behind the one before it.
+
+        Those of the state are [R, G, *rest], of the G query heads that read a row.
+        """
+        tables = {"keys": self.keys, "values": self.values, "positions": self.positions}
+        if self.state is not None:
+            by_group = self.state.unflatten(1, (self.keys.shape[1], -1))
+            tables["state"] = by_group.transpose(2, 3)
+        rows = None
+        if self.lengths is not None:
+            kept = torch.arange(self.longest) < self.lengths[..., None]
+            rows = kept.flatten().nonzero()[:, 0].to(self.keys.device)
+        joined = {name: table.flatten(0, 2) for name, table in tables.items()}
+        return {name: flat if rows is None else flat[rows] for name, flat in joined.items()}
+
+
+def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) -> Contents:
+    """Put the pieces of every group of rows into one batch.
+
+    A group is one piece of all its heads, or a row's pieces, one for each head. They are `even` if
+    all heads of a group keep equally many, those of other processes included.
+    """
+    if even:
+        return _dense([_across_heads(pieces) for pieces in groups], slots)
+    return _ragged([piece for pieces in groups for piece in pieces], slots)
+
+
+def _across_heads(pieces: Sequence[Piece]) -> Piece:
+    """Join a row's heads, which keep equally many."""
+    if len(pieces) == 1:
+        return pieces[0]
+    keys, values, positions = (
+        torch.cat([getattr(piece, name) for piece in pieces], 1)
+        for name in ("keys", "values", "positions")
+    )
+    return Piece(keys=keys, values=values, positions=positions, state=_joined_states(pieces, 1))
+
+
+def _joined_states(pieces: Sequence[Piece], dim: int) -> Tensor | None:
+    states = [piece.state for piece in pieces if piece.state is not None]
+    return torch.cat(states, dim) if states else None
+
+
+def _dense(rows: Sequence[Piece], slots: Slots) -> Contents:
+    """Put rows of unequal length into one batch, right-aligned."""
+    longest = max(row.longest for row in rows)
+
+    def aligned(name: str, fill: int) -> Tensor:
+        parts: list[Tensor] = [getattr(row, name) for row in rows]
+        if len(parts) == 1:
+            return parts[0]
+        shape = (slots.batch, parts[0].shape[1], longest, *parts[0].shape[3:])
+        batch, first = parts[0].new_full(shape, fill), 0
+        for part in parts:
+            batch[first : first + len(part), :, longest - part.shape[2] :] = part
+            first += len(part)
+        return batch
+
+    slots.replace(
+        aligned("positions", -1), [row.longest for row in rows for _ in range(len(row.keys))]
+    )
+    has_state = rows[0].state is not None
+    return Contents(
+        keys=Rows(aligned("keys", 0)),
+        values=Rows(aligned("values", 0)),
+        slots=slots,
+        state=aligned("state", 0) if has_state else None,
+    )
+
+
+def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
+    """Put every head behind the one before it, and begin an empty tail."""
+    flat = [piece.flat() for piece in pieces]
+    keys, values, positions = (
+        torch.cat([tables[name] for tables in flat]) for name in ("keys", "values", "positions")
+    )
+    states = [tables["state"] for tables in flat if "state" in tables]
+    state = torch.cat(states) if states else None
+    shape = (slots.batch, slots.heads, 0)
+    heads = 0 if state is None else slots.heads * state.shape[1]
+    return Contents(
+        keys=Rows(keys.new_empty((*shape, keys.shape[-1]))),
+        values=Rows(values.new_empty((*shape, values.shape[-1]))),
+        slots=slots.emptied(),
+        state=None if state is None else state.new_empty((shape[0], heads, 0, *state.shape[2:])),
+        prefix=Prefix(
+            keys=keys,
+            values=values,
+            positions=positions.int(),
+            lengths=torch.cat([piece.kept.flatten() for piece in pieces]).view(shape[:2]),
+            state=state,
+        ),
+    )

@@ -1,0 +1,159 @@
+"""Which token each slot of a layer holds: true positions, padding, and how they move."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kvpolicy.cache.memory.padding import padding_counts
+from kvpolicy.errors import CacheStateError
+from kvpolicy.observation.shard import Exchange
+
+
+class Slots:
+    """The token of every slot of one layer, by its position in its own row.
+
+    Position p is the p-th real token of its row; padding is -1 and stands leftmost. Slots added
+    since the last change of order need no tensor: they follow one another.
+    """
+
+    def __init__(self, batch: int, heads: int, device: torch.device) -> None:
+        """Start empty."""
+        self.batch = batch
+        self.heads = heads
+        self.held = 0
+        self.lengths = [0] * batch
+        """Real tokens held, for each row."""
+        self.seen = [0] * batch
+        """Real tokens seen, for each row."""
+        self.moved = 0
+        """Slots, the first ones, before which a token may have been evicted."""
+        self._known = torch.empty((batch, 1, 0), dtype=torch.int32, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the positions take."""
+        return self._known.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where positions are, and attention is computed."""
+        return self._known.device
+
+    def copied(self) -> Slots:
+        """Return the same slots, to go their own way from here."""
+        twin = copy.copy(self)
+        twin.lengths, twin.seen = list(self.lengths), list(self.seen)
+        return twin
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some row holds fewer real tokens than there are slots."""
+        return any(length != self.held for length in self.lengths)
+
+    @property
+    def follow_the_count(self) -> bool:
+        """Whether a mask made from token counts alone says which slots are padding."""
+        return all(
+            length == min(self.held, seen)
+            for length, seen in zip(self.lengths, self.seen, strict=True)
+        )
+
+    @property
+    def positions(self) -> Int[Tensor, "B N S"]:
+        """The position of every slot; -1 is padding, leftmost."""
+        added = self.held - self._known.shape[-1]
+        last = torch.tensor(self.seen, device=self._known.device, dtype=torch.long)
+        new = torch.arange(-added, 0, device=last.device) + last[:, None, None]
+        known = self._known.expand(-1, max(self._known.shape[1], new.shape[1]), -1)
+        positions = torch.cat([known, new.expand(-1, known.shape[1], -1)], -1)
+        return positions.expand(-1, self.heads, -1)
+
+    def append(self, count: int) -> None:
+        """Add slots of real tokens."""
+        self.held += count
+        self.lengths = [length + count for length in self.lengths]
+        self.seen = [seen + count for seen in self.seen]
+
+    def mark_padding(self, real: Bool[Tensor, "B Q"]) -> None:
+        """Correct the slots added last: some of them are padding on the left of their row."""
+        count, real = real.shape[1], real.to(self._known.device)
+        pads = padding_counts(real, [seen > count for seen in self.seen])
+        positions = self.positions[:, : self._known.shape[1]].clone()
+        slots = torch.arange(count, device=positions.device)
+        padding = torch.tensor(pads, device=positions.device)[:, None]
+        new = positions[..., -count:] - padding[..., None]
+        positions[..., -count:] = new.masked_fill((slots < padding)[:, None], -1)
+        self._known = positions.int()
+        self.lengths = [length - pad for length, pad in zip(self.lengths, pads, strict=True)]
+        self.seen = [seen - pad for seen, pad in zip(self.seen, pads, strict=True)]
+
+    def replace(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
+        """Hold other slots from now on: what an eviction has left."""
+        self._shorten(positions, lengths)
+        self.moved = self.held
+
+    def _shorten(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
+        self._known = positions.int()
+        self.held = positions.shape[-1]
+        self.moved = min(self.moved, self.held)
+        self.lengths = lengths
+
+    def emptied(self) -> Slots:
+        """Return slots for what comes next, where all that is held has gone elsewhere."""
+        empty = Slots(self.batch, self.heads, self._known.device)
+        empty.seen = list(self.seen)
+        return empty
+
+    def drop_columns(self, count: int) -> None:
+        """Forget the last `count` tokens of slots that hold the newest tokens without a gap."""
+        dropped = min(count, self.held)
+        kept = self.positions[..., : self.held - dropped]
+        self._shorten(kept, [max(0, length - dropped) for length in self.lengths])
+        self.seen = [seen - count for seen in self.seen]
+
+    def held_of_last(self, count: int, exchange: Exchange | None = None) -> int:
+        """Return how many of each row's last `count` tokens are held; they are rightmost.
+
+        Raises CacheStateError where that is not the same number of slots everywhere.
+        """
+        self.check_seen(count)
+        positions = self.positions
+        start = torch.tensor([seen - count for seen in self.seen], device=positions.device)
+        held = (positions >= start[:, None, None]).sum(-1)
+        if exchange is not None:
+            held = torch.cat(list(exchange(held)), 1)
+        low, high = (int(end) for end in held.aminmax())
+        if low != high:
+            raise CacheStateError(
+                f"cannot crop {count} tokens: {low} to {high} of them are held, depending on head "
+                "and row, because an eviction came after them. Keep at least as many recent tokens "
+                "(recent=...), or start over with cache.reset()."
+            )
+        return high
+
+    def check_seen(self, count: int) -> None:
+        """Raise CacheStateError unless every row has seen `count` tokens."""
+        if count > min(self.seen):
+            raise CacheStateError(
+                f"cannot crop {count} tokens: a row of this batch has only {min(self.seen)}. Crop "
+                "fewer, or start over with cache.reset()."
+            )
+
+    def forget_last(self, count: int) -> None:
+        """Drop the slots of each row's last `count` tokens, or raise as `held_of_last` does."""
+        dropped = self.held_of_last(count)
+        kept = self.positions[..., : self.held - dropped]
+        self._shorten(kept, [length - dropped for length in self.lengths])
+        self.seen = [seen - count for seen in self.seen]
+
+    def select_rows(self, batch: Tensor) -> None:
+        """Keep, repeat or reorder the sequences of the batch."""
+        rows = batch.tolist()
+        self._known = self._known.index_select(0, batch.to(self._known.device))
+        self.batch = len(rows)
+        self.lengths = [self.lengths[row] for row in rows]
+        self.seen = [self.seen[row] for row in rows]

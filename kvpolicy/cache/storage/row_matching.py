@@ -1,0 +1,61 @@
+"""Rows of a layer one after another, and where those of another layout of it came from."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.memory.ragged import Prefix
+
+_POSITIONS = 32
+"""Bits of a position in a token's number."""
+
+
+def flat(contents: Contents, name: str) -> Tensor:
+    """Return "keys" or "values": the rows of the prefix, then all others by sequence and head."""
+    rows: Tensor = getattr(contents, name).view
+    rows = rows.reshape(-1, rows.shape[-1])
+    prefix = contents.prefix
+    return rows if prefix is None else torch.cat([getattr(prefix, name), rows])
+
+
+def sources(new: Contents, old: Contents) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
+    """Return for each row of `flat(new)` a row of `flat(old)`, and whether it is the same token."""
+    tokens, wanted = _tokens(old), _tokens(new)
+    if not len(tokens):
+        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
+    ordered, order = tokens.sort(stable=True)
+    places = order[torch.searchsorted(ordered, wanted).clamp_(max=len(tokens) - 1)]
+    return places, tokens[places] == wanted
+
+
+def _tokens(contents: Contents) -> Int[Tensor, " R"]:
+    """Return a number for every token of every sequence and head; a head's padding shares one."""
+    slots, prefix = contents.slots, contents.prefix
+    positions = slots.positions
+    heads = torch.arange(slots.batch * slots.heads, device=positions.device)
+    numbers = _numbered(heads.view(slots.batch, slots.heads, 1), positions).reshape(-1)
+    if prefix is None:
+        return numbers
+    of_prefix = heads.repeat_interleave(prefix.lengths.flatten().to(heads.device))
+    return torch.cat([_numbered(of_prefix, prefix.positions.long()), numbers])
+
+
+def _numbered(heads: Tensor, positions: Tensor) -> Tensor:
+    return (heads << _POSITIONS) + positions + 1
+
+
+def last_rows(prefix: Prefix, count: int) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
+    """Return where the last `count` rows of each head are in the prefix, and in [B, N, count].
+
+    Heads are right-aligned; those that hold fewer rows have fewer. Both are on the CPU.
+    """
+    ends = list(chain.from_iterable(((rows.start, rows.stop) for _, _, rows in prefix.heads())))
+    first, last = torch.tensor(ends).view(-1, 2).split(1, 1)
+    rows = last - count + torch.arange(count)
+    held = (rows >= first).flatten().nonzero()[:, 0]
+    return rows.flatten()[held], held

@@ -1,0 +1,167 @@
+"""A component: one named part that an installed plugin offers, and how to build it."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from kvpolicy.errors import (
+    ComponentFailedError,
+    InvalidComponentError,
+    InvalidOptionError,
+    InvalidValueError,
+    KvpolicyError,
+    shown,
+    suggest,
+    text_of,
+    told,
+)
+from kvpolicy.policy import Policy
+from kvpolicy.stages.allocation import Allocator
+from kvpolicy.stages.compaction import Compactor
+from kvpolicy.stages.scoring import Scorer
+from kvpolicy.stages.selection import Selector
+from kvpolicy.stages.smoothing import Smoother
+
+INTERFACES: dict[str, type] = {
+    "scorer": Scorer,
+    "smoother": Smoother,
+    "allocator": Allocator,
+    "selector": Selector,
+    "compactor": Compactor,
+    "recipe": Mapping,
+}
+RECIPE_ARGUMENTS = tuple(name for name in attrs.fields_dict(Policy) if name != "names")
+
+
+class Unset(enum.Enum):
+    """Stands where an option has no default that can be shown."""
+
+    REQUIRED = "required"
+    COMPUTED = "computed"
+
+
+@attrs.frozen(kw_only=True)
+class Component:
+    """One named part, or a recipe of parts, that an installed plugin offers.
+
+    >>> from kvpolicy.discovery.registry import find
+    >>> part = find("smoother", "mean")
+    >>> print(part, "->", part.build())
+    smoother 'mean' of plugin 'core' (kvpolicy 0.1.0) -> MeanSmoother()
+    """
+
+    kind: str
+    name: str
+    plugin: str
+    distribution: str
+    version: str
+    offer: Callable[..., Any] | Mapping[str, Any] = attrs.field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.title} of plugin {self.source}"
+
+    @property
+    def title(self) -> str:
+        """Its kind and name, for messages: scorer 'restkv'."""
+        return f"{self.kind} {self.name!r}"
+
+    @property
+    def source(self) -> str:
+        """Who offers it, for messages: 'restkv' (kvpolicy 0.1.0)."""
+        return f"{self.plugin!r} ({self.distribution} {self.version})"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options and their defaults, or what a recipe sets.
+
+        >>> from kvpolicy.discovery.registry import find
+        >>> find("scorer", "snapkv").options
+        {'window': 32}
+        """
+        if isinstance(self.offer, Mapping):
+            return copy.deepcopy(dict(self.offer))
+        parameters = inspect.signature(self.offer).parameters.values()
+        return {each.name: _default(each) for each in parameters if each.kind != each.VAR_KEYWORD}
+
+    def build(self, **options: object) -> Any:
+        """Build the part, or return a recipe's arguments of `compose` with `options` changed.
+
+        Raises InvalidOptionError for an option that it does not have or that is missing,
+        InvalidValueError for a value that it refuses, InvalidComponentError if what it builds
+        lacks part of the interface, and ComponentFailedError if building fails otherwise.
+        """
+        if isinstance(self.offer, Mapping):
+            _check_names(self.title, options, RECIPE_ARGUMENTS)
+            return self.options | options
+        self._check_options(options, self.offer)
+        try:
+            return self._checked(self.offer(**options))
+        except InvalidValueError as error:
+            raise InvalidValueError(f"{self.title}: {error}") from error
+        except KvpolicyError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InvalidValueError(f"{self.title}: {_complaint(error, options)}") from error
+        except (Exception, SystemExit) as error:
+            raise ComponentFailedError(f"{self} could not be built: {told(error)}") from error
+
+    def _check_options(self, options: Mapping[str, object], offer: Callable[..., Any]) -> None:
+        known = self.options
+        if not _takes_any(offer):
+            _check_names(self.title, options, known)
+        for name, default in known.items():
+            if default is Unset.REQUIRED and name not in options:
+                raise InvalidOptionError(
+                    f"{self.title} needs the option {name!r}: "
+                    f"give {{'name': {self.name!r}, {name!r}: ...}}."
+                )
+
+    def _checked(self, built: Any) -> Any:
+        interface = INTERFACES[self.kind]
+        if isinstance(built, type):
+            raise InvalidComponentError(f"{self} built a class, {built.__name__}, not an object.")
+        if not isinstance(built, interface):
+            verbs = [name for name in vars(interface) if not name.startswith("_")]
+            lacks = ", ".join(name for name in verbs if not hasattr(built, name))
+            raise InvalidComponentError(
+                f"{self} built a {type(built).__name__}, which lacks {lacks} of "
+                f"{interface.__module__}.{interface.__name__}."
+            )
+        return built
+
+
+def _check_names(title: str, options: Iterable[str], known: Iterable[str]) -> None:
+    known = tuple(known)
+    for option in options:
+        if option not in known:
+            raise InvalidOptionError(
+                f"{title} has no option {shown(option)}.{suggest(option, known)} "
+                f"It has: {', '.join(known) or 'none'}."
+            )
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    if parameter.default is parameter.empty:
+        return Unset.REQUIRED
+    return Unset.COMPUTED if parameter.default is attrs.NOTHING else parameter.default
+
+
+def _takes_any(offer: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(offer).parameters.values()
+    return any(each.kind == each.VAR_KEYWORD for each in parameters)
+
+
+def _complaint(error: Exception, options: Mapping[str, object]) -> str:
+    """Return what a validator said, with the values given where it named no option."""
+    # Some validators of attrs raise with the field and value as further arguments.
+    complaint = text_of(error.args[0] if error.args else error) or type(error).__name__
+    if any(repr(option) in complaint for option in options):
+        return complaint
+    given = ", ".join(f"{name}={shown(value)}" for name, value in options.items())
+    return f"{complaint} (given {given or 'no options'})"

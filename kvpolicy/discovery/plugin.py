@@ -1,0 +1,105 @@
+"""Reads what one plugin offers through its hooks, and says why a faulty one cannot be used."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pluggy
+
+import kvpolicy.hookspecs
+from kvpolicy.discovery.component import INTERFACES, RECIPE_ARGUMENTS, Component
+from kvpolicy.errors import InvalidComponentError, shown, suggest, told
+
+HOOKS = {kind: f"kvpolicy_{kind}s" for kind in INTERFACES}
+
+
+def components_of(
+    plugin: object, *, name: str, distribution: str, version: str
+) -> tuple[Component, ...]:
+    """Return every component that `plugin` offers.
+
+    Raises InvalidComponentError, or what a hook raises, if any of it cannot be used: a plugin is
+    taken whole or not at all.
+    """
+    # A manager for each plugin: a faulty one is known by name, and no other one is touched.
+    manager = pluggy.PluginManager("kvpolicy")
+    manager.add_hookspecs(kvpolicy.hookspecs)
+    manager.register(plugin, name)
+    _check_hooks(manager, plugin)
+    return tuple(
+        Component(
+            kind=kind,
+            name=part,
+            plugin=name,
+            distribution=distribution,
+            version=version,
+            offer=offer,
+        )
+        for kind, hook in HOOKS.items()
+        for implementation in getattr(manager.hook, hook).get_hookimpls()
+        for part, offer in _checked(kind, hook, implementation.function()).items()
+    )
+
+
+def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
+    callers = manager.get_hookcallers(plugin) or []
+    if not callers:
+        raise InvalidComponentError(
+            "it implements no hook: mark a function such as kvpolicy_scorers with "
+            "kvpolicy.hookimpl."
+        )
+    for caller in callers:
+        if not caller.has_spec():
+            raise InvalidComponentError(
+                f"there is no hook {caller.name!r}.{suggest(caller.name, HOOKS.values())} "
+                f"Hooks: {', '.join(HOOKS.values())}."
+            )
+
+
+def _checked(kind: str, hook: str, offers: Any) -> Mapping[str, Any]:
+    if not isinstance(offers, Mapping):
+        raise InvalidComponentError(
+            f"{hook} returned a {type(offers).__name__}; it must return a mapping of names."
+        )
+    for name, offer in offers.items():
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise InvalidComponentError(
+                f"{hook} gives {shown(name)} as a name; it must be a string of printable letters."
+            )
+        fault = _recipe_fault(offer) if kind == "recipe" else _factory_fault(offer)
+        if fault:
+            raise InvalidComponentError(f"{kind} {name!r} {fault}.")
+    return offers
+
+
+def _factory_fault(offer: Any) -> str | None:
+    if not callable(offer):
+        return f"is {shown(offer)}; it must be a class or a function that builds one"
+    parameters = inspect.signature(offer).parameters.values()
+    nameless = [each.name for each in parameters if each.kind == each.POSITIONAL_ONLY]
+    if nameless:
+        return f"must take {', '.join(nameless)} by keyword"
+    return None
+
+
+def _recipe_fault(offer: Any) -> str | None:
+    if not isinstance(offer, Mapping):
+        return f"is {shown(offer)}; it must be a mapping of the arguments of compose"
+    for argument in offer:
+        if argument not in RECIPE_ARGUMENTS:
+            return (
+                f"sets {shown(argument)}, which compose does not take."
+                f"{suggest(argument, RECIPE_ARGUMENTS)} "
+                f"It takes: {', '.join(RECIPE_ARGUMENTS)}"
+            )
+    if "scorer" not in offer:
+        return "names no scorer"
+    try:
+        json.dumps(copy.deepcopy(dict(offer)), default=shown)
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from being copied and listed
+        return f"is no data that can be copied and listed ({told(error)})"
+    return None

@@ -1,0 +1,203 @@
+"""Finds plugins through entry points, and their components by kind and name.
+
+Discovery happens at first use and is remembered. Plugins named in the environment variable
+KVPOLICY_BLOCK_PLUGINS (entry-point names, separated by commas) are never imported. One whose import
+takes long is named in a warning of the logger "kvpolicy".
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import attrs
+
+from kvpolicy.discovery.component import INTERFACES, Component
+from kvpolicy.discovery.plugin import components_of
+from kvpolicy.discovery.slow_import import patient_with
+from kvpolicy.errors import (
+    BrokenPluginWarning,
+    DuplicateComponentError,
+    InvalidValueError,
+    UnknownComponentError,
+    shown,
+    suggest,
+    told,
+)
+
+__all__ = [
+    "BLOCK",
+    "GROUP",
+    "INTERFACES",
+    "BrokenPlugin",
+    "Component",
+    "broken",
+    "find",
+    "installed",
+    "name_of",
+    "origin_of",
+    "refresh",
+]
+
+GROUP = "kvpolicy"
+BLOCK = "KVPOLICY_BLOCK_PLUGINS"
+
+
+@attrs.frozen(kw_only=True)
+class BrokenPlugin:
+    """A plugin that is installed but cannot be used, and why."""
+
+    name: str
+    distribution: str
+    version: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.distribution} {self.version}): {self.reason}"
+
+
+def installed(kind: str | None = None) -> tuple[Component, ...]:
+    """List what the installed plugins offer, by kind and name.
+
+    >>> [part.name for part in installed("selector")]
+    ['topk']
+    """
+    _check_kind(kind)
+    return tuple(part for part in _announced().components if kind in (None, part.kind))
+
+
+def broken() -> tuple[BrokenPlugin, ...]:
+    """List the plugins that are installed but cannot be used."""
+    return _announced().broken
+
+
+def find(kind: str, name: str) -> Component:
+    """Find one component.
+
+    Raises UnknownComponentError, with the names there are, or DuplicateComponentError if two
+    plugins offer it.
+    """
+    if not isinstance(name, str):
+        raise InvalidValueError(f"a {kind} is found by its name, a string, not by {shown(name)}.")
+    matches = [part for part in installed(kind) if part.name == name]
+    if not matches:
+        raise _unknown(kind, name)
+    if len(matches) > 1:
+        first, second = matches[:2]
+        raise DuplicateComponentError(
+            f"{first.title} is offered twice: by {first.source} and by {second.source}. "
+            "Uninstall or rename one."
+        )
+    return matches[0]
+
+
+def name_of(kind: str, part: object, hint: str | None = None) -> str | None:
+    """Return the name under which an installed plugin offers `part`, if any does.
+
+    `hint` is the name that it was asked for by; it decides only where the class of `part` does not.
+
+    >>> name_of("smoother", find("smoother", "mean").build())
+    'mean'
+    """
+    component = _offered(kind, part, hint)
+    return component.name if component else None
+
+
+def origin_of(kind: str, part: object, hint: str | None = None) -> str:
+    """Return what to call `part` in a message, with the plugin that it came from; never raises.
+
+    >>> origin_of("smoother", find("smoother", "mean").build())
+    "smoother 'mean' of plugin 'core' (kvpolicy 0.1.0)"
+    """
+    component = _offered(kind, part, hint)
+    return str(component) if component else f"{kind} {type(part).__name__}"
+
+
+def refresh() -> None:
+    """Forget what was found, so that the next look discovers plugins anew."""
+    _discovered.cache_clear()
+    _announced.cache_clear()
+
+
+@attrs.frozen
+class _Discovery:
+    components: tuple[Component, ...]
+    broken: tuple[BrokenPlugin, ...]
+
+
+@cache
+def _announced() -> _Discovery:
+    found = _discovered()
+    for plugin in found.broken:
+        warnings.warn(f"skipped kvpolicy plugin {plugin}", BrokenPluginWarning, stacklevel=4)
+    return found
+
+
+@cache
+def _discovered() -> _Discovery:
+    components: list[Component] = []
+    broken: list[BrokenPlugin] = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        if entry.name in _blocked():
+            continue
+        origin = _origin(entry)
+        try:
+            with patient_with(
+                "{name!r} ({distribution} {version})".format(**origin),
+                f"To do without it, start anew with {BLOCK}={entry.name}",
+            ):
+                components += components_of(entry.load(), **origin)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - even one that exits must not take the host down
+            broken.append(BrokenPlugin(**origin, reason=told(error)))
+    order = list(INTERFACES)
+    components.sort(key=lambda part: (order.index(part.kind), part.name))
+    return _Discovery(tuple(components), tuple(broken))
+
+
+def _origin(entry: EntryPoint) -> dict[str, str]:
+    distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
+    return {"name": entry.name, "distribution": distribution, "version": version}
+
+
+def _blocked() -> frozenset[str]:
+    return frozenset(name.strip() for name in os.environ.get(BLOCK, "").split(",")) - {""}
+
+
+def _offered(kind: str, part: object, hint: str | None) -> Component | None:
+    """Return the component that is the class of `part`, or the function that may have built it."""
+    components = [each for each in _discovered().components if each.kind == kind]
+    named = [each for each in components if each.name == hint]
+    classes = [each for each in named + components if each.offer is type(part)]
+    functions = [each for each in named if not isinstance(each.offer, type)]
+    return next(iter(classes + functions), None)
+
+
+def _check_kind(kind: Any) -> None:
+    if kind is None or (isinstance(kind, str) and kind in INTERFACES):
+        return
+    raise UnknownComponentError(
+        f"there is no kind of component called {shown(kind)}.{suggest(kind, INTERFACES)} "
+        f"Kinds: {', '.join(INTERFACES)}."
+    )
+
+
+def _unknown(kind: str, name: str) -> UnknownComponentError:
+    names = [part.name for part in installed(kind)]
+    message = (
+        f"no {kind} named {shown(name)}.{suggest(name, names)} "
+        f"Installed: {', '.join(names) or 'none'}."
+    )
+    if elsewhere := [part.kind for part in installed() if part.name == name]:
+        article = "an" if elsewhere[0] == "allocator" else "a"
+        message += f" There is {article} {elsewhere[0]} of that name."
+    error = UnknownComponentError(message)
+    for plugin in broken():
+        error.add_note(f"A plugin that may offer it could not be used: {plugin}")
+    if blocked := _blocked():
+        error.add_note(f"{BLOCK} keeps plugins out: {', '.join(sorted(blocked))}")
+    return error

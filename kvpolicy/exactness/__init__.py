@@ -1,0 +1,1 @@
+"""The yardstick: evicted caches beside full caches that mask what was evicted."""

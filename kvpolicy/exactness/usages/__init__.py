@@ -1,0 +1,107 @@
+"""Ways in which people use a cache, each measured against what it must equal.
+
+Most are compared with a full cache that masks what was evicted (`kvpolicy.exactness.replay`), some
+with the same conversation alone. Every usage takes a model and a policy and returns the largest
+difference of any logit. Prompts are random tokens; the same model, policy and usage always give the
+same figure.
+"""
+
+from __future__ import annotations
+
+from kvpolicy.exactness.usages.batches import (
+    beam_search,
+    chosen_and_reordered_rows,
+    left_padded_batch,
+    long_padded_row_alone,
+    padded_row_alone,
+    repeated_rows,
+    sampling,
+    second_turn_of_a_padded_batch,
+)
+from kvpolicy.exactness.usages.company import (
+    after_a_failure,
+    four_threads,
+    interleaved_conversations,
+    questions_to_clones,
+    saved_and_loaded,
+)
+from kvpolicy.exactness.usages.inputs import PROMPT, Usage, small_policy, tokens
+from kvpolicy.exactness.usages.modes import (
+    assisted_decoding,
+    compiled,
+    output_attentions,
+    prompt_lookup,
+)
+from kvpolicy.exactness.usages.turns import (
+    after_crop,
+    chunked_prefill,
+    five_turns,
+    nothing_to_evict,
+    one_prompt,
+    reset_and_reused,
+    second_turn_by_forward,
+    second_turn_by_generate,
+    second_turn_with_position_ids,
+    system_prompt_first,
+)
+
+__all__ = [
+    "AGAINST_ITSELF",
+    "BITWISE",
+    "MODES",
+    "OF_PLAIN_DATA",
+    "PROMPT",
+    "USAGES",
+    "Usage",
+    "one_prompt",
+    "small_policy",
+    "tokens",
+]
+
+
+def _named(*usages: Usage) -> dict[str, Usage]:
+    return {usage.__name__.replace("_", " "): usage for usage in usages}
+
+
+USAGES: dict[str, Usage] = _named(
+    one_prompt,
+    second_turn_by_generate,
+    second_turn_by_forward,
+    second_turn_with_position_ids,
+    five_turns,
+    system_prompt_first,
+    chunked_prefill,
+    left_padded_batch,
+    second_turn_of_a_padded_batch,
+    padded_row_alone,
+    long_padded_row_alone,
+    sampling,
+    beam_search,
+    repeated_rows,
+    chosen_and_reordered_rows,
+    after_crop,
+    reset_and_reused,
+    interleaved_conversations,
+    four_threads,
+    questions_to_clones,
+    saved_and_loaded,
+    after_a_failure,
+    nothing_to_evict,
+)
+BITWISE = frozenset(
+    _named(
+        reset_and_reused,
+        interleaved_conversations,
+        questions_to_clones,
+        nothing_to_evict,
+    )
+)
+"""Usages that compare the same computation twice: they must be equal bit for bit."""
+AGAINST_ITSELF = BITWISE | set(
+    _named(padded_row_alone, long_padded_row_alone, four_threads, saved_and_loaded, after_a_failure)
+)
+"""Usages that compare a policy with itself, or with nothing evicted, and not with a full cache."""
+MODES: dict[str, Usage] = _named(compiled, output_attentions, assisted_decoding, prompt_lookup)
+"""Modes that a policy and a model serve exactly, or refuse."""
+OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
+"""Usages of policies whose parts are all installed: a file can only name parts."""

@@ -1,0 +1,126 @@
+"""Several prompts at once, padded on the left, and what `generate` makes of one prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvpolicy.exactness.usages.inputs import PROMPT, generate, largest, padded, replayed, tokens
+from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.policy import Policy
+
+
+def left_padded_batch(model: PreTrainedModel, policy: Policy) -> float:
+    """Rows longer than, equal to and shorter than the budget, one of a single token."""
+    ids, mask = padded(_lengths(policy))
+    return replayed(model, policy, lambda cache: generate(model, cache, ids, attention_mask=mask))
+
+
+def second_turn_of_a_padded_batch(model: PreTrainedModel, policy: Policy) -> float:
+    """A question to every row of a left-padded batch."""
+
+    def turns(cache: PolicyCache) -> None:
+        ids, mask = padded(_lengths(policy))
+        answered = generate(model, cache, ids, attention_mask=mask)
+        history = torch.cat([answered, tokens(3, 7, len(ids))], 1)
+        more = mask.new_ones((len(ids), history.shape[1] - mask.shape[1]))
+        generate(model, cache, history, attention_mask=torch.cat([mask, more], 1))
+
+    return replayed(model, policy, turns)
+
+
+def padded_row_alone(model: PreTrainedModel, policy: Policy) -> float:
+    """Each row of a left-padded batch against the same prompt alone, several turns."""
+    return _rows_alone(model, policy, _lengths(policy))
+
+
+def long_padded_row_alone(model: PreTrainedModel, policy: Policy) -> float:
+    """The same, where every row is longer than the budget and the first is not the longest."""
+    return _rows_alone(model, policy, [PROMPT - 25, PROMPT, PROMPT - 12])
+
+
+def sampling(model: PreTrainedModel, policy: Policy) -> float:
+    """Two answers drawn for each of two prompts."""
+    ids = tokens(5, batch=2)
+
+    def draw(cache: PolicyCache) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            generate(model, cache, ids, do_sample=True, num_return_sequences=2)
+
+    return replayed(model, policy, draw)
+
+
+def beam_search(model: PreTrainedModel, policy: Policy) -> float:
+    """Three beams for each of two prompts, one of them padded."""
+    ids, mask = padded([PROMPT, PROMPT - 11])
+    return replayed(
+        model,
+        policy,
+        lambda cache: generate(model, cache, ids, attention_mask=mask, num_beams=3),
+    )
+
+
+def repeated_rows(model: Any, policy: Policy) -> float:
+    """Each prompt asked two questions: its row is repeated after it was evicted."""
+
+    def turns(cache: PolicyCache) -> None:
+        model(input_ids=tokens(5, batch=2), past_key_values=cache)
+        cache.batch_repeat_interleave(2)
+        for turn, length in enumerate((5, 1, 40, 1)):
+            model(input_ids=tokens(6 + turn, length, 4), past_key_values=cache)
+
+    return replayed(model, policy, turns)
+
+
+def chosen_and_reordered_rows(model: Any, policy: Policy) -> float:
+    """Rows of a batch change places, and one of them is done."""
+
+    def turns(cache: Any) -> None:
+        model(input_ids=tokens(5, batch=3), past_key_values=cache)
+        cache.reorder_cache(torch.tensor([2, 0, 1]))
+        model(input_ids=tokens(6, 5, 3), past_key_values=cache)
+        cache.batch_select_indices(torch.tensor([2, 1]))
+        for turn, length in enumerate((1, 40, 1)):
+            model(input_ids=tokens(7 + turn, length, 2), past_key_values=cache)
+
+    return replayed(model, policy, turns)
+
+
+def _lengths(policy: Policy) -> list[int]:
+    """Return lengths above, at and below the budget, the last a single token."""
+    budget = policy.positions(PROMPT)
+    return [PROMPT, PROMPT - 7, budget, budget // 2, 1]
+
+
+def _rows_alone(model: PreTrainedModel, policy: Policy, lengths: list[int]) -> float:
+    ids, mask = padded(lengths)
+    together = _last_logits(model, policy, ids, mask)
+    differences = []
+    for row, length in enumerate(lengths):
+        alone = _last_logits(
+            model, policy, ids[row : row + 1, -length:], torch.ones(1, length).long()
+        )
+        differences.append(together[row] - alone[0])
+    return largest(differences)
+
+
+def _last_logits(
+    model: Any, policy: Policy, ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]
+) -> Float[Tensor, "B C V"]:
+    """Return the last logits of a prompt, of decoded tokens and of two later turns."""
+    cache, logits = policy.cache(model), []
+    for turn, length in enumerate((0, 1, 1, 1, 6, 1, 9, 1)):
+        if length:
+            ids = tokens(20 + turn, length).expand(len(mask), -1)
+            mask = torch.cat([mask, mask.new_ones((len(mask), length))], 1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
+        )
+        logits.append(output.logits[:, -1])
+    return torch.stack(logits, 1)

@@ -1,0 +1,84 @@
+"""Prompts and policies of a size for tests, and what all usages do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kvpolicy.compose import recipe as policy_of
+from kvpolicy.exactness.replay import max_logit_difference, recorded
+from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.policy import Policy
+
+Usage: TypeAlias = Callable[[PreTrainedModel, Policy], float]
+PROMPT = 60
+NEW_TOKENS = 8
+
+
+def tokens(seed: int, length: int = PROMPT, batch: int = 1) -> Int[Tensor, "B T"]:
+    """Return random tokens, none of which is special."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(5, 128, (batch, length), generator=generator)
+
+
+def small_policy(recipe: str, **changes: Any) -> Policy:
+    """Return a recipe with a budget of 24 and a window of at most 8, to fit prompts of 60 tokens.
+
+    >>> small_policy("snapkv", sinks=2).scorer.window
+    8
+    """
+    scorer = policy_of(recipe).to_dict()["scorer"]
+    if isinstance(scorer.get("window"), int):
+        scorer["window"] = min(scorer["window"], 8)
+    return policy_of(recipe, **{"scorer": scorer, "budget": 24} | changes)
+
+
+def padded(lengths: Sequence[int]) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+    """Return a left-padded batch of prompts of these lengths, and its mask."""
+    mask = (torch.arange(PROMPT) >= PROMPT - torch.tensor(lengths)[:, None]).long()
+    return tokens(4, batch=len(lengths)) * mask, mask
+
+
+def replayed(model: PreTrainedModel, policy: Policy, use: Callable[[PolicyCache], Any]) -> float:
+    """Use a cache, and return the largest difference to the masked full cache."""
+    cache = policy.cache(model)
+    with recorded(model, cache) as calls:
+        use(cache)
+    return max_logit_difference(model, calls, cache)
+
+
+def read(model: Any, cache: Any, turns: Sequence[int], *, first_seed: int = 0) -> list[Tensor]:
+    """Read turns of these many tokens by forward; return the logits of each."""
+    return [
+        model(input_ids=tokens(first_seed + turn, length), past_key_values=cache).logits
+        for turn, length in enumerate(turns)
+    ]
+
+
+def generate(
+    model: Any, cache: PolicyCache, ids: Int[Tensor, "B T"], **options: Any
+) -> Int[Tensor, "B T"]:
+    """Decode some tokens, greedily unless `options` say otherwise."""
+    defaults = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": NEW_TOKENS,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
+    generated: Tensor = model.generate(ids, past_key_values=cache, **defaults | options)
+    return generated
+
+
+def largest(differences: Sequence[Float[Tensor, "*shape"]]) -> float:
+    """Return the largest absolute difference, NaN if there is one."""
+    return float(torch.stack([each.abs().max() for each in differences]).max())
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest absolute difference of tensors in pairs, NaN if there is one."""
+    return largest([a - b for a, b in zip(found, expected, strict=True)])

@@ -1,0 +1,1 @@
+"""Between a model's attention calls and the layers of a cache."""

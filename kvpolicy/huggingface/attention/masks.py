@@ -1,0 +1,176 @@
+"""Attention masks: which new tokens are padding, and what a shorter layer makes of a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+
+NEEDS_ITS_MASK = "this batch was padded when it was read, so every turn needs its attention_mask."
+_ROWS_AT_ONCE = 2**24
+"""Query-key pairs of a mask that are looked at at once."""
+CONTRADICTS = (
+    "attention_mask says of earlier tokens what it did not say when they were read; an evicted "
+    "cache cannot take that back. Keep its old columns and append new ones."
+)
+
+
+def visible_tokens(mask: Any, length: int) -> Bool[Tensor, "B T"]:
+    """Return which of a mask's columns the last of `length` new tokens sees.
+
+    Understands what transformers builds for sdpa (bool), eager (0 or a large negative number),
+    flash (2D) and flex (BlockMask). Raises InvalidValueError if the last token does not see what
+    the others see of themselves: slots could not follow such a mask once tokens are evicted.
+    """
+    if not isinstance(mask, Tensor):
+        return _last_row_of_blocks(mask, length)
+    if mask.dim() == 2:
+        return mask.bool()
+    seen = mask[:, 0]
+    seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    last, itself = seen[:, -1], seen.diagonal(mask.shape[-1] - length, dim1=1, dim2=2)
+    if mask.shape[1] > 1 or not torch.equal(itself, last[:, -length:]):
+        raise InvalidValueError(
+            "the attention mask, given or of the model's own making, does more than to hide "
+            "padding from a causal model; an evicted cache cannot follow it. Give a 2D "
+            "attention_mask, or none."
+        )
+    return last
+
+
+def _last_row_of_blocks(mask: Any, length: int) -> Bool[Tensor, "B T"]:
+    rows = torch.arange(mask.shape[0], device=mask.kv_num_blocks.device)[:, None]
+    columns = torch.arange(mask.shape[-1], device=rows.device)[None]
+    last = torch.full_like(columns, length - 1)
+    seen: Tensor = mask.mask_mod(rows, torch.zeros_like(columns), last, columns)
+    return seen.bool()
+
+
+def check_given_mask(mask: Bool[Tensor, "B T"] | None, seen: list[int], columns: int) -> None:
+    """Refuse a 2D mask that contradicts how the first `columns` of its tokens were read.
+
+    `seen` counts the real tokens of each row among them. Raises InvalidValueError.
+    """
+    padded = any(count < columns for count in seen)
+    if mask is None:
+        if padded:
+            raise InvalidValueError(NEEDS_ITS_MASK)
+        return
+    if mask.shape[1] <= columns:
+        raise InvalidValueError(
+            f"attention_mask has {mask.shape[1]} columns, but {columns} tokens were read before "
+            "the new ones: it must cover them all."
+        )
+    real = torch.tensor(seen, device=mask.device)
+    expected = torch.arange(columns, device=mask.device) >= columns - real[:, None]
+    if not torch.equal(mask[:, :columns].bool(), expected):
+        raise InvalidValueError(CONTRADICTS)
+
+
+def new_real_tokens(
+    mask: Any, seen: list[int], length: int, held: int
+) -> Bool[Tensor, "B Q"] | None:
+    """Return which of the `length` new tokens are real; None if all are.
+
+    `seen` counts the real tokens of each row before them, `held` all columns of the mask. Raises
+    InvalidValueError if the mask is missing or says of older tokens what it did not say before.
+    Reading a mask waits for the device: once per forward.
+    """
+    older = held - length
+    padded = any(count < older for count in seen)
+    if mask is None:
+        if padded:
+            raise InvalidValueError(NEEDS_ITS_MASK)
+        return None
+    visible = visible_tokens(mask, length).expand(len(seen), -1)
+    real = torch.tensor(seen, device=visible.device)
+    expected = torch.arange(older, device=visible.device) >= older - real[:, None]
+    if not torch.equal(visible[:, :older], expected):
+        raise InvalidValueError(CONTRADICTS)
+    new = visible[:, older:]
+    return None if bool(new.all()) else new
+
+
+def check_causal(mask: Any, lengths: list[int]) -> None:
+    """Refuse a prompt's mask that does more than to hide padding on the left of a causal model.
+
+    The last `lengths` tokens of each row are real. Raises InvalidValueError. Waits for the device.
+    """
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return
+    count = mask.shape[-1]
+    device = mask.device if isinstance(mask, Tensor) else mask.kv_num_blocks.device
+    key = torch.arange(count, device=device)
+    real = key >= count - torch.tensor(lengths, device=device)[:, None, None]
+    differs = torch.zeros((), dtype=torch.bool, device=device)
+    for query in key[:, None].split(max(1, _ROWS_AT_ONCE // (len(lengths) * count))):
+        expected = (key <= query) & real
+        seen = _visible(mask, query, len(lengths))
+        # What padding sees does not matter.
+        differs |= ((seen != expected[:, None]) & real.mT[:, None, query[:, 0]]).any()
+    if bool(differs):
+        raise InvalidValueError(
+            "the attention mask, given or of the model's own making, does more than to hide "
+            "padding from a causal model, which sparse prefill cannot follow. Use prefill=None."
+        )
+
+
+def _visible(mask: Any, query: Int[Tensor, "q 1"], batch: int) -> Bool[Tensor, "b h q S"]:
+    """Return which keys a few queries see by a 4D mask or a BlockMask."""
+    if isinstance(mask, Tensor):
+        rows = mask[:, :, query[:, 0]]
+        return rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2
+    row = torch.arange(mask.shape[0], device=query.device)[:, None, None, None]
+    key = torch.arange(mask.shape[-1], device=query.device)
+    seen: Tensor = mask.mask_mod(row, torch.zeros_like(row), query, key)
+    return seen.bool().expand(batch, -1, -1, -1)
+
+
+def fit(mask: Any, held: int) -> Any:
+    """Return the columns of a mask shared by all layers that belong to one with `held` slots.
+
+    The mask is built for the layer that holds the most; slots are right-aligned.
+    """
+    if mask is None or mask.shape[-1] == held:
+        return mask
+    if not isinstance(mask, Tensor):
+        raise UnsupportedModelError(
+            "layers hold different numbers of positions, which flex_attention's block masks cannot "
+            "say here. Use sdpa or eager, or an allocator that treats layers alike."
+        )
+    return mask[..., -held:]
+
+
+def with_own_padding(
+    mask: Any, lengths: list[int], query_length: int, held: int, like: Tensor, backend: str
+) -> Any:
+    """Return `mask` with its older columns replaced: a row's last `lengths` slots are real.
+
+    Needed where rows keep different numbers of positions (a share of unequal prompts), which a
+    mask made from token counts cannot know.
+    """
+    real = torch.tensor(lengths, device=like.device)
+    slots = torch.arange(held, device=like.device)
+    valid = slots >= held - real[:, None]
+    if "flash" in backend:
+        return valid
+    if "flex" in backend:
+        raise UnsupportedModelError(
+            "rows of a padded batch keep different numbers of positions, which flex_attention's "
+            "block masks cannot say here. Use sdpa or eager, or give the budget as an int."
+        )
+    older = held - query_length
+    valid = valid[:, None, None, :].expand(-1, 1, query_length, -1)
+    if mask is None:
+        return valid
+    if mask.dtype == torch.bool:
+        return torch.cat([valid[..., :older], mask[..., older:].expand_as(valid[..., older:])], -1)
+    floor = torch.finfo(mask.dtype).min
+    old = torch.zeros_like(valid[..., :older], dtype=mask.dtype).masked_fill(
+        ~valid[..., :older], floor
+    )
+    return torch.cat([old, mask[..., older:].expand(len(lengths), -1, -1, -1)], -1)

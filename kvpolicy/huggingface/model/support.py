@@ -1,0 +1,87 @@
+"""Which models can be served exactly, and why the others are refused before any work is done."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
+
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.attention.call import decoder_config
+
+_LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer)
+_REFUSED = {
+    "diffllama": "attends twice with the same keys, and policies are shown one attention only",
+    "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
+    "jetmoe": "repeats its keys after the cache gave them out",
+    "minimax": "insists on a cache of its own",
+}
+"""Model types whose attention does what no configuration says; observing finds out others."""
+
+
+def supported_config(model: Any) -> PreTrainedConfig:
+    """Return the config of a model's decoder, or say why the model is refused."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"policy.cache needs a transformers PreTrainedModel, not a {type(model).__name__}."
+        )
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoders are served.")
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        raise UnsupportedModelError(f"{name} takes no past_key_values: it has a state of its own.")
+    # The test that transformers itself makes before it lets the attention be set.
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{name} does not call its attention through transformers' attention interface, so its "
+            "queries cannot be observed."
+        )
+    config = decoder_config(model)
+    if config.to_dict().get("kv_lora_rank") is not None:
+        raise UnsupportedModelError(
+            f"{name} has latent attention: it caches what keys are made of, all heads at once, so "
+            "there is no key that a head could keep."
+        )
+    if (reason := _REFUSED.get(config.model_type)) is not None:
+        raise UnsupportedModelError(f"{name} {reason}.")
+    if (config._attn_implementation or "").startswith("paged|"):
+        raise UnsupportedModelError(
+            f"{name} uses paged attention ({config._attn_implementation}), which keeps its own "
+            "cache. Set attn_implementation to sdpa, eager, flash_attention_2 or flex_attention."
+        )
+    return config
+
+
+def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
+    """Return transformers' own cache layers for this model; those of type DynamicLayer can evict.
+
+    Raises UnsupportedModelError if there is none, or if there is one that can neither be evicted
+    nor left alone.
+    """
+    if getattr(config, "kv_sharing_modes", None) or getattr(config, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"layers of {type(model).__name__} share keys and values with others, which would "
+            "attend to what the first of them has evicted."
+        )
+    layers = list(DynamicCache(config=config).layers)
+    for index, layer in enumerate(layers):
+        # Older transformers have no layers without attention.
+        nothing = type(layer).__name__ == "DummyLayer"
+        if type(layer) is not DynamicLayer and type(layer) not in _LEFT_ALONE and not nothing:
+            raise UnsupportedModelError(
+                f"layer {index} of {type(model).__name__} keeps its state in a "
+                f"{type(layer).__name__}, which policies cannot evict from yet. Served are full "
+                "attention layers; sliding-window and linear layers are left as they are."
+            )
+    if not any(type(layer) is DynamicLayer for layer in layers):
+        raise UnsupportedModelError(
+            f"no layer of {type(model).__name__} has full attention: its cache does not grow with "
+            "the prompt, so there is nothing to evict."
+        )
+    return layers

@@ -1,0 +1,214 @@
+"""Observe: what one attention layer shows to a policy when a prompt has been read."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from kvpolicy.observation.fold import Reduce, weights_of
+from kvpolicy.observation.projection import output_factors
+from kvpolicy.observation.rotary import Rotary
+from kvpolicy.observation.shard import Shard
+from kvpolicy.observation.softmax import softmax
+from kvpolicy_kernels import window_attention
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "None" if tensor is None else f"<{str(tensor.dtype)[6:]} {list(tensor.shape)}>"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Observation:
+    """One layer's last queries and its whole key/value cache, after rotary embedding.
+
+    Padding never reaches a policy: rows of unequal length are shown one by one, and so are heads
+    that hold different numbers of positions. The W queries are the last W tokens and the last W of
+    the S positions are their keys, so query w attends to positions 0 ... S - W + w.
+
+    `state` is the scorer's running state, if it has one. `output_weight` is that of the whole
+    layer; the H query heads shown are those from `first_head` on. `rotary` is None where the
+    model's rotary embedding is not known. Where several processes share the model, the whole layer
+    is what this one has of it, and `shard` says where the others stand: see `of_all_heads`.
+    `sink_logits` are those of models that have learned one for every query head: it takes part in
+    the softmax, and nothing stands behind it.
+
+    >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
+    ...                     values=torch.ones(1, 2, 9, 8))
+    >>> layer.window, layer.length, layer.seen
+    (2, 9, 9)
+    """
+
+    queries: Float[Tensor, "B H W D"] = attrs.field(repr=_shape)
+    keys: Float[Tensor, "B N S D"] = attrs.field(repr=_shape)
+    values: Float[Tensor, "B N S Dv"] = attrs.field(repr=_shape)
+    layer: int = 0
+    num_layers: int = 1
+    scaling: float = attrs.field()
+    softcap: float | None = None
+    sink_logits: Float[Tensor, " H"] | None = attrs.field(default=None, repr=_shape)
+    output_weight: Float[Tensor, "M columns"] | None = attrs.field(default=None, repr=_shape)
+    positions: Int[Tensor, "B N S"] = attrs.field(repr=_shape)
+    seen: int = attrs.field()
+    budget: int = attrs.field()
+    state: Float[Tensor, "B H S *rest"] | None = attrs.field(default=None, repr=_shape)
+    first_head: int = 0
+    rotary: Rotary | None = attrs.field(default=None, repr=False)
+    shard: Shard | None = attrs.field(default=None, repr=False)
+
+    @scaling.default
+    def _one_over_root_dim(self) -> float:
+        return float(self.queries.shape[-1] ** -0.5)
+
+    @positions.default
+    def _nothing_evicted(self) -> Int[Tensor, "B N S"]:
+        return torch.arange(self.length, device=self.keys.device).expand(self.keys.shape[:3])
+
+    @seen.default
+    def _as_many_as_held(self) -> int:
+        return self.length
+
+    @budget.default
+    def _all_of_it(self) -> int:
+        return self.length
+
+    @property
+    def window(self) -> int:
+        """W, the number of queries shown: at most the scorer's window."""
+        return self.queries.shape[2]
+
+    @property
+    def length(self) -> int:
+        """S, the number of positions held."""
+        return self.keys.shape[2]
+
+    @property
+    def attention(self) -> Float[Tensor, "B H W S"]:
+        """Causal softmax attention of every query, in float32; `folded_attention` is smaller."""
+        groups = self.queries.shape[1] // self.keys.shape[1]
+        keys = self.keys.float().repeat_interleave(groups, dim=1)
+        logits = self.queries.float() @ keys.mT * self.scaling
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
+        future = future.triu(self.length - self.window + 1)
+        return softmax(logits.masked_fill(future, -torch.inf), self.sink_logits)
+
+    def folded_attention(self, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Attention with the window folded by `reduce`; never [B, H, W, S] if that is linear."""
+        weights = weights_of(reduce, self.window)
+        if weights is None:
+            return reduce(self.attention)
+        return window_attention(
+            self.queries,
+            self.keys,
+            weights.to(self.queries.device, torch.float32),
+            scaling=self.scaling,
+            softcap=self.softcap,
+            sinks=self.sink_logits,
+        ).attention
+
+    @property
+    def query_positions(self) -> Int[Tensor, " W"]:
+        """The true position of each query shown: the last W of those seen."""
+        return torch.arange(self.seen - self.window, self.seen, device=self.keys.device)
+
+    @property
+    def output_factors(self) -> Float[Tensor, "H R Dv"] | None:
+        """R of the QR of each head's part of the output projection; None if it has none.
+
+        ||R_h x|| = ||W_h x|| for all x, at D x D instead of M x D.
+        """
+        if self.output_weight is None:
+            return None
+        heads = self.output_weight.shape[1] // self.values.shape[-1]
+        return output_factors(self.output_weight, heads)[self._heads_shown]
+
+    @property
+    def group_factors(self) -> Float[Tensor, "N R GDv"] | None:
+        """R of the QR of what the query heads of each key/value head own together; None likewise.
+
+        ||R_g x|| = ||sum_h W_h x_h|| for x the x_h of a group's heads, one after another.
+        """
+        if self.output_weight is None:
+            return None
+        kv_heads = self.keys.shape[1]
+        groups = self.queries.shape[1] // kv_heads
+        all_groups = self.output_weight.shape[1] // (groups * self.values.shape[-1])
+        first = self.first_head // groups
+        return output_factors(self.output_weight, all_groups)[first : first + kv_heads]
+
+    @property
+    def head_weights(self) -> Float[Tensor, "H M Dv"] | None:
+        """Each head's columns of the output projection, a view; None if it has none."""
+        if self.output_weight is None:
+            return None
+        weight = self.output_weight.detach()
+        by_head = weight.view(weight.shape[0], -1, self.values.shape[-1]).transpose(0, 1)
+        return by_head[self._heads_shown]
+
+    @property
+    def first_of_layer(self) -> int:
+        """The number of the first query head shown, counted over all processes."""
+        return self.first_head + (0 if self.shard is None else self.shard.first_head)
+
+    def of_all_heads(
+        self, of_shown: Shaped[Tensor, "B heads *rest"]
+    ) -> Shaped[Tensor, "B all *rest"]:
+        """Return for all heads of the layer what `of_shown` has for those shown.
+
+        A part that compares heads asks for it, in all processes alike. It is `of_shown` itself
+        where one process has the whole model, and for a head that is shown alone.
+
+        >>> from kvpolicy.testing import observation
+        >>> observation().of_all_heads(torch.ones(1, 4, 3)).shape
+        torch.Size([1, 4, 3])
+        """
+        if self.shard is None:
+            return of_shown
+        return torch.cat(list(self.shard.exchange(of_shown)), dim=1)
+
+    @property
+    def _heads_shown(self) -> slice:
+        return slice(self.first_head, self.first_head + self.queries.shape[1])
+
+    def row(self, index: int) -> Observation:
+        """Return what one sequence of the batch shows.
+
+        >>> layer = Observation(queries=torch.ones(3, 4, 2, 8), keys=torch.ones(3, 2, 9, 8),
+        ...                     values=torch.ones(3, 2, 9, 8))
+        >>> layer.row(2).keys.shape
+        torch.Size([1, 2, 9, 8])
+        """
+        one = slice(index, index + 1)
+        return attrs.evolve(
+            self,
+            queries=self.queries[one],
+            keys=self.keys[one],
+            values=self.values[one],
+            positions=self.positions[one],
+            state=None if self.state is None else self.state[one],
+        )
+
+    def head(self, index: int) -> Observation:
+        """Return what one key/value head and its query heads show.
+
+        >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
+        ...                     values=torch.ones(1, 2, 9, 8))
+        >>> layer.head(1).first_head, layer.head(1).queries.shape
+        (2, torch.Size([1, 2, 2, 8]))
+        """
+        groups = self.queries.shape[1] // self.keys.shape[1]
+        one, group = slice(index, index + 1), slice(index * groups, (index + 1) * groups)
+        return attrs.evolve(
+            self,
+            queries=self.queries[:, group],
+            keys=self.keys[:, one],
+            values=self.values[:, one],
+            positions=self.positions[:, one],
+            state=None if self.state is None else self.state[:, group],
+            sink_logits=None if self.sink_logits is None else self.sink_logits[group],
+            first_head=self.first_head + group.start,
+            shard=None if self.shard is None else self.shard.alone(),
+        )

@@ -1,0 +1,1 @@
+"""Score, smooth, allocate, select, compact, in order, and the checks of what each returns."""

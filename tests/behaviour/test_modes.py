@@ -1,0 +1,49 @@
+"""Modes of a model and of `generate` are served exactly, or refused by name."""
+
+import pytest
+import torch
+
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.exactness.usages import MODES, modes, small_policy
+from kvpolicy.testing.models import tiny_model
+
+DRAFTS = ("assisted decoding", "prompt lookup")
+
+
+@pytest.mark.parametrize("recipe", ["restkv", "h2o"])
+@pytest.mark.parametrize("mode", sorted(set(MODES) - {*DRAFTS}))
+@torch.no_grad()
+def test_what_is_served_is_served_exactly(mode, recipe):
+    model = tiny_model("llama", attn_implementation="eager")
+    assert MODES[mode](model, small_policy(recipe)) <= 1e-4
+
+
+@pytest.mark.parametrize("mode", DRAFTS)
+@torch.no_grad()
+def test_drafts_are_refused(mode):
+    with pytest.raises(UnsupportedModelError, match="Assisted decoding and prompt look-up"):
+        MODES[mode](tiny_model("llama"), small_policy("restkv"))
+
+
+@torch.no_grad()
+def test_uneven_heads_are_refused_to_who_wants_their_weights():
+    model = tiny_model("llama", attn_implementation="eager")
+    with pytest.raises(UnsupportedModelError, match="output_attentions=True"):
+        MODES["output attentions"](model, small_policy("adakv"))
+
+
+def test_what_transformers_does_not_offer_is_no_fault_of_the_cache():
+    def use(cache):
+        raise RuntimeError("not with any cache\n and more")
+
+    with pytest.raises(UnsupportedModelError, match="its own cache: RuntimeError: not with any"):
+        modes._offered(tiny_model("llama"), use, small_policy("restkv"))
+
+
+def test_a_failure_with_our_cache_alone_is_one():
+    def use(cache):
+        if hasattr(cache, "policy"):
+            raise RuntimeError("only with ours")
+
+    with pytest.raises(RuntimeError, match="only with ours"):
+        modes._offered(tiny_model("llama"), use, small_policy("restkv"))

@@ -1,0 +1,34 @@
+"""A fold is one call, and says its weights where it is a weighted sum."""
+
+import torch
+
+from kvpolicy.observation.fold import Fold, weights_of
+from kvpolicy.stages.smoothing import MeanSmoother, fold_of
+
+VALUES = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+
+
+class LargestSmoother:
+    def temporal(self, values):
+        return values.amax(-2)
+
+    def spatial(self, scores, observation):
+        return scores
+
+
+def test_a_fold_is_called_with_the_window_and_gives_one_row():
+    assert Fold(lambda values: values.amax(-2))(VALUES).tolist() == [3.0, 6.0]
+
+
+def test_a_linear_smoother_gives_its_weights():
+    assert weights_of(fold_of(MeanSmoother()), 2).tolist() == [0.5, 0.5]
+
+
+def test_a_smoother_that_is_no_weighted_sum_has_no_weights():
+    fold = fold_of(LargestSmoother())
+    assert weights_of(fold, 2) is None
+    assert fold(VALUES).tolist() == [3.0, 6.0]
+
+
+def test_a_plain_function_has_no_weights():
+    assert weights_of(torch.Tensor.sum, 2) is None
