@@ -17,7 +17,7 @@ from rich.table import Table
 
 import kvpolicy
 from benchmarks.processes import extra_mib, in_a_fresh_process
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.selection import protect
 
 HEADS, KV_HEADS, DIM, MODEL_DIM, WINDOW, BUDGET = 32, 8, 128, 4096, 32, 1024

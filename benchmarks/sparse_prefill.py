@@ -30,12 +30,13 @@ import kvpolicy
 from benchmarks.rows import Row, machine, versions, write
 from benchmarks.sparse_inputs import SIZES, Inputs, inputs_of, random_model
 from kvpolicy.errors import PrefillFallbackWarning
-from kvpolicy.prefill import PrefillPattern, pattern_of
+from kvpolicy.named import resolved
+from kvpolicy.prefill import PrefillPattern
 from kvpolicy.prefill.blocks import density
 
 ON_A_CPU = (
-    '{"name": "a-shape", "sinks": 128, "local": 512}',
-    '{"name": "vertical-slash", "columns": 256, "diagonals": 256}',
+    '{"name": "ashape", "sinks": 128, "local": 512}',
+    '{"name": "verticalslash", "columns": 256, "diagonals": 256}',
 )
 """Patterns for prompts of which those for long ones would leave nothing out."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
@@ -109,7 +110,7 @@ def measure(model: PreTrainedModel, tokens: int, prefill: str, plan: Plan) -> It
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrefillFallbackWarning)
         try:
-            pattern = pattern_of(given)
+            pattern = resolved("prefill_pattern", given).part
             settings |= {"pattern": given | attrs.asdict(pattern)}
             failure = _failure(inputs, pattern, tokens)
         except PrefillFallbackWarning as warning:
@@ -235,7 +236,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.prefill is None:
         on_a_gpu = options.device == "cuda"
-        options.prefill = ["a-shape", "vertical-slash"] if on_a_gpu else list(ON_A_CPU)
+        options.prefill = ["ashape", "verticalslash"] if on_a_gpu else list(ON_A_CPU)
     return options
 
 

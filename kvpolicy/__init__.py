@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "recipe",
     "restore",
+    "save",
 ]
 
 
@@ -60,7 +61,7 @@ def chunked_mlp(model: PreTrainedModel, *, tokens: int = 4096) -> AbstractContex
 
 
 def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
-    """Read a cache that `cache.save(path)` wrote, to go on with the same model where it stood.
+    """Read a cache that `save` wrote, to go on with the same model where it stood.
 
     >>> import tempfile, torch
     >>> from kvpolicy.testing import tiny_model
@@ -68,23 +69,34 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
     >>> cache = recipe("snapkv", budget=40).cache(model)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = model(torch.arange(100)[None], past_key_values=cache)
-    ...     cache.save(f"{folder}/context.safetensors")
+    ...     save(cache, f"{folder}/context.safetensors")
     ...     load(f"{folder}/context.safetensors", model).get_seq_length()
     100
 
     Raises CacheFileError if the file is no such file, damaged, of another model, or of another
-    version of the plugins that its policy is made of.
+    release of the plugins that its policy is made of.
     """
-    from kvpolicy.huggingface.file.saving import load as load_cache
+    from kvpolicy.huggingface.file.loading import load as load_cache
 
-    return load_cache(path, model)
+    return load_cache(
+        path, model, lambda policy, storage: Policy.from_dict(policy).cache(model, storage=storage)
+    )
+
+
+def save(cache: PolicyCache, path: str | os.PathLike[str]) -> None:
+    """Write all that a cache holds to a safetensors file, for `load` with the same model.
+
+    Raises CacheStateError for a cache that failed, CacheFileError for a cache that no file can
+    hold, InvalidComponentError for a policy with parts that no installed plugin offers.
+    """
+    cache.save(path)
 
 
 def restore(model: PreTrainedModel) -> None:
-    """Bring `model`'s attention back as `policy.cache(model)` found it; harmless if it is.
+    """Undo what `policy.cache(model)` did to the model. Does nothing if there is nothing to undo.
 
-    Caches of that model are refused afterwards, since eviction could not observe it any more;
-    entering one by `with` observes it again.
+    Open caches of the model are closed: they refuse to go on, because eviction cannot observe the
+    model any more. Entering a cache by `with` opens it again.
     """
     from kvpolicy.huggingface.cache import restore as restore_attention
 

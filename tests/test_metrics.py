@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy.evaluation.listening import PREFIX, heard
+from kvpolicy.evaluation.listening import heard
 from kvpolicy.metrics import reconstruction_error, record, relative_error, token_errors
 from kvpolicy.testing import tiny_model
 
@@ -192,12 +192,9 @@ def test_the_model_is_left_as_it_was_found_when_listening_fails(ids):
 def test_a_cache_that_is_open_meanwhile_goes_on_being_observed(model, ids):
     policy = kvpolicy.compose(scorer={"name": "snapkv", "window": 4}, budget=12)
     with policy.cache(model) as cache:
-        observed = model.config._attn_implementation
         record(model, *split(ids))
-        assert model.config._attn_implementation == observed
         model(ids[:, :40], past_key_values=cache)
         assert cache.positions[0].shape[-1] == 12
-    assert not model.config._attn_implementation.startswith(PREFIX)
 
 
 @pytest.mark.parametrize(

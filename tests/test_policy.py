@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 import kvpolicy
 from kvpolicy import Selection, errors
-from kvpolicy.policy import reduce_groups
 from kvpolicy.stages.allocation import UniformAllocator
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import observation, observations
+from kvpolicy.testing.evicted import evicted, selected
 
 
 @attrs.frozen
@@ -63,7 +64,7 @@ def test_sinks_and_recent_tokens_are_kept_within_the_budget(layer, data):
     budget = data.draw(st.integers(recent + sinks + 1, 12))
     policy = compose(recent=recent, sinks=sinks, budget=budget)
 
-    selection = policy.select(layer)
+    selection = selected(policy, layer)
 
     kept = layer.positions.gather(-1, selection.indices)
     assert selection.indices.shape[-1] == min(budget, layer.length)
@@ -77,21 +78,23 @@ def test_sinks_and_recent_tokens_are_kept_within_the_budget(layer, data):
 @given(observations(window=4), st.integers(0, 3))
 def test_a_budget_that_covers_the_prompt_changes_nothing(layer, spare):
     policy = kvpolicy.recipe("restkv", budget=layer.length + spare, recent=0)
-    keys, values = policy.evict(layer)
+    contents = evicted(policy, layer)
+    keys, values = contents.keys.view, contents.values.view
     assert torch.equal(keys, layer.keys)
     assert torch.equal(values, layer.values)
 
 
 def test_the_positions_with_the_highest_scores_are_kept():
     scores = torch.arange(32.0).flip(0).expand(1, 4, 32)
-    selection = compose(scorer=Returns(scores), recent=2).select(LAYER)
+    selection = selected(compose(scorer=Returns(scores), recent=2), LAYER)
     assert selection.indices[0, 0].tolist() == [0, 1, 2, 3, 4, 5, 30, 31]
 
 
 def test_eviction_copies_the_kept_keys_and_values():
     policy = compose()
-    keys, values = policy.evict(LAYER)
-    rows = policy.select(LAYER).indices[..., None].expand(-1, -1, -1, 8)
+    contents = evicted(policy, LAYER)
+    keys, values = contents.keys.view, contents.values.view
+    rows = selected(policy, LAYER).indices[..., None].expand(-1, -1, -1, 8)
     assert torch.equal(keys, LAYER.keys.gather(2, rows))
     assert torch.equal(values, LAYER.values.gather(2, rows))
 
@@ -106,7 +109,7 @@ def test_allocators_are_told_the_budget_in_positions():
             return super().allocate(scores, observation, budget)
 
     spy = Spy()
-    compose(allocator=spy, budget=0.25).select(LAYER)
+    selected(compose(allocator=spy, budget=0.25), LAYER)
     assert spy.told == [(8, 8)]
 
 
@@ -175,7 +178,7 @@ def rows(*indices):
 )
 def test_a_part_that_returns_what_it_must_not_is_named(kind, result, message):
     with pytest.raises(errors.InvalidComponentError) as caught:
-        compose(**{kind: Returns(result)}).select(LAYER)
+        selected(compose(**{kind: Returns(result)}), LAYER)
     assert str(caught.value).startswith(f"{kind} Returns returned")
     assert message in str(caught.value)
 
@@ -197,7 +200,7 @@ def test_the_plugin_of_a_faulty_part_is_named(install_plugin):
         """,
     )
     with pytest.raises(errors.InvalidComponentError) as caught:
-        compose(smoother="faulty").select(LAYER)
+        selected(compose(smoother="faulty"), LAYER)
     assert str(caught.value) == (
         "smoother 'faulty' of plugin 'faulty' (kvpolicy-faulty 1.0) returned shape (1, 4, 31); "
         "it must return shape (1, 4, 32) (B, H, S)."
@@ -208,14 +211,14 @@ def test_the_plugin_of_a_faulty_part_is_named(install_plugin):
 def test_a_part_that_raises_is_named(kind):
     cause = ZeroDivisionError("by zero")
     with pytest.raises(errors.ComponentFailedError) as caught:
-        compose(**{kind: Raises(cause)}).evict(LAYER)
+        evicted(compose(**{kind: Raises(cause)}), LAYER)
     assert str(caught.value) == f"{kind} Raises raised ZeroDivisionError: by zero"
     assert caught.value.__cause__ is cause
 
 
 def test_an_error_of_kvpolicy_in_a_part_stays_what_it_is_and_names_the_part():
     with pytest.raises(errors.UnsupportedModelError) as caught:
-        compose(scorer=Raises(errors.UnsupportedModelError("not this one"))).select(LAYER)
+        selected(compose(scorer=Raises(errors.UnsupportedModelError("not this one"))), LAYER)
     assert caught.value.__notes__ == ["raised by scorer Raises"]
 
 

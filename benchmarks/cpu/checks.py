@@ -9,7 +9,7 @@ from benchmarks import authors_restkv, kvpress_snapkv
 from kvpolicy import Observation, Policy
 from kvpolicy.exactness.usages import one_prompt, small_policy
 from kvpolicy.huggingface.attention.grouped import folded_attention
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing.models import tiny_model
 
 HEADS, KV_HEADS, DIM, POSITIONS, BUDGET = 8, 2, 32, 300, 40

@@ -37,7 +37,11 @@ def generate(
     ] = "1024",
     prefill: Annotated[
         str | None,
-        typer.Option(help="Read a long prompt sparsely: a-shape or vertical-slash. With a recipe."),
+        typer.Option(help="Read a long prompt sparsely; see `kvpolicy list prefill_pattern`."),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="How to keep the cache between forwards; see `kvpolicy list storage`."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What the model goes on from.")] = None,
     prompt_file: Annotated[
@@ -75,7 +79,7 @@ def generate(
     from kvpolicy.commands.prompts import encoded, read_prompt
 
     policy = None if recipe == FULL else build_recipe(recipe, budget=read_budget(budget))
-    _check_prefill(prefill, policy)
+    extras = _checked_extras(policy, prefill_pattern=prefill, storage=storage)
     text = read_prompt(prompt, prompt_file)
     checkpoint = Checkpoint(
         name=model,
@@ -87,21 +91,27 @@ def generate(
     tokenizer = checkpoint.tokenizer()
     tokens = encoded(tokenizer, text, chat=chat)
     sampling = _sampling(temperature, seed) | {"max_new_tokens": max_new_tokens}
-    _stream(checkpoint.model(), tokenizer, tokens, policy, prefill, sampling)
+    _stream(checkpoint.model(), tokenizer, tokens, policy, extras, sampling)
 
 
-def _check_prefill(prefill: str | None, policy: Policy | None) -> None:
-    """Refuse, before anything is loaded, what `policy.cache` would refuse."""
-    from kvpolicy.prefill import pattern_of
+def _checked_extras(policy: Policy | None, **given: str | None) -> dict[str, str]:
+    """Return what is given beside a recipe; refuse it before anything is loaded."""
+    from kvpolicy.kinds import KINDS
+    from kvpolicy.named import resolved
 
-    if prefill is None:
-        return
-    pattern_of(prefill)
-    if policy is None:
-        raise InvalidValueError(
-            f"--prefill {prefill} needs a recipe: --recipe {FULL} leaves the cache and the "
-            "attention to transformers."
-        )
+    extras = {}
+    for kind, value in given.items():
+        argument = KINDS[kind].argument
+        if value is None or argument is None:
+            continue
+        resolved(kind, value)
+        if policy is None:
+            raise InvalidValueError(
+                f"--{argument} {value} needs a recipe: --recipe {FULL} leaves the cache and the "
+                "attention to transformers."
+            )
+        extras[argument] = value
+    return extras
 
 
 def _sampling(temperature: float, seed: int | None) -> dict[str, Any]:
@@ -125,7 +135,7 @@ def _stream(
     tokenizer: PreTrainedTokenizerBase,
     tokens: dict[str, Tensor],
     policy: Policy | None,
-    prefill: str | None,
+    extras: dict[str, str],
     sampling: dict[str, Any],
 ) -> None:
     """Write the text as it comes, then say what the cache holds."""
@@ -144,7 +154,7 @@ def _stream(
     if note := too_long(model, read):
         console.print(note)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    with opened_cache(model, policy, prefill) as cache:
+    with opened_cache(model, policy, **extras) as cache:
         with prefill_progress(model, read, console):
             said = model.generate(
                 **inputs, past_key_values=cache, streamer=streamer, num_beams=1, **sampling

@@ -12,18 +12,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvpolicy.discovery.component import INTERFACES, Component, Unset
+from kvpolicy.discovery.component import Component, Unset
 from kvpolicy.discovery.registry import BrokenPlugin, broken, installed
 from kvpolicy.errors import BrokenPluginWarning, shown
+from kvpolicy.kinds import KINDS
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def show(
-    kind: Annotated[
-        str | None, typer.Argument(help=f"Only this kind: {', '.join(INTERFACES)}.")
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(help=f"Only this kind: {', '.join(KINDS)}.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the parts and recipes that are installed."""

@@ -21,22 +21,8 @@ from kvpolicy.errors import (
     text_of,
     told,
 )
-from kvpolicy.policy import Policy
-from kvpolicy.stages.allocation import Allocator
-from kvpolicy.stages.compaction import Compactor
-from kvpolicy.stages.scoring import Scorer
-from kvpolicy.stages.selection import Selector
-from kvpolicy.stages.smoothing import Smoother
-
-INTERFACES: dict[str, type] = {
-    "scorer": Scorer,
-    "smoother": Smoother,
-    "allocator": Allocator,
-    "selector": Selector,
-    "compactor": Compactor,
-    "recipe": Mapping,
-}
-RECIPE_ARGUMENTS = tuple(name for name in attrs.fields_dict(Policy) if name != "names")
+from kvpolicy.kinds import KINDS, PARTS, SETTINGS
+from kvpolicy.pipeline.title import Title
 
 
 class Unset(enum.Enum):
@@ -69,7 +55,18 @@ class Component:
     @property
     def title(self) -> str:
         """Its kind and name, for messages: scorer 'restkv'."""
-        return f"{self.kind} {self.name!r}"
+        return f"{KINDS[self.kind].title} {self.name!r}"
+
+    def title_of(self, part: object) -> Title:
+        """Return the title of a part that this component built."""
+        return Title(
+            kind=KINDS[self.kind].title,
+            type=type(part),
+            name=self.name,
+            plugin=self.plugin,
+            distribution=self.distribution,
+            version=self.version,
+        )
 
     @property
     def source(self) -> str:
@@ -97,17 +94,18 @@ class Component:
         lacks part of the interface, and ComponentFailedError if building fails otherwise.
         """
         if isinstance(self.offer, Mapping):
-            _check_names(self.title, options, RECIPE_ARGUMENTS)
+            _check_names(self.title, options, (*PARTS, *SETTINGS))
             return self.options | options
         self._check_options(options, self.offer)
         try:
             return self._checked(self.offer(**options))
         except InvalidValueError as error:
-            raise InvalidValueError(f"{self.title}: {error}") from error
+            raise InvalidValueError(_sentence(f"{self.title}: {error}")) from error
         except KvpolicyError:
             raise
         except (TypeError, ValueError) as error:
-            raise InvalidValueError(f"{self.title}: {_complaint(error, options)}") from error
+            complaint = _complaint(error, options)
+            raise InvalidValueError(_sentence(f"{self.title}: {complaint}")) from error
         except (Exception, SystemExit) as error:
             raise ComponentFailedError(f"{self} could not be built: {told(error)}") from error
 
@@ -123,15 +121,14 @@ class Component:
                 )
 
     def _checked(self, built: Any) -> Any:
-        interface = INTERFACES[self.kind]
+        kind = KINDS[self.kind]
         if isinstance(built, type):
             raise InvalidComponentError(f"{self} built a class, {built.__name__}, not an object.")
-        if not isinstance(built, interface):
-            verbs = [name for name in vars(interface) if not name.startswith("_")]
-            lacks = ", ".join(name for name in verbs if not hasattr(built, name))
+        if not isinstance(built, kind.interface):
+            lacks = ", ".join(name for name in kind.verbs if not hasattr(built, name))
             raise InvalidComponentError(
                 f"{self} built a {type(built).__name__}, which lacks {lacks} of "
-                f"{interface.__module__}.{interface.__name__}."
+                f"{kind.interface.__module__}.{kind.interface.__name__}."
             )
         return built
 
@@ -155,6 +152,10 @@ def _default(parameter: inspect.Parameter) -> Any:
 def _takes_any(offer: Callable[..., Any]) -> bool:
     parameters = inspect.signature(offer).parameters.values()
     return any(each.kind == each.VAR_KEYWORD for each in parameters)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _complaint(error: Exception, options: Mapping[str, object]) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from kvpolicy.cache.storage.offloaded import Offloaded
+from kvpolicy.cache.storage.protocol import Storage
+from kvpolicy.cache.storage.quantized import Quantized
 from kvpolicy.hookspecs import hookimpl
+from kvpolicy.prefill import AShape, PrefillPattern, VerticalSlash
 from kvpolicy.stages.allocation import Allocator, UniformAllocator
 from kvpolicy.stages.compaction import Compactor, GatherCompactor
 from kvpolicy.stages.selection import Selector, TopKSelector
@@ -33,3 +38,15 @@ def kvpolicy_selectors() -> Mapping[str, Callable[..., Selector]]:
 def kvpolicy_compactors() -> Mapping[str, Callable[..., Compactor]]:
     """Offer the plain copy."""
     return {"gather": GatherCompactor}
+
+
+@hookimpl
+def kvpolicy_storages() -> Mapping[str, Callable[..., Storage[Any]]]:
+    """Offer bytes, and the host's memory."""
+    return {"quantized": Quantized, "offloaded": Offloaded}
+
+
+@hookimpl
+def kvpolicy_prefill_patterns() -> Mapping[str, Callable[..., PrefillPattern]]:
+    """Offer the two patterns of MInference."""
+    return {"ashape": AShape, "verticalslash": VerticalSlash}

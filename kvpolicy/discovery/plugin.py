@@ -11,10 +11,12 @@ from typing import Any
 import pluggy
 
 import kvpolicy.hookspecs
-from kvpolicy.discovery.component import INTERFACES, RECIPE_ARGUMENTS, Component
+from kvpolicy.discovery.component import Component
 from kvpolicy.errors import InvalidComponentError, shown, suggest, told
+from kvpolicy.kinds import KINDS, PARTS, SETTINGS
 
-HOOKS = {kind: f"kvpolicy_{kind}s" for kind in INTERFACES}
+HOOKS = {kind.name: kind.hook for kind in KINDS.values()}
+_RECIPE_ARGUMENTS = (*PARTS, *SETTINGS)
 
 
 def components_of(
@@ -90,11 +92,11 @@ def _recipe_fault(offer: Any) -> str | None:
     if not isinstance(offer, Mapping):
         return f"is {shown(offer)}; it must be a mapping of the arguments of compose"
     for argument in offer:
-        if argument not in RECIPE_ARGUMENTS:
+        if argument not in _RECIPE_ARGUMENTS:
             return (
                 f"sets {shown(argument)}, which compose does not take."
-                f"{suggest(argument, RECIPE_ARGUMENTS)} "
-                f"It takes: {', '.join(RECIPE_ARGUMENTS)}"
+                f"{suggest(argument, _RECIPE_ARGUMENTS)} "
+                f"It takes: {', '.join(_RECIPE_ARGUMENTS)}"
             )
     if "scorer" not in offer:
         return "names no scorer"

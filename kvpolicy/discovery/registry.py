@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from kvpolicy.discovery.component import INTERFACES, Component
+from kvpolicy.discovery.component import Component
 from kvpolicy.discovery.plugin import components_of
 from kvpolicy.discovery.slow_import import patient_with
 from kvpolicy.errors import (
@@ -27,20 +27,7 @@ from kvpolicy.errors import (
     suggest,
     told,
 )
-
-__all__ = [
-    "BLOCK",
-    "GROUP",
-    "INTERFACES",
-    "BrokenPlugin",
-    "Component",
-    "broken",
-    "find",
-    "installed",
-    "name_of",
-    "origin_of",
-    "refresh",
-]
+from kvpolicy.kinds import KINDS
 
 GROUP = "kvpolicy"
 BLOCK = "KVPOLICY_BLOCK_PLUGINS"
@@ -81,7 +68,9 @@ def find(kind: str, name: str) -> Component:
     plugins offer it.
     """
     if not isinstance(name, str):
-        raise InvalidValueError(f"a {kind} is found by its name, a string, not by {shown(name)}.")
+        raise InvalidValueError(
+            f"the name of {KINDS[kind].article} {KINDS[kind].title} is a string, not {shown(name)}."
+        )
     matches = [part for part in installed(kind) if part.name == name]
     if not matches:
         raise _unknown(kind, name)
@@ -94,26 +83,14 @@ def find(kind: str, name: str) -> Component:
     return matches[0]
 
 
-def name_of(kind: str, part: object, hint: str | None = None) -> str | None:
-    """Return the name under which an installed plugin offers `part`, if any does.
+def component_of(kind: str, part: object) -> Component | None:
+    """Return the component that is the class of `part`; None if no plugin offers that class.
 
-    `hint` is the name that it was asked for by; it decides only where the class of `part` does not.
-
-    >>> name_of("smoother", find("smoother", "mean").build())
-    'mean'
+    >>> print(component_of("smoother", find("smoother", "mean").build()))
+    smoother 'mean' of plugin 'core' (kvpolicy 0.1.0)
     """
-    component = _offered(kind, part, hint)
-    return component.name if component else None
-
-
-def origin_of(kind: str, part: object, hint: str | None = None) -> str:
-    """Return what to call `part` in a message, with the plugin that it came from; never raises.
-
-    >>> origin_of("smoother", find("smoother", "mean").build())
-    "smoother 'mean' of plugin 'core' (kvpolicy 0.1.0)"
-    """
-    component = _offered(kind, part, hint)
-    return str(component) if component else f"{kind} {type(part).__name__}"
+    of_kind = (each for each in _discovered().components if each.kind == kind)
+    return next((each for each in of_kind if each.offer is type(part)), None)
 
 
 def refresh() -> None:
@@ -154,7 +131,7 @@ def _discovered() -> _Discovery:
             raise
         except BaseException as error:  # noqa: BLE001 - even one that exits must not take the host down
             broken.append(BrokenPlugin(**origin, reason=told(error)))
-    order = list(INTERFACES)
+    order = list(KINDS)
     components.sort(key=lambda part: (order.index(part.kind), part.name))
     return _Discovery(tuple(components), tuple(broken))
 
@@ -168,33 +145,24 @@ def _blocked() -> frozenset[str]:
     return frozenset(name.strip() for name in os.environ.get(BLOCK, "").split(",")) - {""}
 
 
-def _offered(kind: str, part: object, hint: str | None) -> Component | None:
-    """Return the component that is the class of `part`, or the function that may have built it."""
-    components = [each for each in _discovered().components if each.kind == kind]
-    named = [each for each in components if each.name == hint]
-    classes = [each for each in named + components if each.offer is type(part)]
-    functions = [each for each in named if not isinstance(each.offer, type)]
-    return next(iter(classes + functions), None)
-
-
 def _check_kind(kind: Any) -> None:
-    if kind is None or (isinstance(kind, str) and kind in INTERFACES):
+    if kind is None or (isinstance(kind, str) and kind in KINDS):
         return
     raise UnknownComponentError(
-        f"there is no kind of component called {shown(kind)}.{suggest(kind, INTERFACES)} "
-        f"Kinds: {', '.join(INTERFACES)}."
+        f"there is no kind of component called {shown(kind)}.{suggest(kind, KINDS)} "
+        f"Kinds: {', '.join(KINDS)}."
     )
 
 
 def _unknown(kind: str, name: str) -> UnknownComponentError:
     names = [part.name for part in installed(kind)]
     message = (
-        f"no {kind} named {shown(name)}.{suggest(name, names)} "
+        f"no {KINDS[kind].title} named {shown(name)}.{suggest(name, names)} "
         f"Installed: {', '.join(names) or 'none'}."
     )
     if elsewhere := [part.kind for part in installed() if part.name == name]:
-        article = "an" if elsewhere[0] == "allocator" else "a"
-        message += f" There is {article} {elsewhere[0]} of that name."
+        other = KINDS[elsewhere[0]]
+        message += f" There is {other.article} {other.title} of that name."
     error = UnknownComponentError(message)
     for plugin in broken():
         error.add_note(f"A plugin that may offer it could not be used: {plugin}")

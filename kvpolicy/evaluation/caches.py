@@ -13,21 +13,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
+    from kvpolicy.cache.storage.protocol import AnyStorage
+    from kvpolicy.named import Part
     from kvpolicy.policy import Policy
-    from kvpolicy.prefill import Prefill
+    from kvpolicy.prefill import PrefillPattern
 
 
 @contextmanager
 def opened_cache(
-    model: PreTrainedModel, policy: Policy | None, prefill: Prefill | None = None
+    model: PreTrainedModel,
+    policy: Policy | None,
+    prefill: Part[PrefillPattern] | None = None,
+    storage: Part[AnyStorage] | None = None,
 ) -> Iterator[Cache]:
     """Give an empty cache of `policy`, or transformers' own full cache for None."""
     from transformers import DynamicCache
 
+    from kvpolicy.huggingface.model.config import decoder_config
+
     if policy is None:
-        yield DynamicCache(config=model.config.get_text_config(decoder=True))
+        yield DynamicCache(config=decoder_config(model))
     else:
-        with policy.cache(model, prefill=prefill) as cache:
+        with policy.cache(model, prefill=prefill, storage=storage) as cache:
             yield cache
 
 

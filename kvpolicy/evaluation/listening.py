@@ -11,9 +11,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PREFIX = "heard_"
-"""What is put before the name of an attention implementation while it is listened to."""
-
 Listener: TypeAlias = Callable[[nn.Module, Tensor], None]
 """Is told of each attention block that attends, and of its queries after rotary embedding."""
 
@@ -32,34 +29,18 @@ def heard(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
     >>> shapes, model.config._attn_implementation
     ([[1, 4, 3, 8], [1, 4, 3, 8]], 'sdpa')
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from kvpolicy.huggingface.attention.points import attention_points, wrapped
+    from kvpolicy.huggingface.model.config import decoder_config
 
-    config = model.config.get_text_config(decoder=True)
-    name = config._attn_implementation or "eager"
-    # What is registered stays so: it must not keep the listener alive.
-    listeners = [listener]
-    AttentionInterface.register(PREFIX + name, _telling(name, listeners))
-    if name in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
-    # The mapping form leaves sub-configs (a vision tower's, say) as they are.
-    config._attn_implementation = {"": PREFIX + name}
-    try:
-        yield
-    finally:
-        listeners.clear()
-        config._attn_implementation = {"": name}
-
-
-def _telling(name: str, listeners: list[Listener]) -> Callable[..., Any]:
-    from kvpolicy.huggingface.attention.call import attention_of
-
-    def attention(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        for listener in listeners:
+    def telling(own: Callable[..., Any]) -> Callable[..., Any]:
+        def attention(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
             listener(module, query.detach())
-        return attention_of(module, name)(module, query, *args, **kwargs)
+            return own(module, query, *args, **kwargs)
 
-    return attention
+        return attention
+
+    with wrapped(attention_points(model.modules(), decoder_config(model)), telling):
+        yield
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvpolicy import load
 from kvpolicy.errors import CacheStateError
 from kvpolicy.exactness.replay import Call, recorded, replay_difference
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.huggingface.file.saving import load
 from kvpolicy.policy import Policy
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from kvpolicy.huggingface.attention.call import decoder_config
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.model.config import decoder_config
 
 _NAME = "kvpolicy-masked-full-cache"
 CHANGES = ("crop", "reorder_cache", "batch_repeat_interleave", "batch_select_indices")

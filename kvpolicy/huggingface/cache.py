@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from jaxtyping import Int
@@ -19,23 +21,25 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from kvpolicy.cache.storage import Storage, StorageOption, storage_of
+from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.attention.call import attach, between_graphs, decoder_config, detach
+from kvpolicy.huggingface.attention.attach import attachment
+from kvpolicy.huggingface.attention.graphs import between_graphs
+from kvpolicy.huggingface.file.saving import save
 from kvpolicy.huggingface.layer import PolicyLayer
-from kvpolicy.huggingface.model.fitting import fitting_rotaries
+from kvpolicy.huggingface.model.config import decoder_config
+from kvpolicy.huggingface.model.fit import fitting_rotaries
 from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.support import plain_layers, supported_config
 from kvpolicy.huggingface.report import CacheReport, report_of
-from kvpolicy.huggingface.session import CacheState
-from kvpolicy.prefill import Prefill, PrefillPattern, pattern_of
-
-if TYPE_CHECKING:
-    from kvpolicy.policy import Policy
+from kvpolicy.huggingface.session import Session
+from kvpolicy.pipeline.pipeline import Pipeline
+from kvpolicy.pipeline.title import Title
+from kvpolicy.prefill.pattern import PrefillPattern
 
 _NO_ROLLBACK = (
-    "Assisted decoding and prompt look-up roll the cache back, and an eviction cannot be undone: "
-    "generate without assistant_model and prompt_lookup_num_tokens."
+    "Assisted decoding and prompt look-up roll the cache back, and an eviction cannot be undone. "
+    "Generate without assistant_model and prompt_lookup_num_tokens."
 )
 
 _open: weakref.WeakSet[PolicyCache] = weakref.WeakSet()
@@ -45,45 +49,51 @@ class PolicyCache(Cache):
     """Keys and values of one conversation (or batch), evicted layer by layer as a policy says.
 
     It evicts when a prompt ends: at the end of every forward of more than one token. While it is
-    in use the model's attention is observed; leaving `with`, or `kvpolicy.restore(model)`, brings
-    the model back as found.
+    open the model's attention is observed. Leaving `with`, or `kvpolicy.restore(model)`, closes it.
 
     Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        policy: Pipeline,
         model: PreTrainedModel,
         *,
-        prefill: Prefill | None = None,
-        storage: StorageOption | None = None,
-        bits: int | None = None,
+        prefill: PrefillPattern | None = None,
+        storage: AnyStorage | None = None,
+        storage_title: Title | None = None,
     ) -> None:
         """Make an empty cache; nothing of the model changes if it is refused."""
-        pattern = None if prefill is None else pattern_of(prefill)
-        stored = storage_of(storage, bits)
         config = supported_config(model)
         layers, ranks = plain_layers(model, config), ranks_of(model, config)
         evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
-        rotaries = fitting_rotaries(policy, model, config, evicting)
-        self.state = CacheState(policy, config, rotaries, pattern, ranks, stored)
+        self._attachment = attachment(model)
+        self.session = Session(
+            policy=policy,
+            config=config,
+            attention=self._attachment.attention,
+            rotaries=fitting_rotaries(policy, model, config, evicting),
+            prefill=prefill,
+            storage=storage,
+            storage_title=storage_title,
+            ranks=ranks,
+        )
         order = iter(range(len(evicting)))
         super().__init__(
             layers=[
-                PolicyLayer(self.state, next(order)) if type(layer) is DynamicLayer else layer
+                PolicyLayer(self.session, next(order)) if type(layer) is DynamicLayer else layer
                 for layer in layers
             ]
         )
         self._last_updated = -1
         self._entered = 0
         self._model = weakref.ref(model)
-        attach(config)
+        self._attachment.open(self)
         _open.add(self)
 
     def __enter__(self) -> Self:
         """Observe the model's attention until the block is left."""
-        attach(self.state.config)
+        self._attachment.open(self)
         _open.add(self)
         self._entered += 1
         return self
@@ -94,32 +104,45 @@ class PolicyCache(Cache):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Bring the model back as it was found, unless another open cache of it is alive."""
+        """Close the cache; the last open cache leaves the model's attention as it was found."""
         self._entered -= 1
-        if self._entered:
-            return
+        if not self._entered:
+            self.close()
+
+    def close(self) -> None:
+        """Stop observing the model's attention; entering the cache by `with` opens it again."""
         _open.discard(self)
-        if not any(other.state.config is self.state.config for other in _open):
-            detach(self.state.config)
+        self._attachment.close(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy what is held, not the `with` blocks that it is in."""
         return vars(self) | {"_entered": 0}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PolicyCache:
+        """Return an open copy of the same policy and model."""
+        twin: PolicyCache = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = {"_attachment": self._attachment, "_model": self._model}
+        copied = {name: value for name, value in vars(self).items() if name not in shared}
+        vars(twin).update(copy.deepcopy(copied, memo) | shared | {"_entered": 0})
+        self._attachment.open(twin)
+        _open.add(twin)
+        return twin
+
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> Pipeline:
         """The policy that evicts."""
-        return self.state.policy
+        return self.session.policy
 
     @property
     def prefill(self) -> PrefillPattern | None:
         """By which pattern a first prompt is read; None: densely."""
-        return self.state.prefill
+        return self.session.prefill
 
     @property
-    def storage(self) -> Storage | None:
+    def storage(self) -> AnyStorage | None:
         """How layers keep what they hold between two forwards; None: as it is."""
-        return self.state.storage
+        return self.session.storage
 
     @property
     def policy_layers(self) -> list[PolicyLayer]:
@@ -151,45 +174,52 @@ class PolicyCache(Cache):
         if layer_idx > self._last_updated >= 0:
             self._check_observed(self._last_updated)
         else:
-            self.state.check()
-            self._check_same_length()
+            self._check_ready()
         self._last_updated = layer_idx
-        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        self._prefetch_behind(layer_idx)
+        try:
+            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            if self.session.storage is not None:
+                self._prefetch_behind(layer_idx)
+        except BaseException as error:
+            self.session.guard.failed(error)
+            raise
         return keys, values
 
     @between_graphs
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the sizes for the full layer that holds the most: they all share one mask."""
+        self.session.masks.expect()
         if not isinstance(self.layers[layer_idx], PolicyLayer):
             sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
             return sizes
-        longest = max(self.policy_layers, key=lambda layer: layer.held)
-        return longest.get_mask_sizes(query_length)
+        policy_layers = self.policy_layers
+        held = max(layer.held for layer in policy_layers)
+        return held + query_length, policy_layers[0].seen - held
 
     def reset(self) -> None:
         """Forget the conversation, a failed one too."""
         for layer in self.layers:
             layer.reset()
-        self.state.failure, self._last_updated = None, -1
+        self.session.together.clear()
+        self.session.guard.clear()
+        self._last_updated = -1
 
     def clone(self) -> PolicyCache:
         """Return a copy that goes its own way from here: another question on the same context."""
-        twin = copy.deepcopy(self)
-        _open.add(twin)
-        return twin
+        return copy.deepcopy(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that is held to a safetensors file, from which `kvpolicy.load` goes on.
 
-        Raises CacheStateError, CacheFileError or InvalidComponentError; see `saving.save`.
+        Raises CacheStateError, CacheFileError or InvalidComponentError; see `kvpolicy.save`.
         """
-        from kvpolicy.huggingface.file.saving import save
-
         model = self._model()
         if model is None:
-            raise CacheStateError("the model of this cache is gone, by which its file is known.")
-        save(self, model, path)
+            raise CacheStateError(
+                "the model of this cache no longer exists, and a file is saved for one model. Keep "
+                "the model until the cache is saved."
+            )
+        save(self.layers, self.session, model, path)
 
     def activate_past_recording(self) -> NoReturn:
         """Refuse: what a rejected draft evicted could not be brought back.
@@ -210,7 +240,8 @@ class PolicyCache(Cache):
                 f"{tokens_to_remove}. {_NO_ROLLBACK}"
             )
         self._check_crop(-tokens_to_remove)
-        super().crop(tokens_to_remove)
+        with self._changing():
+            super().crop(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence of the batch, in place."""
@@ -222,14 +253,28 @@ class PolicyCache(Cache):
         if self._batch:
             self._take_rows(torch.arange(self._batch)[indices.cpu()])
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep, repeat or reorder the sequences of the batch."""
+        self._take_rows(beam_idx)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Refuse to go on after an exception that leaves this block."""
+        try:
+            yield
+        except BaseException as error:
+            self.session.guard.failed(error)
+            raise
+
     @property
     def _batch(self) -> int:
         return self.policy_layers[0].batch
 
     def _take_rows(self, rows: Any) -> None:
-        # Linear layers only know how to be reordered, which repeats and leaves out as well.
-        for layer in self.layers:
-            layer.reorder_cache(rows)
+        # Linear layers can be reordered only; an order may repeat rows and leave rows out.
+        with self._changing():
+            for layer in self.layers:
+                layer.reorder_cache(rows)
 
     def _check_crop(self, count: int) -> None:
         """Find out whether every layer can be cropped before one of them is."""
@@ -250,12 +295,11 @@ class PolicyCache(Cache):
                 )
 
     def _prefetch_behind(self, layer_idx: int) -> None:
-        """Begin to bring the layer that evicts next; behind the last comes the first."""
-        if self.state.storage is not None:
-            layers = [*self.layers[layer_idx + 1 :], *self.layers[:layer_idx]]
-            behind = (layer for layer in layers if isinstance(layer, PolicyLayer))
-            if (layer := next(behind, None)) is not None:
-                layer.prefetch()
+        """Begin to bring the layer that evicts next; the first layer follows the last."""
+        layers = [*self.layers[layer_idx + 1 :], *self.layers[:layer_idx]]
+        behind = (layer for layer in layers if isinstance(layer, PolicyLayer))
+        if (layer := next(behind, None)) is not None:
+            layer.prefetch()
 
     def _check_observed(self, layer_idx: int) -> None:
         """Refuse to go on where a layer's keys never came to its attention."""
@@ -267,12 +311,14 @@ class PolicyCache(Cache):
                 "observed."
             )
 
-    def _check_same_length(self) -> None:
-        """Refuse to begin a forward after one that stopped on its way."""
+    def _check_ready(self) -> None:
+        """Refuse to begin a forward after one that stopped on its way, or on a closed cache."""
+        self.session.guard.check()
+        self._attachment.check(self, self.session.config._attn_implementation or "eager")
         counts = {
             layer.get_seq_length() for layer in self.layers if isinstance(layer, CacheLayerMixin)
         }
-        if len(counts) > 1 or any(layer.is_unobserved for layer in self.policy_layers):
+        if len(counts) > 1 or any(layer.forward is not None for layer in self.policy_layers):
             raise CacheStateError(
                 f"an earlier forward stopped on its way: layers have seen {min(counts)} to "
                 f"{max(counts)} tokens. Call cache.reset() and start over."
@@ -280,15 +326,14 @@ class PolicyCache(Cache):
 
 
 def restore(model: Any) -> None:
-    """Bring a model's attention back as it was found; its open caches count as closed."""
+    """Close every open cache of a model, which brings its attention back as it was found."""
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"kvpolicy.restore needs a transformers PreTrainedModel, not a {type(model).__name__}."
         )
     config = decoder_config(model)
-    for cache in [each for each in _open if each.state.config is config]:
-        _open.discard(cache)
-    detach(config)
+    for cache in [each for each in _open if each.session.config is config]:
+        cache.close()
 
 
 def _positions(layer: Any) -> Int[Tensor, "B N K"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,164 +18,153 @@ from kvpolicy.errors import (
 )
 from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.observation import Observation
+from kvpolicy.pipeline.title import Title
 from kvpolicy.pipeline.writes import versions, written
 from kvpolicy.stages.selection import Selection
-
-if TYPE_CHECKING:
-    from kvpolicy.policy import Policy
 
 _COUNTS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
-def title(policy: Policy, kind: str) -> str:
-    """Return a part's name for people, with the plugin that it came from."""
-    from kvpolicy.discovery.registry import origin_of
-
-    return origin_of(kind, getattr(policy, kind), policy.names.get(kind))
-
-
 @contextmanager
-def at_work(policy: Policy, kind: str, *inputs: object) -> Iterator[None]:
+def at_work(title: Title, *inputs: object) -> Iterator[None]:
     """Name the part in whatever it raises, and if it writes into a tensor of `inputs`."""
     before = versions(inputs)
     try:
         yield
     except KvpolicyError as error:
-        error.add_note(f"raised by {title(policy, kind)}")
+        error.add_note(f"raised by {title}")
         raise
     except (Exception, SystemExit) as error:
         # A part that exits must not take the host down, no more than one that fails.
-        raise ComponentFailedError(f"{title(policy, kind)} raised {told(error)}") from error
+        raise ComponentFailedError(f"{title} raised {told(error)}") from error
     if names := written(before, inputs):
-        _refuse_writing(policy, kind, names)
+        _refuse_writing(title, names)
 
 
-def checked_fold(policy: Policy, fold: Fold) -> Fold:
+def checked_fold(title: Title, fold: Fold) -> Fold:
     """Return the smoother's temporal part such that it is named, not the scorer that calls it."""
     return Fold(
-        lambda values: _folded(policy, fold.temporal, values),
-        None if fold.weights is None else lambda window: _weights(policy, fold, window),
+        lambda values: _folded(title, fold.temporal, values),
+        None if fold.weights is None else lambda window: _weights(title, fold, window),
     )
 
 
-def checked_scores(policy: Policy, kind: str, scores: Any, observation: Observation) -> Tensor:
+def checked_scores(title: Title, scores: Any, observation: Observation) -> Tensor:
     """Return scores that are finite float32 of shape (B, H, S)."""
     expected = (*observation.queries.shape[:2], observation.length)
     if not isinstance(scores, Tensor):
-        _refuse(policy, kind, f"a {type(scores).__name__}", f"a float32 tensor of {expected}")
+        _refuse(title, f"a {type(scores).__name__}", f"a float32 tensor of {expected}")
     if tuple(scores.shape) != expected:
-        _refuse(policy, kind, f"shape {tuple(scores.shape)}", f"shape {expected} (B, H, S)")
+        _refuse(title, f"shape {tuple(scores.shape)}", f"shape {expected} (B, H, S)")
     if scores.dtype != torch.float32:
-        _refuse(policy, kind, f"dtype {scores.dtype}", "dtype torch.float32")
-    _check_place(policy, kind, scores, observation.keys.device)
+        _refuse(title, f"dtype {scores.dtype}", "dtype torch.float32")
+    _check_place(title, scores, observation.keys.device)
     if not bool(scores.isfinite().all()):
-        _refuse(policy, kind, "scores that are NaN or infinite", "finite scores")
+        _refuse(title, "scores that are NaN or infinite", "finite scores")
     return scores
 
 
-def checked_state(policy: Policy, state: Any, observation: Observation) -> Tensor:
+def checked_state(title: Title, state: Any, observation: Observation) -> Tensor:
     """Return running state that is finite float32, one entry or more for every head and row."""
     expected = (*observation.queries.shape[:2], observation.length)
     if not isinstance(state, Tensor) or tuple(state.shape[:3]) != expected:
         described = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else shown(state)
-        _refuse(policy, "scorer", f"a state of {described}", f"one of shape {expected} (B, H, S)")
+        _refuse(title, f"a state of {described}", f"one of shape {expected} (B, H, S)")
     before = observation.state
     if before is not None and state.shape != before.shape:
         _refuse(
-            policy,
-            "scorer",
+            title,
             f"a state of shape {tuple(state.shape)}",
             f"{tuple(before.shape)}, as it did before",
         )
     if state.dtype != torch.float32:
-        _refuse(policy, "scorer", f"a state of dtype {state.dtype}", "dtype torch.float32")
-    _check_place(policy, "scorer", state, observation.keys.device)
+        _refuse(title, f"a state of dtype {state.dtype}", "dtype torch.float32")
+    _check_place(title, state, observation.keys.device)
     if not bool(state.isfinite().all()):
-        _refuse(policy, "scorer", "a state that is NaN or infinite", "a finite one")
+        _refuse(title, "a state that is NaN or infinite", "a finite one")
     return state
 
 
-def checked_layer_budgets(policy: Policy, budgets: Any, scores: Sequence[Tensor]) -> list[Tensor]:
+def checked_layer_budgets(title: Title, budgets: Any, scores: Sequence[Tensor]) -> list[Tensor]:
     """Return counts for every layer, each within what the layer holds."""
     if not isinstance(budgets, Sequence) or len(budgets) != len(scores):
         expected = f"one tensor for each of {len(scores)} layers"
-        _refuse(policy, "allocator", shown(budgets), expected)
-    return [checked_budgets(policy, *each) for each in zip(budgets, scores, strict=True)]
+        _refuse(title, shown(budgets), expected)
+    return [checked_budgets(title, *each) for each in zip(budgets, scores, strict=True)]
 
 
-def checked_budgets(policy: Policy, budgets: Any, scores: Tensor) -> Tensor:
+def checked_budgets(title: Title, budgets: Any, scores: Tensor) -> Tensor:
     """Return counts within [0, S], one for each row and key/value head.
 
     A head that holds fewer than others, which scores of -inf say, gets at most what it has.
     """
     expected, length = tuple(scores.shape[:2]), scores.shape[-1]
     if not isinstance(budgets, Tensor) or budgets.dtype not in _COUNTS:
-        _refuse(policy, "allocator", shown(budgets), f"an integer tensor of {expected}")
+        _refuse(title, shown(budgets), f"an integer tensor of {expected}")
     if tuple(budgets.shape) != expected:
-        _refuse(policy, "allocator", f"shape {tuple(budgets.shape)}", f"shape {expected} (B, N)")
-    _check_place(policy, "allocator", budgets, scores.device, torch.device("cpu"))
+        _refuse(title, f"shape {tuple(budgets.shape)}", f"shape {expected} (B, N)")
+    _check_place(title, budgets, scores.device, torch.device("cpu"))
     low, high = (int(bound) for bound in budgets.aminmax())
     if low < 0 or high > length:
-        _refuse(policy, "allocator", f"counts from {low} to {high}", f"counts in 0 ... {length}")
+        _refuse(title, f"counts from {low} to {high}", f"counts in 0 ... {length}")
     missing = scores.isneginf()
     if not bool(missing.any()):
         return budgets
     return budgets.minimum((length - missing.sum(-1)).to(budgets))
 
 
-def checked_selection(policy: Policy, selection: Any, budgets: Tensor, scores: Tensor) -> Selection:
+def checked_selection(title: Title, selection: Any, budgets: Tensor, scores: Tensor) -> Selection:
     """Return a selection of distinct rows in ascending order, as many as the budgets say."""
     if not isinstance(selection, Selection):
-        _refuse(policy, "selector", f"a {type(selection).__name__}", "a kvpolicy.Selection")
-    indices, lengths = _tensors_of(policy, selection, scores)
+        _refuse(title, f"a {type(selection).__name__}", "a kvpolicy.Selection")
+    indices, lengths = _tensors_of(title, selection, scores)
     lengths = lengths.to(budgets.device)
     length, most = scores.shape[-1], int(budgets.max())
     if not torch.equal(lengths, budgets.to(lengths.dtype)) or indices.shape[-1] < most:
-        _refuse(policy, "selector", "other lengths", "as many rows for each head as its budget")
+        _refuse(title, "other lengths", "as many rows for each head as its budget")
     slot = torch.arange(indices.shape[-1], device=indices.device)
     valid = slot < lengths.to(indices.device)[..., None]
     inside = torch.where(valid, (indices >= 0) & (indices < length), indices == length)
     rising = (indices.diff(dim=-1) > 0) | ~valid[..., 1:]
     if not bool(inside.all() & rising.all()):
         _refuse(
-            policy,
-            "selector",
+            title,
             "rows that repeat, are out of order or out of range",
             f"distinct ascending rows in 0 ... {length - 1}, and {length} beyond a head's length",
         )
     protected = scores.isposinf()
     kept = (protected.gather(-1, indices.clamp(0, length - 1)) & valid).sum(-1)
     if not torch.equal(kept, protected.sum(-1).minimum(valid.sum(-1))):
-        _refuse(policy, "selector", "a selection without them", "all sinks and recent tokens")
+        _refuse(title, "a selection without them", "all sinks and recent tokens")
     if indices.shape[-1] > most:
         return Selection(indices=indices[..., :most], lengths=selection.lengths)
     return selection
 
 
 def checked_compaction(
-    policy: Policy, compacted: Any, keys: Tensor, values: Tensor, selection: Selection
+    title: Title, compacted: Any, keys: Tensor, values: Tensor, selection: Selection
 ) -> tuple[Tensor, Tensor]:
     """Return finite keys and values with a row for each selected one, of the type they had."""
     if not isinstance(compacted, tuple) or len(compacted) != 2:
-        _refuse(policy, "compactor", f"a {type(compacted).__name__}", "a pair of keys and values")
+        _refuse(title, f"a {type(compacted).__name__}", "a pair of keys and values")
     for got, whole in zip(compacted, (keys, values), strict=True):
         expected = (*selection.indices.shape, whole.shape[-1])
         if not isinstance(got, Tensor) or tuple(got.shape) != expected or got.dtype != whole.dtype:
             described = f"{got.dtype} {tuple(got.shape)}" if isinstance(got, Tensor) else shown(got)
-            _refuse(policy, "compactor", described, f"{whole.dtype} {expected} (B, N, K, D)")
-        _check_place(policy, "compactor", got, whole.device)
+            _refuse(title, described, f"{whole.dtype} {expected} (B, N, K, D)")
+        _check_place(title, got, whole.device)
         # A model may itself have numbers that are not finite; that is no fault of a part.
         if not _is_finite(got) and _is_finite(whole):
-            _refuse(policy, "compactor", "numbers that are NaN or infinite", "finite ones")
+            _refuse(title, "numbers that are NaN or infinite", "finite ones")
     return compacted
 
 
-def check_same_state(policy: Policy, states: Sequence[Tensor]) -> None:
+def check_same_state(title: Title, states: Sequence[Tensor]) -> None:
     """Refuse states of one layer that have other entries for some heads or rows than for others."""
     shapes = sorted({tuple(state.shape[3:]) for state in states})
     if len(shapes) > 1:
         got = f"states whose entries have the shapes {', '.join(map(str, shapes))}"
-        _refuse(policy, "scorer", got, "as many entries for every head and row")
+        _refuse(title, got, "as many entries for every head and row")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -185,60 +174,60 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(tensor.isfinite().all())
 
 
-def _folded(policy: Policy, temporal: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    with at_work(policy, "smoother", values):
+def _folded(title: Title, temporal: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    with at_work(title, values):
         folded: Any = temporal(values)
     expected = (*values.shape[:-2], values.shape[-1])
     if not isinstance(folded, Tensor) or tuple(folded.shape) != expected:
         described = f"shape {tuple(folded.shape)}" if isinstance(folded, Tensor) else shown(folded)
-        _refuse(policy, "smoother", described, f"shape {expected} (..., S) for a window")
-    _check_place(policy, "smoother", folded, values.device)
+        _refuse(title, described, f"shape {expected} (..., S) for a window")
+    _check_place(title, folded, values.device)
     return folded
 
 
-def _weights(policy: Policy, fold: Fold, window: int) -> Tensor:
-    with at_work(policy, "smoother"):
+def _weights(title: Title, fold: Fold, window: int) -> Tensor:
+    with at_work(title):
         weights: Any = None if fold.weights is None else fold.weights(window)
     if not isinstance(weights, Tensor) or tuple(weights.shape) != (window,):
-        _refuse(policy, "smoother", f"weights {shown(weights)}", f"a tensor of {window} weights")
+        _refuse(title, f"weights {shown(weights)}", f"a tensor of {window} weights")
     if not weights.is_floating_point() or not bool(weights.isfinite().all()):
-        _refuse(policy, "smoother", f"weights {shown(weights)}", "finite floats")
+        _refuse(title, f"weights {shown(weights)}", "finite floats")
     return weights
 
 
-def _tensors_of(policy: Policy, selection: Selection, scores: Tensor) -> tuple[Tensor, Tensor]:
+def _tensors_of(title: Title, selection: Selection, scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return indices and lengths, each an integer tensor of the shape that it must have."""
     indices, lengths = selection.indices, selection.lengths
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         got = f"indices of {getattr(indices, 'dtype', type(indices).__name__)}"
-        _refuse(policy, "selector", got, "indices of torch.int64")
+        _refuse(title, got, "indices of torch.int64")
     if not isinstance(lengths, Tensor) or lengths.dtype not in _COUNTS:
         got = f"lengths of {getattr(lengths, 'dtype', type(lengths).__name__)}"
-        _refuse(policy, "selector", got, "lengths that are integers")
+        _refuse(title, got, "lengths that are integers")
     shape = tuple(scores.shape[:2])
     if indices.dim() != 3 or tuple(indices.shape[:2]) != shape or tuple(lengths.shape) != shape:
         got = f"indices of {tuple(indices.shape)} and lengths of {tuple(lengths.shape)}"
-        _refuse(policy, "selector", got, f"{(*shape, 'K')} (B, N, K) and {shape} (B, N)")
-    _check_place(policy, "selector", indices, scores.device)
-    _check_place(policy, "selector", lengths, scores.device, torch.device("cpu"))
+        _refuse(title, got, f"{(*shape, 'K')} (B, N, K) and {shape} (B, N)")
+    _check_place(title, indices, scores.device)
+    _check_place(title, lengths, scores.device, torch.device("cpu"))
     return indices, lengths
 
 
-def _check_place(policy: Policy, kind: str, tensor: Tensor, *devices: torch.device) -> None:
+def _check_place(title: Title, tensor: Tensor, *devices: torch.device) -> None:
     """Refuse a tensor elsewhere than on one of `devices`, and a sparse one."""
     if tensor.layout != torch.strided:
-        _refuse(policy, kind, f"a tensor of layout {tensor.layout}", "a dense one")
+        _refuse(title, f"a tensor of layout {tensor.layout}", "a dense one")
     if tensor.device not in devices:
         choices = " or ".join(dict.fromkeys(map(str, devices)))
-        _refuse(policy, kind, f"a tensor on {tensor.device}", f"one on {choices}")
+        _refuse(title, f"a tensor on {tensor.device}", f"one on {choices}")
 
 
-def _refuse_writing(policy: Policy, kind: str, names: Sequence[str]) -> NoReturn:
-    message = f"{title(policy, kind)} wrote into {', '.join(names)}; a part may write to no input."
+def _refuse_writing(title: Title, names: Sequence[str]) -> NoReturn:
+    message = f"{title} wrote into {', '.join(names)}; a part may write to no input."
     if "output_weight" in names:
         message += " That is a weight of the model, which is no longer what it was: load it anew."
     raise InvalidComponentError(message)
 
 
-def _refuse(policy: Policy, kind: str, got: str, expected: str) -> NoReturn:
-    raise InvalidComponentError(f"{title(policy, kind)} returned {got}; it must return {expected}.")
+def _refuse(title: Title, got: str, expected: str) -> NoReturn:
+    raise InvalidComponentError(f"{title} returned {got}; it must return {expected}.")

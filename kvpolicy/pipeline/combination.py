@@ -1,81 +1,72 @@
-"""Which parts and settings go together; the rest is refused when a policy is built."""
+"""Which parts and settings go together; `compose` refuses the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.pipeline.capabilities import ChecksParts, across_heads, is_prefill_only, is_uneven
-from kvpolicy.pipeline.checks import at_work, title
+from kvpolicy.pipeline.checks import at_work
+from kvpolicy.pipeline.title import Titles
+from kvpolicy.stages.scoring import Scorer
 
-if TYPE_CHECKING:
-    from kvpolicy.policy import Policy
-
-KINDS = ("scorer", "smoother", "allocator", "selector", "compactor")
-
-
-def check_combination(policy: Policy) -> None:
-    """Raise InvalidValueError, with the reason, for a policy that cannot work."""
-    _check_window(policy)
-    _check_protected(policy)
-    _check_heads(policy)
-    _check_every(policy)
-    _check_parts(policy)
+Parts = Mapping[str, object]
+"""The five parts of a policy, by kind."""
 
 
-def _check_window(policy: Policy) -> None:
-    with at_work(policy, "scorer"):
-        window = policy.scorer.window
+def check_window(scorer: Scorer, titles: Titles) -> None:
+    """Raise InvalidValueError unless the scorer's window is a count or None."""
+    with at_work(titles["scorer"]):
+        window = scorer.window
     if window is not None and (type(window) is not int or window < 1):
         raise InvalidValueError(
-            f"the window of {type(policy.scorer).__name__} must be an int of at least 1, or None "
-            f"for all queries, but is {shown(window)}."
+            f"the window of {type(scorer).__name__} must be an int of at least 1, or None for all "
+            f"queries, but is {shown(window)}."
         )
 
 
-def _check_protected(policy: Policy) -> None:
-    if isinstance(policy.budget, int) and policy.budget < policy.protected:
-        recent = policy.protected - policy.sinks
+def check_protected(budget: int, sinks: int, protected: int) -> None:
+    """Raise InvalidValueError if a budget of positions cannot hold those that are always kept."""
+    if budget < protected:
         raise InvalidValueError(
-            f"budget {policy.budget} is smaller than the {policy.protected} positions that are "
-            f"always kept: sinks {policy.sinks} + recent {recent}. Raise the budget, or lower "
-            "sinks or recent (recent defaults to the scorer's window)."
+            f"budget {budget} is smaller than the {protected} positions that are always kept: "
+            f"sinks {sinks} + recent {protected - sinks}. Raise the budget, or lower sinks or "
+            "recent (recent defaults to the scorer's window)."
         )
 
 
-def _check_heads(policy: Policy) -> None:
-    if not _says(policy, "allocator", is_uneven):
+def check_heads(parts: Parts, titles: Titles) -> None:
+    """Raise InvalidValueError for uneven heads beside a part that needs heads to be alike."""
+    if not _says(parts, titles, "allocator", is_uneven):
         return
-    for kind in KINDS:
-        if _says(policy, kind, across_heads):
+    for kind in parts:
+        if _says(parts, titles, kind, across_heads):
             raise InvalidValueError(
-                f"{title(policy, kind)} needs all heads of a layer to hold the same positions, "
-                f"but {title(policy, 'allocator')} gives each head a budget of its own. Use an "
-                "allocator that treats the heads of a layer alike, such as 'uniform'."
+                f"{titles[kind]} needs all heads of a layer to hold the same positions, but "
+                f"{titles['allocator']} gives each head a budget of its own. Use an allocator "
+                "that treats the heads of a layer alike, such as 'uniform'."
             )
 
 
-def _check_every(policy: Policy) -> None:
-    if policy.every is None:
-        return
-    for kind in KINDS:
-        if _says(policy, kind, is_prefill_only):
+def check_every(every: int, parts: Parts, titles: Titles) -> None:
+    """Raise InvalidValueError if a part cannot evict while the model decodes."""
+    for kind in parts:
+        if _says(parts, titles, kind, is_prefill_only):
             raise InvalidValueError(
-                f"every={policy.every} evicts while decoding, but {title(policy, kind)} can judge "
-                "a whole prompt only. Leave every=None, or use another part."
+                f"every={every} evicts while decoding, but {titles[kind]} needs the queries of a "
+                "whole prompt. Leave every=None, or use another part."
             )
 
 
-def _check_parts(policy: Policy) -> None:
-    parts = {kind: getattr(policy, kind) for kind in KINDS}
+def check_parts(parts: Parts, titles: Titles) -> None:
+    """Let each part that goes with some parts only check the others."""
     for kind, part in parts.items():
-        with at_work(policy, kind):
+        with at_work(titles[kind]):
             if isinstance(part, ChecksParts):
                 part.check_parts(parts)
 
 
-def _says(policy: Policy, kind: str, demand: Callable[[object], bool]) -> bool:
-    """Ask a part what it demands, and name it if it fails to say."""
-    with at_work(policy, kind):
-        return bool(demand(getattr(policy, kind)))
+def _says(parts: Parts, titles: Titles, kind: str, demand: Callable[[object], bool]) -> bool:
+    """Ask a part what it demands, and name the part if it fails to answer."""
+    with at_work(titles[kind]):
+        return bool(demand(parts[kind]))

@@ -6,6 +6,7 @@ It needs the extra `testing` (`pip install kvpolicy[testing]`).
 """
 
 from kvpolicy.testing.contract import contract
+from kvpolicy.testing.evicted import evicted, selected
 from kvpolicy.testing.models import FAMILIES, tiny_model
 from kvpolicy.testing.promises import PROMISES, Promise, check
 from kvpolicy.testing.samples import observation
@@ -17,8 +18,10 @@ __all__ = [
     "Promise",
     "check",
     "contract",
+    "evicted",
     "observation",
     "observations",
     "scores",
+    "selected",
     "tiny_model",
 ]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from kvpolicy.discovery.registry import Component, broken, installed
+from kvpolicy.discovery.component import Component
+from kvpolicy.discovery.registry import broken, installed
 from kvpolicy.errors import InvalidComponentError, UnknownComponentError, suggest
 from kvpolicy.testing.promises import PROMISES, Promise
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 
 

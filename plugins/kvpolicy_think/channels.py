@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 
 
 def channel_importance(

@@ -7,11 +7,12 @@ from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
 import kvpolicy
-from kvpolicy.compose import PARTS
 from kvpolicy.discovery.registry import installed
 from kvpolicy.errors import ComponentFailedError, InvalidComponentError, KvpolicyError
+from kvpolicy.kinds import PARTS
 from kvpolicy.options import WIDEST
 from kvpolicy.testing import observation, observations
+from kvpolicy.testing.evicted import evicted
 
 TABLE = [[1.0, 2.0], [3.0, 4.0]]
 
@@ -68,7 +69,7 @@ def test_an_option_that_is_accepted_works_however_extreme_it_is(arguments, data)
         reject()
     layer = _layer(policy, data)
     try:
-        policy.evict(attrs.evolve(layer, state=policy.accumulate(layer)))
+        evicted(policy, attrs.evolve(layer, state=policy.accumulate(layer)))
     except (ComponentFailedError, InvalidComponentError):
         raise
     except KvpolicyError:

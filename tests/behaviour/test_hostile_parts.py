@@ -15,6 +15,7 @@ from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.selection import TopKSelector
 from kvpolicy.stages.smoothing import MeanSmoother
 from kvpolicy.testing import observation
+from kvpolicy.testing.evicted import evicted
 
 LAYER = observation(positions=32)
 FULL = torch.zeros(1, 4, 32)
@@ -66,7 +67,7 @@ def composed(kind, does, **settings):
 def refusal(kind, does):
     """What is said of a part that does so."""
     with pytest.raises(errors.KvpolicyError) as caught:
-        composed(kind, does).evict(LAYER)
+        evicted(composed(kind, does), LAYER)
     return str(caught.value)
 
 
@@ -118,7 +119,7 @@ def test_an_interrupt_is_no_fault_of_a_part():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        composed("scorer", interrupt).evict(LAYER)
+        evicted(composed("scorer", interrupt), LAYER)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,7 +176,8 @@ def test_rows_beyond_the_budget_are_refused_and_spare_places_are_cut_off():
 
     assert "rows that repeat" in refusal("selector", beyond(-1))
     assert "rows that repeat" in refusal("selector", beyond(31))
-    keys, values = composed("selector", beyond(32)).evict(LAYER)
+    contents = evicted(composed("selector", beyond(32)), LAYER)
+    keys, values = contents.keys.view, contents.values.view
     assert torch.equal(keys, LAYER.keys[:, :, 24:])
     assert torch.equal(values, LAYER.values[:, :, 24:])
 
@@ -194,7 +196,8 @@ def test_a_compactor_that_returns_what_is_not_finite_is_named(which, number):
 def test_what_is_not_finite_in_the_model_is_no_fault_of_the_compactor():
     values = LAYER.values.clone()
     values[0, 0, 31, 0] = torch.inf
-    kept = kvpolicy.recipe("streamingllm", budget=8).evict(attrs.evolve(LAYER, values=values))[1]
+    layer = attrs.evolve(LAYER, values=values)
+    kept = evicted(kvpolicy.recipe("streamingllm", budget=8), layer).values.view
     assert kept[0, 0, -1, 0] == torch.inf
 
 
@@ -233,7 +236,7 @@ def test_a_part_that_writes_into_what_it_is_shown_is_named(kind, place, name):
     layer = attrs.evolve(LAYER, **{name: getattr(LAYER, name).clone() for name in SHOWN})
     slot = "smoother" if kind == "temporal" else kind
     with pytest.raises(errors.InvalidComponentError) as caught:
-        composed(kind, spoil).evict(layer)
+        evicted(composed(kind, spoil), layer)
     assert f"{slot} Part wrote into" in str(caught.value)
     assert name in str(caught.value)
     assert ("load it anew" in str(caught.value)) == (name == "output_weight")

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
+from kvpolicy.cache.eviction import evict as room
 from kvpolicy.cache.memory.contents import Rows
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.inputs import read, tokens
-from kvpolicy.huggingface import layer as room
 from kvpolicy.testing.models import tiny_model
 
 TURNS = (60, 1, 1, 1, 5, *[1] * 20)
 
 
 def memories(cache):
-    return [layer._contents.keys.buffer.data_ptr() for layer in cache.policy_layers]
+    return [layer.memory.contents.keys.buffer.data_ptr() for layer in cache.policy_layers]
 
 
 @pytest.mark.parametrize("recipe", ["h2o", "tova", "streamingllm", "lacache", "keydiff"])
@@ -22,14 +22,14 @@ def test_what_is_moved_is_what_would_be_copied(recipe, monkeypatch):
     model, policy = tiny_model("llama"), small_policy(recipe)
     moved, copied = policy.cache(model), policy.cache(model)
     found = read(model, moved, TURNS)
-    monkeypatch.setattr(room, "keep_in_place", lambda *_: False)
+    monkeypatch.setattr(room, "_moved", lambda *_: False)
     expected = read(model, copied, TURNS)
 
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(moved.policy_layers, copied.policy_layers, strict=True):
         assert torch.equal(ours.positions, theirs.positions)
-        assert ours.is_consistent
+        assert ours.memory.is_consistent(ours.seen)
         assert torch.equal(ours.keys, theirs.keys)
 
 
@@ -38,7 +38,7 @@ def test_decoding_stays_in_its_memory_and_a_prompt_gives_its_own_back():
     model = tiny_model("llama")
     cache = small_policy("h2o").cache(model)
     read(model, cache, (60,))
-    assert all(layer._contents.keys.buffer.shape[2] == 24 for layer in cache.policy_layers)
+    assert all(layer.memory.contents.keys.buffer.shape[2] == 24 for layer in cache.policy_layers)
     read(model, cache, (1,))
     before = memories(cache)
     read(model, cache, [1] * 50)

@@ -36,5 +36,5 @@ def test_uneven_heads_have_no_weights_to_give_out(by_config):
     model(input_ids=tokens(1), past_key_values=cache)
     options = {} if by_config else {"output_attentions": True}
 
-    with pytest.raises(UnsupportedModelError, match=r"output_attentions=True.*not have"):
+    with pytest.raises(UnsupportedModelError, match=r"output_attentions=True.*not compute"):
         model(input_ids=tokens(2, 3), past_key_values=cache, **options)

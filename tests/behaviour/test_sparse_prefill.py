@@ -24,6 +24,7 @@ from kvpolicy.errors import (
 from kvpolicy.exactness.usages import small_policy, tokens
 from kvpolicy.huggingface import layer as layers
 from kvpolicy.prefill import AShape, VerticalSlash
+from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 
 # One process compiles for all of them.
@@ -188,7 +189,7 @@ def test_of_a_prompt_in_chunks_the_first_is_read_by_the_pattern():
 
 def test_generate_works_with_a_name():
     model = tiny_model("llama")
-    cache = POLICY.cache(model, prefill={"name": "a-shape", "sinks": 3, "local": 8, "block": 16})
+    cache = POLICY.cache(model, prefill={"name": "ashape", "sinks": 3, "local": 8, "block": 16})
     said = model.generate(
         tokens(0, LENGTH), past_key_values=cache, max_new_tokens=4, do_sample=False, pad_token_id=0
     )
@@ -202,8 +203,8 @@ def shown(monkeypatch):
     """What the attention of every layer was given and gave, in the order of the layers."""
     prompts, read = [], layers.read_sparsely
 
-    def recorded(pattern, queries, keys, values, lengths, **logits):
-        prompt = read(pattern, queries, keys, values, lengths, **logits)
+    def recorded(pattern, queries, keys, values, lengths, logits):
+        prompt = read(pattern, queries, keys, values, lengths, logits)
         prompts.append((queries.clone(), keys.clone(), values.clone(), prompt.output))
         return prompt
 
@@ -257,7 +258,7 @@ def test_what_is_kept_is_what_the_policy_chooses_of_all_keys(recipe, shown):
             budget=24,
         )
         assert keys.shape[2] == LENGTH
-        assert torch.equal(cache.positions[index], policy.select(observation).indices)
+        assert torch.equal(cache.positions[index], selected(policy, observation).indices)
 
 
 @pytest.mark.parametrize("lengths", [[LENGTH], [LENGTH, 87, 98]], ids=len)
@@ -319,7 +320,7 @@ def test_a_mask_that_does_more_than_hide_padding_is_refused(implementation):
 def test_dropout_is_refused():
     model = tiny_model("llama", attention_dropout=0.5)
     model.train()
-    with pytest.raises(UnsupportedModelError, match="sparse prefill do not have"):
+    with pytest.raises(UnsupportedModelError, match="sparse prefill do not support"):
         logits(model, POLICY.cache(model, prefill=A_SHAPE), tokens(0, LENGTH))
 
 
@@ -346,7 +347,7 @@ def test_a_faulty_pattern_is_named(choose, error, sentence):
 
 def test_a_prefill_that_does_not_exist_changes_nothing_of_the_model():
     model = tiny_model("llama")
-    with pytest.raises(UnknownComponentError, match="Did you mean 'a-shape'"):
+    with pytest.raises(UnknownComponentError, match="Did you mean 'ashape'"):
         POLICY.cache(model, prefill="a_shape")
     assert model.config._attn_implementation == "sdpa"
 

@@ -118,7 +118,7 @@ def test_a_cache_in_two_processes_can_be_changed_on_the_way(whole, ranks):
     [
         ("save", "CacheFileError", "spread over processes"),
         ("load", "CacheFileError", "spread over processes"),
-        ("allocator", "InvalidComponentError", "allocator ByNumberOfKeys gave"),
+        ("allocator", "InvalidComponentError", "allocator ByNumberOfKeys returned"),
         ("heads", "UnsupportedModelError", "4 query and 1 key/value heads"),
         ("crop", "CacheStateError", "of them are held, depending on head"),
         ("by hand", "UnsupportedModelError", "o_proj.weight of LlamaForCausalLM is spread"),

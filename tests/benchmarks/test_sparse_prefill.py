@@ -14,8 +14,8 @@ from kvpolicy.prefill import AShape, reference
 pytestmark = pytest.mark.xdist_group("flex_attention")
 
 PATTERNS = (
-    '{"name": "a-shape", "sinks": 3, "local": 17, "block": 16}',
-    '{"name": "vertical-slash", "local": 17, "columns": 16, "diagonals": 16, "block": 16}',
+    '{"name": "ashape", "sinks": 3, "local": 17, "block": 16}',
+    '{"name": "verticalslash", "local": 17, "columns": 16, "diagonals": 16, "block": 16}',
 )
 LEAST = AShape().dense_up_to
 TOY = ("--size", "toy", "--budget", "64", "--repeats", "1", "--threads", "1")
@@ -65,7 +65,7 @@ def test_attention_that_does_not_compile_gets_no_speed():
 
 
 def test_a_prompt_that_is_read_densely_gets_no_speed(capsys):
-    sparse_prefill.main([*TOY, "--tokens", "30", "--prefill", "a-shape", "--table"])
+    sparse_prefill.main([*TOY, "--tokens", "30", "--prefill", "ashape", "--table"])
     table = capsys.readouterr().out
 
     assert f"| 30 | a-shape | prefill | the pattern leaves nothing out of up to {LEAST} to" in table

@@ -15,7 +15,7 @@ from kvpolicy.errors import InvalidValueError, KvpolicyError
 HOSTILE = [
     *("", "-", "--", "--help", "=", ".", "..", "/", "~", "no/such", "\ud800", "[red]", "[/]", "\n"),
     *("1e400", "-1", "0", "1_000", "1,024", "25%", "%", "nan", "inf", "9" * 5000, "x" * 5000),
-    *("none", "snapkv", "a-shape", "float32", "cpu", "sdpa", "true", "scorer", "²", "٣"),
+    *("none", "snapkv", "ashape", "float32", "cpu", "sdpa", "true", "scorer", "²", "٣"),
 ]
 WORDS = st.one_of(
     st.text(st.characters(exclude_characters="\0"), max_size=6),

@@ -41,10 +41,10 @@ def test_what_is_held_is_said_on_standard_error(generate):
 
 @pytest.mark.xdist_group("flex_attention")
 def test_a_long_prompt_may_be_read_sparsely(generate):
-    long = generate("--prompt", "ada alma " * 3000, "--budget", "64", "--prefill", "a-shape")
+    long = generate("--prompt", "ada alma " * 3000, "--budget", "64", "--prefill", "ashape")
     assert long.exit_code == 0, long.output
     assert re.search(r"prefill [5-9]\d % of the prompt's query-key pairs", long.stderr)
-    short = generate("--prompt", PROMPT, "--budget", "64", "--prefill", "a-shape")
+    short = generate("--prompt", PROMPT, "--budget", "64", "--prefill", "ashape")
     assert "query-key pairs" not in short.stderr
 
 
@@ -100,10 +100,10 @@ def test_a_prompt_beyond_what_the_model_was_made_for_is_noted(generate):
         (("--prompt", "a", "--prompt-file", "b"), "were both given"),
         (("--prompt-file", "/not/there"), "cannot read --prompt-file '/not/there': No such file"),
         (("--prompt", "a", "--recipe", "strem"), "no recipe named 'strem'"),
-        (("--prompt", "a", "--prefill", "ashape"), "no prefill pattern named 'ashape'"),
+        (("--prompt", "a", "--prefill", "a-shape"), "no prefill pattern named 'a-shape'"),
         (
-            ("--prompt", "a", "--prefill", "a-shape", "--recipe", "none"),
-            "--prefill a-shape needs a recipe",
+            ("--prompt", "a", "--prefill", "ashape", "--recipe", "none"),
+            "--prefill ashape needs a recipe",
         ),
         (("--prompt", "a", "--budget", "0"), "budget must be at least 1 position"),
         (("--prompt", "a", "--budget", "lots"), "budget must be positions (1024) or a share"),

@@ -8,6 +8,8 @@ import pytest
 from kvpolicy import errors, installed
 from kvpolicy.discovery import registry
 from kvpolicy.discovery.component import Unset
+from kvpolicy.kinds import KINDS
+from kvpolicy.named import resolved, title_by_class
 from kvpolicy.stages.smoothing import MeanSmoother
 
 WORKING = """
@@ -48,30 +50,25 @@ def test_a_part_is_built_with_its_options(wide):
 
 def test_components_are_listed_by_kind_and_name():
     kinds = [component.kind for component in installed()]
-    assert kinds == sorted(kinds, key=list(registry.INTERFACES).index)
-    for kind in registry.INTERFACES:
+    assert kinds == sorted(kinds, key=list(KINDS).index)
+    for kind in KINDS:
         names = [component.name for component in installed(kind)]
         assert names == sorted(names)
         assert names
 
 
 def test_a_part_is_found_by_its_class(wide):
-    assert registry.name_of("smoother", wide.build(path="here")) == "wide"
-    assert registry.name_of("scorer", wide.build(path="here")) is None
-    assert registry.name_of("smoother", object()) is None
+    assert registry.component_of("smoother", wide.build(path="here")).name == "wide"
+    assert registry.component_of("scorer", wide.build(path="here")) is None
+    assert registry.component_of("smoother", object()) is None
 
 
-def test_the_origin_of_a_part_names_its_plugin(wide):
+def test_the_title_of_a_part_names_its_plugin(wide):
     part = wide.build(path="here")
     expected = "smoother 'wide' of plugin 'wide' (kvpolicy-wide 2.5)"
-    assert registry.origin_of("smoother", part) == expected
-    assert registry.origin_of("smoother", part, "wide") == expected
-
-
-def test_the_name_of_a_part_is_that_of_its_class_whatever_it_was_asked_for_by(wide):
-    part = wide.build(path="here")
-    assert registry.name_of("smoother", part, "mean") == "wide"
-    assert registry.name_of("smoother", part, "gone") == "wide"
+    assert str(title_by_class("smoother", part)) == expected
+    given = {"name": "wide", "path": "here"}
+    assert str(resolved("smoother", given).title) == expected
 
 
 def test_a_part_that_a_function_built_goes_by_the_name_it_was_asked_for_by(install_plugin):
@@ -79,19 +76,19 @@ def test_a_part_that_a_function_built_goes_by_the_name_it_was_asked_for_by(insta
         "made",
         """
         import kvpolicy
+        from kvpolicy.stages.smoothing import MeanSmoother
 
         @kvpolicy.hookimpl
         def kvpolicy_smoothers():
-            return {"made": lambda: 3.5}
+            return {"made": lambda: MeanSmoother()}
         """,
     )
-    assert registry.name_of("smoother", 3.5, "made") == "made"
-    assert registry.name_of("smoother", 3.5) is None
+    assert resolved("smoother", "made").title.name == "made"
+    assert resolved("smoother", resolved("smoother", "made").part).title.name == "mean"
 
 
-def test_the_origin_of_a_part_that_nobody_offers_is_its_class():
-    assert registry.origin_of("smoother", 3.5) == "smoother float"
-    assert registry.origin_of("smoother", 3.5, "gone") == "smoother float"
+def test_the_title_of_a_part_that_nobody_offers_is_its_class():
+    assert str(title_by_class("smoother", 3.5)) == "smoother float"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +105,7 @@ def test_the_origin_of_a_part_that_nobody_offers_is_its_class():
             "scorers",
             "restkv",
             "there is no kind of component called 'scorers'. Did you mean 'scorer'? Kinds: "
-            "scorer, smoother, allocator, selector, compactor, recipe.",
+            "scorer, smoother, allocator, selector, compactor, storage, prefill_pattern, recipe.",
         ),
     ],
 )
@@ -147,7 +144,7 @@ def test_the_arguments_of_a_validator_stay_out_of_the_message():
     component = _component(attrs.make_class("Part", {"size": attrs.field(validator=_is_int)}))
     with pytest.raises(errors.InvalidValueError) as caught:
         component.build(size="3")
-    assert str(caught.value) == "smoother 'mine': 'size' must be <class 'int'>"
+    assert str(caught.value) == "smoother 'mine': 'size' must be <class 'int'>."
 
 
 def test_a_part_that_lacks_a_verb_is_refused():
@@ -295,7 +292,7 @@ class _OnlyTemporal:
 
 
 def _is_int(instance, attribute, value):
-    raise TypeError(f"{attribute.name!r} must be <class 'int'>", attribute, int, value)
+    raise TypeError(f"{attribute.name!r} must be <class 'int'>.", attribute, int, value)
 
 
 def _component(offer):

@@ -38,7 +38,9 @@ def test_either_is_accepted_alone():
 
 
 def test_a_part_for_whole_prompts_is_refused_while_decoding():
-    with pytest.raises(InvalidValueError, match=r"every=4 .* smoother WholePrompt can judge"):
+    with pytest.raises(
+        InvalidValueError, match=r"every=4 .* smoother WholePrompt needs the queries"
+    ):
         kvpolicy.compose(scorer="snapkv", smoother=WholePrompt(), every=4)
     kvpolicy.compose(scorer="snapkv", smoother=WholePrompt())
 

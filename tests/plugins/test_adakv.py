@@ -6,8 +6,9 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_adakv import AdaptiveAllocator
 
 test_contract = contract(plugin="adakv")
@@ -65,7 +66,7 @@ def test_budgets_and_kept_positions_are_the_authors(case):
     policy, layer = policy_of(case), observation_of(case)
 
     scores = policy.rank(layer)
-    selection = policy.select(layer)
+    selection = selected(policy, layer)
 
     past = scores[..., : layer.length - layer.window]
     torch.testing.assert_close(past, case.array("head_scores"), rtol=2e-4, atol=0)
@@ -199,7 +200,7 @@ def test_sequences_of_a_batch_do_not_compete():
 def test_the_recipe_is_snapkv_with_maxima_of_seven():
     policy = kvpolicy.recipe("adakv", budget=40)
     assert (policy.smoother.pooling, policy.smoother.width) == ("max", 7)
-    kept = policy.select(observation(positions=100, window=32))
+    kept = selected(policy, observation(positions=100, window=32))
     assert kept.lengths.sum() <= 80
     assert (kept.lengths >= 32).all()
 

@@ -6,6 +6,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import evicted, selected
 from kvpolicy.testing.samples import normal
 from kvpolicy_cam import CacheMergingCompactor
 from kvpolicy_cam.merging import Heirs, merge_probabilities, window_attention
@@ -204,13 +205,13 @@ def test_it_goes_with_any_scorer_and_with_uneven_heads():
         scorer="snapkv", allocator=UnevenAllocator(), compactor="cam", budget=40
     )
     layer = observation(positions=100, window=32)
-    selection = policy.select(layer)
+    selection = selected(policy, layer)
     assert selection.lengths.tolist() == [[39, 41]]
-    keys, values = policy.evict(layer)
-    for head, first in enumerate((7, 9)):
-        recent = slice(first, first + 32)
-        assert torch.equal(keys[:, head, recent], layer.keys[:, head, -32:])
-        assert not torch.equal(values[:, head, recent], layer.values[:, head, -32:])
+    contents = evicted(policy, layer)
+    keys, values = contents.joined("keys"), contents.joined("values")
+    for head in range(2):
+        assert torch.equal(keys[:, head, -32:], layer.keys[:, head, -32:])
+        assert not torch.equal(values[:, head, -32:], layer.values[:, head, -32:])
 
 
 def test_the_recipe_merges_into_recent_positions_at_every_step():
@@ -223,7 +224,8 @@ def test_the_recipe_merges_into_recent_positions_at_every_step():
     layer = observation(positions=41, window=1)
     layer = attrs.evolve(layer, queries=torch.zeros_like(layer.queries))
 
-    keys, values = policy.evict(layer)
+    contents = evicted(policy, layer)
+    keys, values = contents.keys.view, contents.values.view
 
     assert torch.equal(keys, torch.cat([layer.keys[:, :, :4], layer.keys[:, :, 5:]], dim=2))
     share = layer.values[:, :, 4:5] / 32

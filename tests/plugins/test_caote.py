@@ -4,6 +4,7 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 
 test_contract = contract(plugin="caote")
 
@@ -43,7 +44,7 @@ def test_values_decide_where_attention_does_not():
     layer.queries.zero_()
     layer.values.zero_()[:, :, [3, 11]] = 5.0
 
-    kept = kvpolicy.recipe("caote", budget=34).select(layer).indices
+    kept = selected(kvpolicy.recipe("caote", budget=34), layer).indices
 
     assert kept[0, 0].tolist() == [3, 11, *range(28, 60)]
 

@@ -8,6 +8,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_chunkkv import ChunkSmoother
 
 test_contract = contract(plugin="chunkkv")
@@ -39,7 +40,7 @@ def test_whole_chunks_are_kept_as_in_kvpress(case):
     layer = case.observation()
     layer = attrs.evolve(layer, queries=layer.queries[:, :, :0])
 
-    assert torch.equal(policy.select(layer).indices, expected)
+    assert torch.equal(selected(policy, layer).indices, expected)
 
 
 def scores_of(layer):
@@ -85,7 +86,7 @@ def test_small_scores_behind_large_ones_keep_their_order():
 def test_all_heads_keep_the_same_whole_chunks_and_the_beginning_of_one(group):
     policy = kvpolicy.recipe("chunkkv", budget=32 + 27, group=group)
 
-    kept = policy.select(observation(positions=200, window=32, heads=3)).indices
+    kept = selected(policy, observation(positions=200, window=32, heads=3)).indices
 
     assert (kept == kept[:, :1]).all()
     past = kept[0, 0, :-32]

@@ -7,6 +7,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_criticalkv import CriticalScorer
 from kvpolicy_kernels import projected_norms
 
@@ -56,7 +57,7 @@ def kept(layer, **options):
     policy = kvpolicy.recipe(
         "criticalkv", scorer={"name": "criticalkv", "window": 6} | options, budget=layer.budget
     )
-    return policy.select(layer).indices[0].tolist()
+    return selected(policy, layer).indices[0].tolist()
 
 
 @pytest.mark.parametrize(("norm", "order"), [("l1", 1), ("l2", 2)])
@@ -113,7 +114,7 @@ def test_under_adakv_heads_share_by_their_attention():
         for first in (0.5, 1.0)
     )
     weighed, plain = (
-        kvpolicy.compose(scorer=scorer, allocator="adakv", budget=30).select(layer_of())
+        selected(kvpolicy.compose(scorer=scorer, allocator="adakv", budget=30), layer_of())
         for scorer in scorers
     )
     assert torch.equal(weighed.lengths, plain.lengths)

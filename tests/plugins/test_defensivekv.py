@@ -8,6 +8,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_defensivekv import DefensiveScorer, DefensiveSmoother, LayerDefensiveAllocator
 from kvpolicy_kernels import projected_norms
@@ -71,7 +72,7 @@ def kept(layer, **options):
     policy = kvpolicy.recipe(
         "defensivekv", scorer={"name": "defensivekv", "window": 6} | options, budget=layer.budget
     )
-    selection = policy.select(layer)
+    selection = selected(policy, layer)
     heads = zip(selection.indices[0].tolist(), selection.lengths[0].tolist(), strict=True)
     return [rows[:length] for rows, length in heads]
 

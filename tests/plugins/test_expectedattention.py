@@ -6,8 +6,9 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.observation.rotary import PlainRotary
 from kvpolicy.pipeline.capabilities import ModelFacts
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_expectedattention import ExpectedAttentionScorer
 from kvpolicy_kernels import rotate_half
 
@@ -158,7 +159,7 @@ def test_the_recipe_protects_the_sinks_alone():
     assert policy == kvpolicy.compose(scorer="expectedattention", sinks=4, budget=10)
     assert (policy.scorer.window, policy.recent) == (None, 0)
 
-    kept = policy.select(observation(positions=100, window=100)).indices
+    kept = selected(policy, observation(positions=100, window=100)).indices
 
     assert kept.shape[-1] == 10
     assert torch.equal(kept[..., :4], torch.arange(4).expand(1, 2, -1))

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import kvpolicy
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
+from kvpolicy.testing.evicted import selected
 from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
 
 POOLING = {"adaptive": "adaptive", "avgpool": "avg", "maxpool": "max", "none": "none"}
@@ -136,7 +137,7 @@ def test_kept_positions_are_the_authors(case):
         "compare the scores that are kept, not the positions"
     )
 
-    selection = policy_of(case).select(observation_of(case))
+    selection = selected(policy_of(case), observation_of(case))
 
     expected = case.array("kept_in_emitted_order").long().sort(-1).values
     assert torch.equal(selection.indices, expected)
@@ -164,7 +165,9 @@ def test_streaming_keeps_the_original_slots(case):
     budget = params["start_size"] + params["recent_size"] - (params["num_coming"] or 0)
     policy = kvpolicy.recipe("streamingllm", sinks=params["start_size"], budget=budget)
 
-    selection = policy.select(kvpolicy.Observation(queries=held[:, :, -1:], keys=held, values=held))
+    selection = selected(
+        policy, kvpolicy.Observation(queries=held[:, :, -1:], keys=held, values=held)
+    )
 
     assert selection.indices[0, 0].tolist() == case.array("kept").tolist()
 

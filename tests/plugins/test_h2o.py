@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_h2o import HeavyHitterScorer
 from kvpolicy_kernels import logits
 
@@ -36,7 +37,7 @@ def test_scores_of_a_prompt_are_those_of_public_code(case):
 def test_kept_positions_of_a_prompt_are_those_of_public_code(case):
     assert not case.fields["exact_ties_at_cut"]
 
-    kept = prefill_policy(case).select(case.observation()).indices
+    kept = selected(prefill_policy(case), case.observation()).indices
 
     assert torch.equal(kept, case.array("kept_in_emitted_order").long().sort(-1).values)
 
@@ -69,7 +70,7 @@ def decoded(policy, case, steps):
             state=None if held.state is None else F.pad(held.state, (0, stop - start)),
         )
         layer = attrs.evolve(layer, state=policy.accumulate(layer))
-        selection = policy.select(layer)
+        selection = selected(policy, layer)
         smaller = policy.compact(layer.keys, layer.values, selection, layer)
         positions, state = (
             rows.gather(-1, selection.indices) for rows in (layer.positions, layer.state)
@@ -160,7 +161,7 @@ def test_value_weights_are_the_values_absolute_sums():
 
 def test_the_recipe_keeps_half_of_its_budget_for_recent_tokens():
     policy = kvpolicy.recipe("h2o", budget=21)
-    kept = policy.select(observation(positions=100, window=100)).indices
+    kept = selected(policy, observation(positions=100, window=100)).indices
     assert kept.shape[-1] == 21
     assert torch.equal(kept[..., -10:], torch.arange(90, 100).expand(1, 2, -1))
 

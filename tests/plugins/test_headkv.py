@@ -7,6 +7,7 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidOptionError, InvalidValueError
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_headkv import HeadTableAllocator
 
@@ -46,7 +47,7 @@ def test_counts_and_kept_scores_are_the_authors(case):
     shown = case.observation(window=window, budget=budget, layer=layer, num_layers=2)
 
     scores = policy.rank(shown)
-    selection = policy.select(shown)
+    selection = selected(policy, shown)
 
     past = scores[..., : shown.length - window]
     torch.testing.assert_close(past, case.array("head_scores"), rtol=2e-4, atol=0)

@@ -7,6 +7,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_keydiff import KeyDiffScorer
 
@@ -51,7 +52,7 @@ def test_keys_without_a_mean_direction_score_nothing(keys):
 def test_of_keys_that_say_the_same_few_are_kept():
     keys = torch.tensor([[1.0, 0.0]] * 9 + [[0.0, 1.0], [-1.0, 0.0]])[None, None]
     layer = kvpolicy.Observation(queries=keys[:, :, :1], keys=keys, values=keys)
-    kept = kvpolicy.recipe("keydiff", budget=3).select(layer).indices
+    kept = selected(kvpolicy.recipe("keydiff", budget=3), layer).indices
     assert kept.tolist() == [[[0, 9, 10]]]
 
 

@@ -6,6 +6,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_knorm import KeyNormScorer, SkippingAllocator
 
 test_contract = contract(plugin="knorm")
@@ -30,7 +31,7 @@ def test_kept_positions_are_the_authors_in_layers_that_are_skipped_and_others(ca
         budget=honest_budget(case.params, layer.length),
     )
 
-    kept = policy.select(layer).indices
+    kept = selected(policy, layer).indices
 
     assert torch.equal(kept, case.array("kept_in_emitted_order").long().sort(-1).values)
 
@@ -39,7 +40,7 @@ def test_kept_positions_are_the_authors_in_layers_that_are_skipped_and_others(ca
 def test_without_skipped_layers_each_keeps_the_shortest_keys(case):
     layer = case.observation(window=1)
 
-    kept = kvpolicy.recipe("knorm", budget=32).select(layer).indices
+    kept = selected(kvpolicy.recipe("knorm", budget=32), layer).indices
 
     shortest = layer.keys.double().norm(dim=-1).argsort(-1)[..., :32].sort(-1).values
     assert torch.equal(kept, shortest)
@@ -65,7 +66,7 @@ def test_the_recipe_protects_nothing():
     layer = kvpolicy.Observation(queries=keys[:, :, :1], keys=keys, values=keys)
     policy = kvpolicy.recipe("knorm", budget=10)
     assert policy.protected == 0
-    assert torch.equal(policy.select(layer).indices, torch.arange(1, 11).expand(1, 2, -1))
+    assert torch.equal(selected(policy, layer).indices, torch.arange(1, 11).expand(1, 2, -1))
 
 
 def counts_of(allocator, *, budget, length, layers=LAYERS):

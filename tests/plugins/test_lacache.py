@@ -10,6 +10,7 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.exactness.usages import USAGES, small_policy, tokens
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_lacache import Ladder, LadderAllocator, LadderScorer, Planner
 
@@ -82,7 +83,7 @@ def decoded(policy, layer, layers, chunks):
             state=state,
         )
         shown = attrs.evolve(shown, state=policy.accumulate(shown))
-        kept = policy.select(shown).indices
+        kept = selected(policy, shown).indices
         held, state = held.gather(-1, kept), shown.state[:, :, kept[0, 0]]
         yield held[0, 0]
 

@@ -7,6 +7,7 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_lagkv import LagScorer
 
 test_contract = contract(plugin="lagkv")
@@ -39,7 +40,7 @@ def test_kept_positions_are_the_authors(case):
         budget=expected.shape[-1],
     )
 
-    assert torch.equal(policy.select(case.observation(window=1)).indices, expected)
+    assert torch.equal(selected(policy, case.observation(window=1)).indices, expected)
 
 
 def information(rows, reference):
@@ -116,7 +117,7 @@ def test_what_has_no_complete_partition_behind_it_ranks_by_recency_above_the_res
 
 
 def test_a_prompt_of_fewer_than_two_partitions_keeps_the_most_recent():
-    kept = policy_of(budget=10).select(observation(positions=SINKS + 2 * LAG - 1, window=1))
+    kept = selected(policy_of(budget=10), observation(positions=SINKS + 2 * LAG - 1, window=1))
     assert kept.indices.tolist() == [[[0, 1, 2, 3, 13, 14, 15, 16, 17, 18]] * 2]
 
 
@@ -129,7 +130,7 @@ def shares(positions):
 def test_every_partition_keeps_an_equal_share_and_the_later_ones_the_remainder():
     # Five partitions and a tail of 3: four are judged, and share 47 - 4 - 11 positions but 2.
     layer = observation(positions=SINKS + 5 * LAG + 3, window=1)
-    kept = policy_of(budget=SINKS + 4 * 5 + 2 + LAG + 3).select(layer).indices
+    kept = selected(policy_of(budget=SINKS + 4 * 5 + 2 + LAG + 3), layer).indices
     for head in kept[0]:
         assert shares(head) == [5, 5, 6, 6, 8, 3]
 
@@ -140,7 +141,7 @@ def read_on(policy, start=150, stop=300):
     positions = torch.empty(1, 2, 0, dtype=torch.long)
     for before, seen in pairwise([0, *range(start, stop + 1, LAG)]):
         positions = torch.cat([positions, torch.arange(before, seen).expand(1, 2, -1)], -1)
-        selection = policy.select(cut_to(whole, positions, seen))
+        selection = selected(policy, cut_to(whole, positions, seen))
         positions = positions.gather(-1, selection.indices)
         yield seen, positions
 

@@ -9,6 +9,7 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_pyramidkv import PyramidAllocator
 
 test_contract = contract(plugin="pyramidkv")
@@ -61,7 +62,7 @@ def observation_of(case):
 def test_scores_and_kept_positions_are_the_authors(case):
     policy, layer = policy_of(case), observation_of(case)
 
-    selection = policy.select(layer)
+    selection = selected(policy, layer)
 
     summed = policy.score(layer)[..., : layer.length - layer.window] * layer.window
     torch.testing.assert_close(summed, case.array("scores_before_topk"), rtol=2e-4, atol=0)
@@ -167,7 +168,7 @@ def test_later_turns_are_measured_by_what_was_seen():
     layer = attrs.evolve(layer, positions=held)
     scorer, allocator = ({"name": name, "window": 8} for name in ("snapkv", "pyramidkv"))
     policy = kvpolicy.recipe("pyramidkv", scorer=scorer, allocator=allocator, budget=50)
-    got = policy.select(layer)
+    got = selected(policy, layer)
     # base = 42: the last layer keeps 42 // 20 and the window, although fewer queries are shown.
     assert got.lengths.tolist() == [[10, 10]]
     assert torch.equal(got.indices[..., -8:], torch.arange(52, 60).expand(1, 2, -1))

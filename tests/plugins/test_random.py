@@ -4,6 +4,7 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.testing import observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_random import RandomScorer
 
 
@@ -34,7 +35,7 @@ def test_every_position_is_as_likely_to_stay():
     kept = torch.zeros(32)
     for seed in range(300):
         policy = kvpolicy.recipe("random", budget=8, scorer={"name": "random", "seed": seed})
-        kept += torch.bincount(policy.select(observation()).indices.flatten(), minlength=32)
+        kept += torch.bincount(selected(policy, observation()).indices.flatten(), minlength=32)
     # 600 heads keep 8 of 32: 150 of each position, give or take 11.
     assert kept.sum() == 600 * 8
     assert kept.sub(150).abs().max() < 45

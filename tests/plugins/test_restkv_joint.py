@@ -8,9 +8,10 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import check, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_kernels import joint_reconstruction_error, odds
 from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
 
@@ -130,7 +131,7 @@ def test_without_pooling_the_group_reduction_has_nothing_to_choose(group):
         "budget": 20,
     }
     mean, other = (kvpolicy.compose(**parts, group=name) for name in ("mean", group))
-    assert torch.equal(mean.select(layer).indices, other.select(layer).indices)
+    assert torch.equal(selected(mean, layer).indices, selected(other, layer).indices)
 
 
 def test_factors_of_groups_and_of_heads_are_remembered_side_by_side():

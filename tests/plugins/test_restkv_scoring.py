@@ -6,6 +6,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError, KvpolicyError, UnsupportedModelError
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
 
 NEWEST = fold_of(SpatiotemporalSmoother(averaging="none"))
@@ -215,5 +216,5 @@ def test_the_recipe_is_the_published_setting():
 def test_a_policy_names_the_scorer_that_cannot_be_served():
     layer = observation(positions=60, window=32, output_weight=None)
     with pytest.raises(KvpolicyError) as caught:
-        kvpolicy.recipe("restkv", budget=40).select(layer)
+        selected(kvpolicy.recipe("restkv", budget=40), layer)
     assert any("restkv" in note for note in caught.value.__notes__)

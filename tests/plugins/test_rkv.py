@@ -5,9 +5,10 @@ import torch.nn.functional as F
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_rkv import RedundancyScorer, redundancy
 
 test_contract = contract(plugin="rkv")
@@ -42,7 +43,7 @@ def test_kept_positions_are_the_authors(case):
     assert not case.fields["exact_ties_at_cut"]
     policy = policy_of(case.params)
 
-    kept = policy.select(case.observation(window=policy.scorer.window)).indices
+    kept = selected(policy, case.observation(window=policy.scorer.window)).indices
 
     assert torch.equal(kept, case.array("kept_in_emitted_order").long().sort(-1).values)
 
@@ -142,7 +143,7 @@ def test_the_recipe_judges_every_128_tokens_by_its_last_eight():
         8,
         0.1,
     )
-    kept = policy.select(observation(positions=100)).indices
+    kept = selected(policy, observation(positions=100)).indices
     assert torch.equal(kept[..., -8:], torch.arange(92, 100).expand(1, 2, -1))
 
 

@@ -6,6 +6,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_snapkv import AttentionScorer, PoolingSmoother
 
 
@@ -50,7 +51,7 @@ def test_the_recipe_protects_its_window():
     assert policy == kvpolicy.compose(scorer="snapkv", smoother="pooling", budget=40)
     assert (policy.scorer.window, policy.smoother.width, policy.recent) == (32, 5, 32)
 
-    kept = policy.select(observation(positions=100, window=32)).indices
+    kept = selected(policy, observation(positions=100, window=32)).indices
 
     assert kept.shape[-1] == 40
     assert torch.equal(kept[..., -32:], torch.arange(68, 100).expand(1, 2, -1))

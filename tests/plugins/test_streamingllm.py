@@ -5,14 +5,15 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.exactness.usages import tokens
-from kvpolicy.policy import reduce_groups
+from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_streamingllm import RecencyScorer
 
 
 def test_the_recipe_keeps_four_sinks_and_the_most_recent():
-    kept = kvpolicy.recipe("streamingllm", budget=10).select(observation(positions=32)).indices
+    kept = selected(kvpolicy.recipe("streamingllm", budget=10), observation(positions=32)).indices
     assert kept.tolist() == [[[0, 1, 2, 3, 26, 27, 28, 29, 30, 31]] * 2]
 
 
@@ -21,7 +22,7 @@ def test_sinks_stay_when_it_evicts_again():
     positions = torch.tensor([0, 1, 2, 3, *range(992, 1000)]).expand(1, 2, -1)
     sample = observation(positions=12, window=1)
     layer = attrs.evolve(sample, positions=positions, seen=1000)
-    kept = kvpolicy.recipe("streamingllm", budget=10).select(layer).indices
+    kept = selected(kvpolicy.recipe("streamingllm", budget=10), layer).indices
     assert kept.tolist() == [[[0, 1, 2, 3, 6, 7, 8, 9, 10, 11]] * 2]
 
 

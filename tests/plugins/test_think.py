@@ -6,6 +6,7 @@ import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.selection import Selection
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import evicted
 from kvpolicy_think import ChannelPruningCompactor
 
 test_contract = contract(plugin="think")
@@ -149,9 +150,11 @@ def test_the_recipe_is_snapkv_with_thinner_keys():
     snapkv = kvpolicy.recipe("snapkv", smoother=smoother, budget=60)
     layer = observation(positions=100, window=32)
 
-    keys, values = policy.evict(layer)
+    contents = evicted(policy, layer)
+    keys, values = contents.keys.view, contents.values.view
 
-    whole, expected = snapkv.evict(layer)
+    contents = evicted(snapkv, layer)
+    whole, expected = contents.keys.view, contents.values.view
     assert torch.equal(values, expected)
     assert ((keys[:, :, :28] == 0).sum(-1) == 3).all()
     assert torch.equal(keys[:, :, 28:], whole[:, :, 28:])

@@ -9,6 +9,7 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
+from kvpolicy.testing.evicted import selected
 from kvpolicy_tova import OmissionScorer
 
 test_contract = contract(plugin="tova")
@@ -31,7 +32,7 @@ def decoded(policy, case, steps):
             positions=torch.cat([positions, new], -1),
             seen=stop,
         )
-        selection = policy.select(layer)
+        selection = selected(policy, layer)
         held_keys, held_values = policy.compact(layer.keys, layer.values, selection, layer)
         positions = layer.positions.gather(-1, selection.indices)
         yield positions
@@ -79,7 +80,7 @@ def test_the_recipe_protects_nothing_and_the_newest_token_can_go():
     layer = kvpolicy.Observation(queries=torch.ones(1, 4, 1, 4), keys=keys, values=keys)
     policy = kvpolicy.recipe("tova", budget=11)
     assert (policy.protected, policy.every) == (0, 1)
-    assert torch.equal(policy.select(layer).indices, torch.arange(11).expand(1, 2, -1))
+    assert torch.equal(selected(policy, layer).indices, torch.arange(11).expand(1, 2, -1))
 
 
 def test_an_allocator_that_treats_heads_apart_is_refused():

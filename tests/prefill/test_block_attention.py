@@ -81,7 +81,7 @@ def test_a_length_that_is_new_compiles_nothing(check):
             check(door, VERTICAL_SLASH, length=length)
 
 
-@pytest.mark.parametrize("pattern", [A_SHAPE, VERTICAL_SLASH], ids=["a-shape", "vertical-slash"])
+@pytest.mark.parametrize("pattern", [A_SHAPE, VERTICAL_SLASH], ids=["ashape", "verticalslash"])
 def test_density_is_the_share_of_pairs_that_the_mask_allows(prompt, element_mask, pattern):
     queries, keys, _ = prompt(0, batch=2, length=117)
     blocks = attended(pattern.choose(queries, keys, scaling=SCALING)).expand(2, 4, -1, -1)

@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import kvpolicy.prefill.last_attention as last_attention
+from kvpolicy.discovery.registry import installed
 from kvpolicy.errors import (
     InvalidComponentError,
     InvalidOptionError,
     InvalidValueError,
     UnknownComponentError,
 )
-from kvpolicy.prefill import PATTERNS, AShape, PrefillPattern, VerticalSlash, pattern_of
+from kvpolicy.named import resolved
+from kvpolicy.prefill import AShape, PrefillPattern, VerticalSlash
 from kvpolicy.prefill.blocks import blocks_of
 
 SMALL = VerticalSlash(queries=9, columns=12, diagonals=14, sinks=5, local=10, block=8)
@@ -154,23 +156,27 @@ def test_nothing_is_left_out_of_a_prompt_up_to_the_length_that_is_dense(prompt, 
     assert not chosen.all(0).all(0).equal(causal(chosen.shape[-1]))
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+def pattern_of(given):
+    return resolved("prefill_pattern", given).part
+
+
+@pytest.mark.parametrize("name", [each.name for each in installed("prefill_pattern")])
 def test_a_pattern_is_a_name_a_mapping_or_an_object(name):
-    pattern = PATTERNS[name]()
+    pattern = pattern_of(name)
     assert isinstance(pattern, PrefillPattern)
-    assert pattern == pattern_of(name) == pattern_of({"name": name}) == pattern_of(pattern)
+    assert pattern == pattern_of({"name": name}) == pattern_of(pattern)
     assert pattern_of({"name": name, "block": 64}).block == 64
 
 
 @pytest.mark.parametrize(
     ("prefill", "error", "sentence"),
     [
-        ("ashape", UnknownComponentError, "no prefill pattern named 'ashape'. Did you mean 'a-sh"),
+        ("a-shape", UnknownComponentError, "no prefill pattern named 'a-shape'. Did you mean 'ash"),
         ({"sinks": 4}, InvalidValueError, "a mapping with a 'name'"),
-        ({"name": "a-shape", "sink": 4}, InvalidOptionError, "no option 'sink'. Did you mean 'si"),
-        ({"name": "a-shape", "local": 0}, InvalidValueError, "'a-shape': 'local' must be at least"),
-        ({"name": "vertical-slash", "queries": 1.5}, InvalidValueError, "'queries' must be an int"),
-        ({"name": "vertical-slash", "block": 0}, InvalidValueError, "'block' must be at least 1"),
+        ({"name": "ashape", "sink": 4}, InvalidOptionError, "no option 'sink'. Did you mean 'si"),
+        ({"name": "ashape", "local": 0}, InvalidValueError, "'ashape': 'local' must be at least"),
+        ({"name": "verticalslash", "queries": 1.5}, InvalidValueError, "'queries' must be an int"),
+        ({"name": "verticalslash", "block": 0}, InvalidValueError, "'block' must be at least 1"),
         (AShape, InvalidComponentError, "a PrefillPattern"),
         (7, InvalidComponentError, "a PrefillPattern"),
     ],

@@ -1,5 +1,6 @@
 """Each promise catches a part that breaks it; the contract names what it cannot check."""
 
+import copy
 import itertools
 
 import attrs
@@ -9,6 +10,8 @@ from hypothesis import find
 
 import kvpolicy
 from kvpolicy import errors, testing
+from kvpolicy.cache.storage.offloaded import Offloaded
+from kvpolicy.prefill import AShape
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.selection import Selection, TopKSelector
@@ -195,6 +198,68 @@ class ReusingCompactor(GatherCompactor):
         return tuple(buffer[: each.numel()].view(each.shape).copy_(each) for buffer, each in pairs)
 
 
+class ForgetfulStorage(Offloaded):
+    def load(self, stored):
+        contents = super().load(stored)
+        contents.slots.known = contents.slots.positions.int() - 1
+        return contents
+
+
+class WearingStorage(Offloaded):
+    def store(self, contents, before):
+        contents.keys.buffer.mul_(0.5)
+        return super().store(contents, before)
+
+
+class StaleStorage(Offloaded):
+    def extend(self, stored, contents):
+        pass
+
+
+@attrs.define
+class UnmovedContents:
+    layout: object
+    row_nbytes = 1
+    nbytes = 1
+
+    def select_rows(self, batch):
+        pass
+
+    def forget_last(self, count):
+        pass
+
+
+class UnmovedStorage(Offloaded):
+    form = UnmovedContents
+
+    def store(self, contents, before):
+        return UnmovedContents(contents)
+
+    def load(self, stored):
+        return copy.deepcopy(stored.layout)
+
+
+class FloatPattern(AShape):
+    def choose(self, queries, keys, **how):
+        return super().choose(queries, keys, **how).float()
+
+
+class ChangingPattern(AShape):
+    def choose(self, queries, keys, **how):
+        keys.add_(1)
+        return super().choose(queries, keys, **how)
+
+
+class MinglingPattern(AShape):
+    def choose(self, queries, keys, **how):
+        chosen = super().choose(queries, keys, **how).expand(len(keys), -1, -1, -1)
+        return chosen & (keys.mean() > keys.mean((1, 2, 3), keepdim=True))
+
+
+class HastyPattern(AShape):
+    dense_up_to = 10_000
+
+
 FAULTY = {
     "scorer": {
         "asks_for_a_window_that_can_be": NoWindow(),
@@ -237,8 +302,22 @@ FAULTY = {
         "gives_away_what_it_returns": ReusingCompactor(),
         "leaves_its_inputs_alone": ScalingCompactor(),
     },
+    "storage": {
+        "loads_the_tokens_that_were_stored": ForgetfulStorage(),
+        "loses_nothing_more_when_it_stores_again": WearingStorage(),
+        "adds_new_rows_and_leaves_the_others": StaleStorage(),
+        "moves_kept_rows_as_they_are": WearingStorage(),
+        "follows_the_rows_of_the_batch": UnmovedStorage(),
+        "forgets_the_last_tokens": UnmovedStorage(),
+        "says_what_goes_into_a_file": UnmovedStorage(),
+    },
+    "prefill_pattern": {
+        "chooses_blocks_for_every_head": FloatPattern(sinks=4, local=8, block=4),
+        "chooses_the_same_twice": ChangingPattern(sinks=4, local=8, block=4),
+        "chooses_for_each_row_as_if_alone": MinglingPattern(sinks=4, local=8, block=4),
+        "leaves_nothing_out_of_a_short_prompt": HastyPattern(sinks=4, local=8, block=64),
+    },
     "recipe": {
-        "changes_nothing_below_the_budget": {"scorer": "snapkv", "compactor": AddingCompactor()},
         "survives_a_trip_through_json": {"scorer": Scorer()},
         "generates_within_the_budget": {"scorer": "snapkv", "allocator": GenerousAllocator()},
         "keeps_two_conversations_apart": {"scorer": Counts()},
@@ -251,6 +330,8 @@ BLAMELESS = {
     "allocator": UniformAllocator(),
     "selector": TopKSelector(),
     "compactor": GatherCompactor(),
+    "storage": Offloaded(),
+    "prefill_pattern": AShape(sinks=4, local=8, block=4),
     "recipe": {"scorer": "snapkv"},
 }
 

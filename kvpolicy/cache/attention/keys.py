@@ -1,67 +1,79 @@
-"""Renumbered slots: keys turned from the position they were written at to their place in the cache.
+"""Keys as attention sees them: as stored, or rotated to their slots.
 
-Keys stay stored as the model rotated them, and are turned anew for every forward: once, in float32.
-So nothing drifts, however often a layer is evicted, and true positions stay known. Only distances
-matter to rotary attention; the newest token keeps its true position, and the others count back from
-it without a gap. Queries and new keys are then right as the model rotates them.
+With slot positions, keys stay stored as the model rotated them, and every forward rotates them
+anew, once, in float32. So rounding does not add up over evictions, and true positions stay known.
+Rotary attention depends on distances only. The newest token keeps its true position, and the other
+tokens count back from it without a gap: queries and new keys are right as the model rotates them.
 """
 
 from __future__ import annotations
 
+import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.cache.eviction.views import Turned
 from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy_kernels import rerotate_keys
 
 
-def as_stored(contents: Contents) -> Turned:
-    """Return the keys as they are."""
-    prefix = contents.prefix
-    return Turned(keys=contents.keys.view, prefix=None if prefix is None else prefix.keys)
+@attrs.frozen(kw_only=True, eq=False)
+class AttendedKeys:
+    """The keys of a layer as attention sees them: dense ones, and those of ragged rows."""
+
+    dense: Float[Tensor, "B N T D"]
+    ragged: Float[Tensor, "R D"] | None = None
 
 
-def by_slot(contents: Contents, rotary: Rotary) -> Turned:
-    """Return the keys as if the tokens held were all there ever was."""
-    keys = contents.keys.view
-    if contents.prefix is not None:
-        return Turned(keys=keys, prefix=_prefix_by_slot(contents, rotary))
-    moved = contents.slots.moved
+def attended(contents: Contents, slot_rotary: Rotary | None = None) -> AttendedKeys:
+    """Return the keys as stored, or as if the tokens held were all that the model ever read.
+
+    `slot_rotary` is the model's rotary embedding where rotary positions follow slots.
+    """
+    keys, ragged = contents.keys.view, contents.ragged
+    if slot_rotary is None:
+        return AttendedKeys(dense=keys, ragged=None if ragged is None else ragged.keys)
+    if ragged is not None:
+        return AttendedKeys(dense=keys, ragged=_ragged_by_slot(ragged, contents.slots, slot_rotary))
+    return AttendedKeys(dense=_dense_by_slot(keys, contents.slots, slot_rotary))
+
+
+def _dense_by_slot(
+    keys: Float[Tensor, "B N T D"], slots: Slots, rotary: Rotary
+) -> Float[Tensor, "B N T D"]:
+    moved = slots.moved
     if not moved:
-        return Turned(keys=keys)
-    positions = contents.slots.positions[:, :, :moved]
-    seen = torch.tensor(contents.slots.seen, device=keys.device)[:, None, None]
-    slots = seen - contents.slots.held + torch.arange(moved, device=keys.device)
-    turned = _turned(keys[:, :, :moved], positions, slots, rotary)
-    return Turned(keys=torch.cat([turned, keys[:, :, moved:]], dim=2))
+        return keys
+    seen = torch.tensor(slots.seen, device=keys.device)[:, None, None]
+    places = seen - slots.held + torch.arange(moved, device=keys.device)
+    rotated = _rotated(keys[:, :, :moved], slots.positions[:, :, :moved], places, rotary)
+    return torch.cat([rotated, keys[:, :, moved:]], dim=2)
 
 
-def _prefix_by_slot(contents: Contents, rotary: Rotary) -> Float[Tensor, "R D"]:
-    """Turn every head's prefix to stand right before the tail of its row."""
-    prefix, slots = contents.prefix, contents.slots
-    if prefix is None:
-        raise TypeError("only an uneven layer has a prefix")
-    places = torch.cat(
-        [
-            torch.arange(rows.start - rows.stop, 0) + slots.seen[row] - slots.lengths[row]
-            for row, _, rows in prefix.heads()
-        ]
-    ).to(prefix.keys.device)
-    turned = _turned(
-        prefix.keys[None, None], prefix.positions.long()[None, None], places[None, None], rotary
+def _ragged_by_slot(ragged: RaggedRows, slots: Slots, rotary: Rotary) -> Float[Tensor, "R D"]:
+    """Rotate every head's rows to stand right before the dense rows of its sequence."""
+    places = [
+        torch.arange(rows.start - rows.stop, 0, device="cpu") + slots.seen[row] - slots.lengths[row]
+        for row, _, rows in ragged.heads()
+    ]
+    rotated = _rotated(
+        ragged.keys[None, None],
+        ragged.positions.long()[None, None],
+        torch.cat(places).to(ragged.keys.device)[None, None],
+        rotary,
     )
-    return turned[0, 0]
+    return rotated[0, 0]
 
 
-def _turned(
+def _rotated(
     keys: Float[Tensor, "B N S D"],
     positions: Int[Tensor, "B N S"],
-    slots: Int[Tensor, "B #N S"],  # noqa: UP037 - no comment: N may be 1
+    slots: Int[Tensor, "B #N S"],  # noqa: UP037 - a shape, and no comment: N may be 1
     rotary: Rotary,
 ) -> Float[Tensor, "B N S D"]:
-    # Padding has no position; it may be turned to anywhere.
+    # Padding has no position; any will do, since no token sees it.
     old, new = (rotary.tables(each.clamp(min=0)) for each in (positions, slots))
     return rerotate_keys(keys, old, new, interleaved=rotary.interleaved)

@@ -1,4 +1,4 @@
-"""The first prompt of a layer, read by a pattern: rows without their padding, then all at once."""
+"""Sparse prefill of one layer: the first prompt attends to the blocks that a pattern chooses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kvpolicy.errors import (
     shown,
     told,
 )
+from kvpolicy.observation.logits import Logits
 from kvpolicy.pipeline.writes import versions, written
 from kvpolicy.prefill.attention import block_attention
 from kvpolicy.prefill.blocks import attended, blocks_of, density
@@ -23,7 +24,7 @@ from kvpolicy.prefill.pattern import PrefillPattern
 
 
 class SparsePrompt(NamedTuple):
-    """What attention gave, and the share of the causal query-key pairs that it looked at."""
+    """The output of attention, and the share of the causal query-key pairs that was computed."""
 
     output: Float[Tensor, "B Q H Dv"]
     density: Float64[Tensor, ""]
@@ -36,23 +37,28 @@ def read_sparsely(
     keys: Float[Tensor, "B N S D"],
     values: Float[Tensor, "B N S Dv"],
     lengths: Sequence[int],
-    *,
-    scaling: float,
-    softcap: float | None,
+    logits: Logits,
 ) -> SparsePrompt:
-    """Attend to what the pattern chooses of prompts whose last `lengths` tokens are real.
+    """Attend to the blocks that the pattern chooses; each row's last `lengths` tokens are real.
 
-    Every row is read as if alone. Padding moves behind the prompt, where no real token sees it.
+    Every row is read as if it were alone: padding moves behind the prompt, where no real token sees
+    it.
     """
     padding = [queries.shape[2] - length for length in lengths]
     if any(padding):
         queries, keys, values = (_moved(each, padding, -1) for each in (queries, keys, values))
-        chosen = _chosen_by_row(pattern, queries, keys, lengths, scaling, softcap)
+        chosen = _chosen_by_row(pattern, queries, keys, lengths, logits)
     else:
-        chosen = _chosen(pattern, queries, keys, scaling, softcap)
+        chosen = _chosen(pattern, queries, keys, logits)
     blocks = attended(chosen)
     output = block_attention(
-        queries, keys, values, blocks, block=pattern.block, scaling=scaling, softcap=softcap
+        queries,
+        keys,
+        values,
+        blocks,
+        block=pattern.block,
+        scaling=logits.scaling,
+        softcap=logits.softcap,
     )
     if any(padding):
         output = _moved(output, padding, 1)
@@ -64,9 +70,9 @@ def read_sparsely(
 def _moved(
     tokens: Float[Tensor, "B H S D"], padding: Sequence[int], direction: int
 ) -> Float[Tensor, "B H S D"]:
-    """Turn every row by its padding: from the left to the right, or back."""
-    turned = [row.roll(direction * count, 1) for row, count in zip(tokens, padding, strict=True)]
-    return torch.stack(turned)
+    """Move every row's padding from the left to the right, or back."""
+    moved = [row.roll(direction * count, 1) for row, count in zip(tokens, padding, strict=True)]
+    return torch.stack(moved)
 
 
 def _chosen_by_row(
@@ -74,17 +80,16 @@ def _chosen_by_row(
     queries: Float[Tensor, "B H S D"],
     keys: Float[Tensor, "B N S D"],
     lengths: Sequence[int],
-    scaling: float,
-    softcap: float | None,
+    logits: Logits,
 ) -> Bool[Tensor, "B H M M"]:
-    """Let the pattern choose for each row's own length; a row that is short attends to all."""
+    """Let the pattern choose for each row's own length; a short row attends to all its keys."""
     batch, heads, longest, _ = queries.shape
     count = blocks_of(longest, pattern.block)
     chosen = queries.new_ones((batch, heads, count, count), dtype=torch.bool)
     for row, length in enumerate(lengths):
         if length > pattern.dense_up_to:
             prompt = (slice(row, row + 1), slice(None), slice(length))
-            own = _chosen(pattern, queries[prompt], keys[prompt], scaling, softcap)
+            own = _chosen(pattern, queries[prompt], keys[prompt], logits)
             chosen[row, :, : own.shape[-1], : own.shape[-1]] = own[0]
     return chosen
 
@@ -93,14 +98,13 @@ def _chosen(
     pattern: PrefillPattern,
     queries: Float[Tensor, "B H S D"],
     keys: Float[Tensor, "B N S D"],
-    scaling: float,
-    softcap: float | None,
+    logits: Logits,
 ) -> Bool[Tensor, "b h M M"]:
-    """Let the pattern choose, and name it where it does anything else."""
+    """Let the pattern choose, and name the pattern in every error."""
     name, inputs = f"prefill pattern {shown(pattern)}", (queries, keys)
     before = versions(inputs)
     try:
-        chosen: Any = pattern.choose(queries, keys, scaling=scaling, softcap=softcap)
+        chosen: Any = pattern.choose(queries, keys, scaling=logits.scaling, softcap=logits.softcap)
     except KvpolicyError:
         raise
     except (Exception, SystemExit) as error:

@@ -1,4 +1,4 @@
-"""How many positions each head of a layer keeps: all processes that share a model say the same."""
+"""Allocate: how many positions each head of a layer keeps, the same in all processes."""
 
 from __future__ import annotations
 
@@ -8,42 +8,50 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kvpolicy.cache.eviction.evict import Ranked
+from kvpolicy.cache.eviction.ranked import Ranked
 from kvpolicy.errors import InvalidComponentError
 from kvpolicy.observation.shard import Shard
-from kvpolicy.pipeline.checks import title
-from kvpolicy.policy import Policy
+from kvpolicy.pipeline.pipeline import Pipeline
+
+Budgets = Int[Tensor, "b N"] | None
+"""Positions that each head keeps; None keeps all."""
 
 
-def budgets_of(policy: Policy, ranked: Ranked) -> Int[Tensor, "b N"] | None:
-    """Let the policy share out one layer's budget among its heads; None if it keeps all."""
+def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
+    """Let the policy share out one layer's budget among its heads."""
     scores = ranked.scores_of_layer
     if scores is None:
         return None
-    return _agreed(policy, policy.allocate(scores, ranked.observation), ranked.shard)
+    budgets = pipeline.allocate(scores, ranked.observation)
+    return _agreed(pipeline, budgets, ranked.shard)
 
 
-def budgets_of_layers(policy: Policy, layers: Sequence[Ranked]) -> list[Int[Tensor, "b N"] | None]:
-    """Let the policy share out the budget of one sequence among all layers, once all are ranked."""
+def budgets_of_layers(pipeline: Pipeline, layers: Sequence[Ranked]) -> list[Budgets]:
+    """Let the policy share out the budget of one sequence among all layers."""
     scores = [each.scores_of_layer for each in layers]
     known = [each for each in scores if each is not None]
     if len(known) < len(layers):
         return [None] * len(layers)
-    # Layers may be on different devices: the first one's is where they are compared.
+    # Layers may be on different devices: they are compared on the first layer's.
     together = [each.to(known[0].device) for each in known]
-    found = policy.allocate_layers(together, [each.observation for each in layers])
+    found = pipeline.allocate_layers(together, [each.observation for each in layers])
     budgets = [each.to(own.device) for each, own in zip(found, known, strict=True)]
-    return [_agreed(policy, *each) for each in zip(budgets, [e.shard for e in layers], strict=True)]
+    return [
+        _agreed(pipeline, of_layer, layer.shard)
+        for of_layer, layer in zip(budgets, layers, strict=True)
+    ]
 
 
-def _agreed(policy: Policy, budgets: Int[Tensor, "b N"], shard: Shard | None) -> Int[Tensor, "b N"]:
-    """Refuse budgets that differ from process to process: what is held would not fit together."""
+def _agreed(
+    pipeline: Pipeline, budgets: Int[Tensor, "b N"], shard: Shard | None
+) -> Int[Tensor, "b N"]:
+    """Return the budgets; refuse them if processes that share the model differ."""
     if shard is not None and not all(
         torch.equal(budgets, each) for each in shard.exchange(budgets)
     ):
         raise InvalidComponentError(
-            f"{title(policy, 'allocator')} gave the same heads other budgets in other processes: "
-            "where several share a model, it may go by the scores, which are those of all heads, "
-            "and by observation.of_all_heads."
+            f"{pipeline.titles['allocator']} returned different budgets in different processes. "
+            "Under tensor parallelism an allocator may depend only on `scores`, which are those "
+            "of all heads, and on `observation.of_all_heads(...)`."
         )
     return budgets

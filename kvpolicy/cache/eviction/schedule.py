@@ -1,60 +1,61 @@
-"""When a layer is evicted, and which queries are to judge then."""
+"""When a layer is evicted, and which queries the scorer is shown then."""
 
 from __future__ import annotations
 
+import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.policy import Policy
+from kvpolicy.cache.memory.saved import SAVED
 
 
+@attrs.define(eq=False)
 class Schedule:
     """Counts decoded tokens, and remembers the queries since eviction was last due.
 
-    Eviction is due when a prompt ends and after every so many decoded tokens, whether or not there
-    is anything to evict: so a row's turns never depend on its batch mates.
+    Eviction is due when a prompt ends, and after every `every` decoded tokens, whether or not there
+    is anything to evict. So a row's turns never depend on the other rows of its batch. `window` is
+    how many queries the scorer is shown; None shows all.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        """Start with nothing remembered."""
-        self._every = policy.every
-        self._window = policy.scorer.window
-        self._queries: Tensor | None = None
-        self._decoded = 0
+    every: int | None = attrs.field(metadata=SAVED)
+    window: int | None = attrs.field(metadata=SAVED)
+    queries: Float[Tensor, "B H Q D"] | None = attrs.field(metadata=SAVED, default=None)
+    decoded: int = attrs.field(metadata=SAVED, default=0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the queries remembered."""
-        return 0 if self._queries is None else self._queries.nbytes
+        """Bytes of the remembered queries."""
+        return 0 if self.queries is None else self.queries.nbytes
 
     def queries_if_due(
         self, query: Float[Tensor, "B H Q D"], *, decoded: bool
     ) -> Float[Tensor, "B H W D"] | None:
-        """Return the queries since eviction was last due if it is due now, else remember them.
+        """Return the queries since eviction was last due if it is due now; else remember them.
 
-        Their keys are all held, so that they see one another as in the model.
+        The keys of these queries are all held, so that the queries see one another as in the model.
         """
-        if decoded and self._every is None:
+        if decoded and self.every is None:
             return None
-        if self._queries is not None:
-            query = torch.cat([self._queries, query], dim=2)
-        query = query if self._window is None else query[:, :, -self._window :]
-        self._decoded = self._decoded + 1 if decoded else 0
-        if decoded and self._decoded < (self._every or 0):
-            self._queries = query
+        if self.queries is not None:
+            query = torch.cat([self.queries, query], dim=2)
+        query = query if self.window is None else query[:, :, -self.window :]
+        self.decoded = self.decoded + 1 if decoded else 0
+        if decoded and self.decoded < (self.every or 0):
+            self.queries = query
             return None
-        self._queries, self._decoded = None, 0
+        self.queries, self.decoded = None, 0
         return query
 
     def forget_last(self, count: int) -> None:
         """Forget the last `count` tokens."""
-        self._decoded = max(0, self._decoded - count)
-        if self._queries is not None:
-            kept = self._queries[:, :, :-count]
-            self._queries = kept if kept.shape[2] else None
+        self.decoded = max(0, self.decoded - count)
+        if self.queries is not None:
+            kept = self.queries[:, :, :-count]
+            self.queries = kept if kept.shape[2] else None
 
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
-        if self._queries is not None:
-            self._queries = self._queries.index_select(0, batch.to(self._queries.device))
+        if self.queries is not None:
+            self.queries = self.queries.index_select(0, batch.to(self.queries.device))

@@ -1,4 +1,4 @@
-"""From kept pieces back to what a layer holds: dense where heads are equally long, else ragged."""
+"""From kept pieces to the contents of a layer: dense where heads are even, ragged where not."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents, Rows
-from kvpolicy.cache.memory.ragged import Prefix
+from kvpolicy.cache.memory.ragged import RaggedRows
 from kvpolicy.cache.memory.slots import Slots
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Piece:
-    """What is kept of some rows and heads: the first `lengths` of K, or all K of them."""
+    """What some rows and heads keep: the first `lengths` of K positions, or all K of them."""
 
     keys: Float[Tensor, "b n K D"]
     values: Float[Tensor, "b n K Dv"]
@@ -27,7 +27,7 @@ class Piece:
 
     @property
     def longest(self) -> int:
-        """K, the most that is kept of a row and head."""
+        """K, the most positions that a head keeps."""
         return self.keys.shape[2]
 
     @property
@@ -35,12 +35,12 @@ class Piece:
         """How many positions each row and head keeps."""
         if self.lengths is not None:
             return self.lengths
-        return torch.full(self.keys.shape[:2], self.longest)
+        return torch.full(self.keys.shape[:2], self.longest, device="cpu")
 
     def flat(self) -> dict[str, Tensor]:
-        """Return what is kept as rows, every head behind the one before it.
+        """Return the kept rows, each head's behind those of the head before it.
 
-        Those of the state are [R, G, *rest], of the G query heads that read a row.
+        The rows of the state are [R, G, *rest], with the G query heads that read a row.
         """
         tables = {"keys": self.keys, "values": self.values, "positions": self.positions}
         if self.state is not None:
@@ -48,7 +48,7 @@ class Piece:
             tables["state"] = by_group.transpose(2, 3)
         rows = None
         if self.lengths is not None:
-            kept = torch.arange(self.longest) < self.lengths[..., None]
+            kept = torch.arange(self.longest, device="cpu") < self.lengths[..., None]
             rows = kept.flatten().nonzero()[:, 0].to(self.keys.device)
         joined = {name: table.flatten(0, 2) for name, table in tables.items()}
         return {name: flat if rows is None else flat[rows] for name, flat in joined.items()}
@@ -57,8 +57,8 @@ class Piece:
 def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) -> Contents:
     """Put the pieces of every group of rows into one batch.
 
-    A group is one piece of all its heads, or a row's pieces, one for each head. They are `even` if
-    all heads of a group keep equally many, those of other processes included.
+    A group is one piece with all heads, or one piece for each head of one row. `even` says that all
+    heads keep equally many positions, heads of other processes included.
     """
     if even:
         return _dense([_across_heads(pieces) for pieces in groups], slots)
@@ -66,7 +66,7 @@ def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) ->
 
 
 def _across_heads(pieces: Sequence[Piece]) -> Piece:
-    """Join a row's heads, which keep equally many."""
+    """Join the heads of a row, which keep equally many positions."""
     if len(pieces) == 1:
         return pieces[0]
     keys, values, positions = (
@@ -109,7 +109,7 @@ def _dense(rows: Sequence[Piece], slots: Slots) -> Contents:
 
 
 def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
-    """Put every head behind the one before it, and begin an empty tail."""
+    """Put every head behind the head before it, and begin with no dense rows."""
     flat = [piece.flat() for piece in pieces]
     keys, values, positions = (
         torch.cat([tables[name] for tables in flat]) for name in ("keys", "values", "positions")
@@ -123,7 +123,7 @@ def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
         values=Rows(values.new_empty((*shape, values.shape[-1]))),
         slots=slots.emptied(),
         state=None if state is None else state.new_empty((shape[0], heads, 0, *state.shape[2:])),
-        prefix=Prefix(
+        ragged=RaggedRows(
             keys=keys,
             values=values,
             positions=positions.int(),

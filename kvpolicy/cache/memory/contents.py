@@ -1,37 +1,44 @@
-"""What a layer holds, with room to grow, so that a decoded token costs one row, not a copy."""
+"""What one layer holds: rows of keys and values with room to grow, and the token of each slot."""
 
 from __future__ import annotations
 
 import attrs
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, is_inference_mode_enabled
 
-from kvpolicy.cache.memory.ragged import Prefix
+from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.cache.memory.slots import Slots
 
 
-class Rows:
-    """[B, N, C, D] preallocated rows, of which the first `held` are in use.
+def _owned(first: Shaped[Tensor, "B N S D"]) -> Shaped[Tensor, "B N S D"]:
+    first = first.contiguous()
+    # A view would keep alive the memory that it is a view of.
+    return first if first.untyped_storage().nbytes() == first.nbytes else first.clone()
 
-    The slack is bounded: a full buffer grows by 1/16, at least 16 rows, and is not kept for less
-    than 8/9 of its rows, or all but 32.
+
+@attrs.define(eq=False)
+class Rows:
+    """A buffer [B, N, C, D] whose first `held` rows are in use.
+
+    The first rows are taken over as they are, without slack. A full buffer grows by 1/16 of its
+    rows, and by at least 16. See `fits` for how much slack is allowed after rows were removed.
     """
 
-    def __init__(self, first: Float[Tensor, "B N S D"]) -> None:
-        """Take over the first rows as they are; there is no slack until the first append."""
-        first = first.contiguous()
-        # A view would keep alive what it is a view of.
-        owned = first.untyped_storage().nbytes() == first.nbytes
-        self.buffer = first if owned else first.clone()
-        self.held = first.shape[2]
+    buffer: Shaped[Tensor, "B N C D"] = attrs.field(converter=_owned)
+    held: int = attrs.field(init=False)
+
+    @held.default
+    def _all_of_the_first(self) -> int:
+        return self.buffer.shape[2]
 
     @property
-    def view(self) -> Float[Tensor, "B N S D"]:
+    def view(self) -> Shaped[Tensor, "B N S D"]:
         """The rows in use; a new tensor object each time."""
         return self.buffer.narrow(2, 0, self.held)
 
-    def behind(self, held: int) -> Float[Tensor, "B N Q D"]:
+    def behind(self, held: int) -> Shaped[Tensor, "B N Q D"]:
         """Return the rows in use behind the first `held`."""
         return self.buffer.narrow(2, held, self.held - held)
 
@@ -40,7 +47,7 @@ class Rows:
         """Bytes allocated, slack included."""
         return self.buffer.nbytes
 
-    def append(self, new: Float[Tensor, "B N Q D"]) -> None:
+    def append(self, new: Shaped[Tensor, "B N Q D"]) -> None:
         """Write new rows behind those in use."""
         needed = self.held + new.shape[2]
         if needed > self.buffer.shape[2] or self._is_locked:
@@ -57,92 +64,110 @@ class Rows:
         self.buffer = self.view.index_select(0, batch.to(self.buffer.device))
 
     def fits(self, held: int) -> bool:
-        """Whether this memory is not much more than so many rows need, and may be written to."""
+        """Whether the buffer may keep `held` rows: its slack is small and it may be written to.
+
+        Small is at most an eighth of `held`, or 32 rows.
+        """
         slack = self.buffer.shape[2] - held
         return slack <= max(32, held // 8) and not self._is_locked
 
     @property
     def _is_locked(self) -> bool:
-        """A buffer made in inference mode may not be written to outside it."""
+        """Whether the buffer was made in inference mode, so that it may not be written to now."""
         return self.buffer.is_inference() and not is_inference_mode_enabled()
 
     def _grow(self, capacity: int) -> None:
         batch, heads, _, dim = self.buffer.shape
-        buffer = self.buffer.new_empty((batch, heads, capacity, dim))
+        buffer = torch.empty(
+            (batch, heads, capacity, dim), dtype=self.buffer.dtype, device=self.buffer.device
+        )
         buffer[:, :, : self.held] = self.view
         self.buffer = buffer
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Contents:
-    """What a layer holds: rows of keys and values, and the token of each.
+    """Keys and values of one layer, in position order, real tokens right-aligned.
 
-    After an uneven eviction a ragged `prefix` holds what was kept, and the rows are those of the
-    tokens since. `state` is the running state of the rows; the prefix has its own.
+    After an uneven eviction `ragged` holds the rows that were kept, and `keys` and `values` are
+    those of the tokens since. `state` is the scorer's running state for `keys`; `ragged` has its
+    own.
     """
 
-    keys: Rows
-    values: Rows
-    slots: Slots
-    state: Float[Tensor, "B H S *rest"] | None = None
-    prefix: Prefix | None = None
+    keys: Rows = attrs.field(metadata=SAVED)
+    values: Rows = attrs.field(metadata=SAVED)
+    slots: Slots = attrs.field(metadata=SAVED)
+    state: Float[Tensor, "B H S *rest"] | None = attrs.field(metadata=SAVED, default=None)
+    ragged: RaggedRows | None = attrs.field(metadata=SAVED, default=None)
+
+    @classmethod
+    def of(cls, keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"]) -> Contents:
+        """Hold the first tokens of a conversation.
+
+        >>> Contents.of(torch.ones(1, 2, 5, 8), torch.ones(1, 2, 5, 8)).held
+        5
+        """
+        slots = Slots.empty(keys.shape[0], keys.shape[1], keys.device)
+        slots.append(keys.shape[2])
+        return cls(Rows(keys), Rows(values), slots)
+
+    def append(self, keys: Float[Tensor, "B N Q D"], values: Float[Tensor, "B N Q Dv"]) -> None:
+        """Add the keys and values of new tokens."""
+        self.keys.append(keys)
+        self.values.append(values)
+        self.slots.append(keys.shape[2])
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        owned = (self.keys, self.values, self.slots, self.state, self.prefix)
+        owned = (self.keys, self.values, self.slots, self.state, self.ragged)
         return sum(each.nbytes for each in owned if each is not None)
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes that key and value of one position take."""
+        """Bytes of the key and the value of one position."""
         both = (self.keys.buffer, self.values.buffer)
         return sum(each.shape[3] * each.element_size() for each in both)
 
     def is_consistent(self, seen: int) -> bool:
-        """Whether all that is held fits together, after `seen` tokens."""
+        """Whether keys, values, positions and lengths fit one another, after `seen` tokens."""
         slots, rows = self.slots, (self.keys.view, self.values.view)
         shape = (slots.batch, slots.heads, slots.held)
-        fits = all(each.shape[:3] == shape and each.is_floating_point() for each in rows)
+        fits = all(each.shape[:3] == shape for each in rows)
         fits = fits and len(slots.lengths) == len(slots.seen) == slots.batch
         fits = fits and max(slots.seen) <= seen and slots.positions.shape == shape
-        prefix = self.prefix
-        if prefix is None:
+        if self.ragged is None:
             return fits
-        count = int(prefix.lengths.sum())
-        flat = (prefix.keys, prefix.values, prefix.positions)
-        return (
-            fits and prefix.lengths.shape == shape[:2] and {len(each) for each in flat} == {count}
-        )
+        return fits and self.ragged.is_consistent(shape[:2])
 
     @property
     def held(self) -> int:
         """Slots of the head that holds the most, padding included."""
-        return self.slots.held + (0 if self.prefix is None else self.prefix.longest)
+        return self.slots.held + (0 if self.ragged is None else self.ragged.longest)
 
     @property
     def mean_held(self) -> float:
-        """Slots that a head holds on average, padding included."""
-        mean = 0.0 if self.prefix is None else float(self.prefix.lengths.double().mean())
+        """Slots of a head on average, padding included."""
+        mean = 0.0 if self.ragged is None else float(self.ragged.lengths.double().mean())
         return self.slots.held + mean
 
     @property
     def positions(self) -> Int[Tensor, "B N S"]:
         """The position of every slot; -1 is padding, leftmost."""
-        if self.prefix is None:
+        if self.ragged is None:
             return self.slots.positions
-        padded = self.prefix.padded(self.prefix.positions, -1).long()
+        padded = self.ragged.padded(self.ragged.positions, -1).long()
         joined = torch.cat([padded, self.slots.positions], -1)
-        # Padding of the tail stands behind an empty prefix: it joins that on the left.
+        # A row without ragged rows has its padding behind them: it moves to the left.
         order = (joined >= 0).int().argsort(stable=True, dim=-1)
         return joined.gather(-1, order)
 
-    def joined(self, name: str) -> Float[Tensor, "B N S D"]:
+    def joined(self, name: str) -> Shaped[Tensor, "B N S D"]:
         """Return "keys" or "values" as one dense tensor, shorter heads padded on the left."""
-        rows: Float[Tensor, "B N T D"] = getattr(self, name).view
-        if self.prefix is None:
+        rows: Shaped[Tensor, "B N T D"] = getattr(self, name).view
+        if self.ragged is None:
             return rows
-        return torch.cat([self.prefix.padded(getattr(self.prefix, name)), rows], 2)
+        return torch.cat([self.ragged.padded(getattr(self.ragged, name)), rows], 2)
 
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
@@ -150,18 +175,21 @@ class Contents:
             owned.select_rows(batch)
         if self.state is not None:
             self.state = self.state.index_select(0, batch.to(self.state.device))
-        if self.prefix is not None:
-            self.prefix = self.prefix.of_rows(batch.tolist())
+        if self.ragged is not None:
+            self.ragged = self.ragged.of_rows(batch.tolist())
 
     def forget_last(self, count: int) -> None:
-        """Drop each sequence's last `count` tokens, or raise as `Slots.held_of_last` does."""
+        """Drop each sequence's last `count` tokens.
+
+        Raises CacheStateError as `Slots.held_of_last` does.
+        """
         seen = self.slots.seen
-        if self.prefix is None:
+        if self.ragged is None:
             self.slots.forget_last(count)
         else:
             self.slots.check_seen(count)
             self.slots.drop_columns(count)
-            self.prefix = self.prefix.before([each - count for each in seen])
+            self.ragged = self.ragged.before([each - count for each in seen])
         self.keys.truncate(self.slots.held)
         self.values.truncate(self.slots.held)
         if self.state is not None:

@@ -1,4 +1,4 @@
-"""What an uneven eviction leaves: every head's rows one after another, as many as it kept."""
+"""Rows of uneven heads: each head's rows behind those of the head before it, without padding."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from itertools import product
 
 import attrs
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+
+from kvpolicy.cache.memory.saved import SAVED
+
+
+def _on_the_host(lengths: Tensor) -> Tensor:
+    return lengths.cpu()
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Prefix:
-    """R rows of all sequences and heads of a layer, in that order; never written to again.
+class RaggedRows:
+    """R rows of all sequences and heads of a layer, in that order; they are never written to again.
 
-    Bytes held are bytes selected: there is neither padding nor slack. Later tokens go to a dense
-    tail beside it, which all heads share.
+    The bytes held are the bytes of the selected rows: there is neither padding nor slack. Later
+    tokens go to dense rows, which all heads share.
     """
 
-    keys: Float[Tensor, "R D"]
-    values: Float[Tensor, "R Dv"]
-    positions: Int[Tensor, " R"]
-    lengths: Int[Tensor, "B N"]
+    keys: Shaped[Tensor, "R D"] = attrs.field(metadata=SAVED)
+    values: Shaped[Tensor, "R Dv"] = attrs.field(metadata=SAVED)
+    positions: Int[Tensor, " R"] = attrs.field(metadata=SAVED)
+    lengths: Int[Tensor, "B N"] = attrs.field(metadata=SAVED, converter=_on_the_host)
     """How many rows each head holds; on the CPU."""
-    state: Float[Tensor, "R G *rest"] | None = None
+    state: Float[Tensor, "R G *rest"] | None = attrs.field(metadata=SAVED, default=None)
     """Running state of the G query heads that read each row."""
 
     @property
@@ -38,6 +44,12 @@ class Prefix:
         """The most rows that a head holds."""
         return int(self.lengths.max())
 
+    def is_consistent(self, shape: tuple[int, int]) -> bool:
+        """Whether lengths are of (B, N), and there are as many rows as the lengths say."""
+        count = int(self.lengths.sum())
+        flat = (self.keys, self.values, self.positions)
+        return tuple(self.lengths.shape) == shape and {len(each) for each in flat} == {count}
+
     def heads(self) -> Iterator[tuple[int, int, slice]]:
         """Yield every sequence and head with the slice of its rows."""
         first = 0
@@ -47,37 +59,40 @@ class Prefix:
             first += length
 
     def slices(self) -> list[list[slice]]:
-        """Return the rows of every head, by sequence."""
+        """Return the slices of all heads, by sequence."""
         found: list[list[slice]] = [[] for _ in range(self.lengths.shape[0])]
         for row, _, rows in self.heads():
             found[row].append(rows)
         return found
 
-    def padded(self, flat: Tensor, fill: int = 0) -> Tensor:
+    def padded(
+        self, flat: Shaped[Tensor, R * rest], fill: int = 0
+    ) -> Shaped[Tensor, "B N S *rest"]:
         """Return one of its tensors as [B, N, longest, ...], each head right-aligned."""
         shape = (*self.lengths.shape, self.longest, *flat.shape[1:])
-        dense = flat.new_full(shape, fill)
+        dense = torch.full(shape, fill, dtype=flat.dtype, device=flat.device)
         for row, head, rows in self.heads():
             dense[row, head, dense.shape[2] - (rows.stop - rows.start) :] = flat[rows]
         return dense
 
-    def of_rows(self, batch: list[int]) -> Prefix:
+    def of_rows(self, batch: list[int]) -> RaggedRows:
         """Keep, repeat or reorder the sequences of the batch."""
         slices = self.slices()
-        places = torch.arange(len(self.positions))
+        places = torch.arange(len(self.positions), device="cpu")
         taken = torch.cat([places[rows] for row in batch for rows in slices[row]])
         return self._taking(taken, self.lengths[batch])
 
-    def before(self, ends: list[int]) -> Prefix:
-        """Keep what lies before a position, which each sequence has its own of."""
-        limits = torch.tensor(ends).repeat_interleave(self.lengths.sum(1))
+    def before(self, ends: list[int]) -> RaggedRows:
+        """Keep the rows before a position; each sequence has an end of its own."""
+        limits = torch.tensor(ends, device="cpu").repeat_interleave(self.lengths.sum(1))
         kept: Bool[Tensor, " R"] = self.positions.cpu() < limits
-        lengths = torch.tensor([int(kept[rows].sum()) for _, _, rows in self.heads()])
-        return self._taking(kept.nonzero()[:, 0], lengths.view_as(self.lengths))
+        counts = [int(kept[rows].sum()) for _, _, rows in self.heads()]
+        lengths = torch.tensor(counts, device="cpu").view_as(self.lengths)
+        return self._taking(kept.nonzero()[:, 0], lengths)
 
-    def _taking(self, rows: Int[Tensor, " R2"], lengths: Int[Tensor, "B2 N"]) -> Prefix:
+    def _taking(self, rows: Int[Tensor, " R2"], lengths: Int[Tensor, "B2 N"]) -> RaggedRows:
         rows = rows.to(self.keys.device)
-        return Prefix(
+        return RaggedRows(
             keys=self.keys[rows],
             values=self.values[rows],
             positions=self.positions[rows],

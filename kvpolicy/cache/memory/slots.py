@@ -4,44 +4,53 @@ from __future__ import annotations
 
 import copy
 
+import attrs
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kvpolicy.cache.memory.padding import padding_counts
+from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.errors import CacheStateError
 from kvpolicy.observation.shard import Exchange
 
 
+@attrs.define(eq=False)
 class Slots:
-    """The token of every slot of one layer, by its position in its own row.
+    """The position of every slot of one layer.
 
-    Position p is the p-th real token of its row; padding is -1 and stands leftmost. Slots added
-    since the last change of order need no tensor: they follow one another.
+    Position p is the p-th real token of its row; padding is -1 and stands leftmost. `known` has
+    the positions of the first slots. The slots behind them hold the last tokens in order, so that
+    they need no tensor.
     """
 
-    def __init__(self, batch: int, heads: int, device: torch.device) -> None:
-        """Start empty."""
-        self.batch = batch
-        self.heads = heads
-        self.held = 0
-        self.lengths = [0] * batch
-        """Real tokens held, for each row."""
-        self.seen = [0] * batch
-        """Real tokens seen, for each row."""
-        self.moved = 0
-        """Slots, the first ones, before which a token may have been evicted."""
-        self._known = torch.empty((batch, 1, 0), dtype=torch.int32, device=device)
+    batch: int = attrs.field(metadata=SAVED)
+    heads: int = attrs.field(metadata=SAVED)
+    held: int = attrs.field(metadata=SAVED)
+    """Slots in use."""
+    lengths: list[int] = attrs.field(metadata=SAVED)
+    """Real tokens held, for each row."""
+    seen: list[int] = attrs.field(metadata=SAVED)
+    """Real tokens seen, for each row."""
+    moved: int = attrs.field(metadata=SAVED)
+    """How many of the first slots may have a gap before them, because a token was evicted."""
+    known: Int[Tensor, "B n S"] = attrs.field(metadata=SAVED)
+
+    @classmethod
+    def empty(cls, batch: int, heads: int, device: torch.device) -> Slots:
+        """Return no slots for `batch` rows."""
+        known = torch.empty((batch, 1, 0), dtype=torch.int32, device=device)
+        return cls(batch, heads, 0, [0] * batch, [0] * batch, 0, known)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the positions take."""
-        return self._known.nbytes
+        return self.known.nbytes
 
     @property
     def device(self) -> torch.device:
         """Where positions are, and attention is computed."""
-        return self._known.device
+        return self.known.device
 
     def copied(self) -> Slots:
         """Return the same slots, to go their own way from here."""
@@ -65,10 +74,10 @@ class Slots:
     @property
     def positions(self) -> Int[Tensor, "B N S"]:
         """The position of every slot; -1 is padding, leftmost."""
-        added = self.held - self._known.shape[-1]
-        last = torch.tensor(self.seen, device=self._known.device, dtype=torch.long)
+        added = self.held - self.known.shape[-1]
+        last = torch.tensor(self.seen, device=self.known.device, dtype=torch.long)
         new = torch.arange(-added, 0, device=last.device) + last[:, None, None]
-        known = self._known.expand(-1, max(self._known.shape[1], new.shape[1]), -1)
+        known = self.known.expand(-1, max(self.known.shape[1], new.shape[1]), -1)
         positions = torch.cat([known, new.expand(-1, known.shape[1], -1)], -1)
         return positions.expand(-1, self.heads, -1)
 
@@ -80,14 +89,14 @@ class Slots:
 
     def mark_padding(self, real: Bool[Tensor, "B Q"]) -> None:
         """Correct the slots added last: some of them are padding on the left of their row."""
-        count, real = real.shape[1], real.to(self._known.device)
+        count, real = real.shape[1], real.to(self.known.device)
         pads = padding_counts(real, [seen > count for seen in self.seen])
-        positions = self.positions[:, : self._known.shape[1]].clone()
+        positions = self.positions[:, : self.known.shape[1]].clone()
         slots = torch.arange(count, device=positions.device)
         padding = torch.tensor(pads, device=positions.device)[:, None]
         new = positions[..., -count:] - padding[..., None]
         positions[..., -count:] = new.masked_fill((slots < padding)[:, None], -1)
-        self._known = positions.int()
+        self.known = positions.int()
         self.lengths = [length - pad for length, pad in zip(self.lengths, pads, strict=True)]
         self.seen = [seen - pad for seen, pad in zip(self.seen, pads, strict=True)]
 
@@ -97,14 +106,14 @@ class Slots:
         self.moved = self.held
 
     def _shorten(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
-        self._known = positions.int()
+        self.known = positions.int()
         self.held = positions.shape[-1]
         self.moved = min(self.moved, self.held)
         self.lengths = lengths
 
     def emptied(self) -> Slots:
         """Return slots for what comes next, where all that is held has gone elsewhere."""
-        empty = Slots(self.batch, self.heads, self._known.device)
+        empty = Slots.empty(self.batch, self.heads, self.known.device)
         empty.seen = list(self.seen)
         return empty
 
@@ -153,7 +162,7 @@ class Slots:
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
         rows = batch.tolist()
-        self._known = self._known.index_select(0, batch.to(self._known.device))
+        self.known = self.known.index_select(0, batch.to(self.known.device))
         self.batch = len(rows)
         self.lengths = [self.lengths[row] for row in rows]
         self.seen = [self.seen[row] for row in rows]

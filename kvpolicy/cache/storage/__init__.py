@@ -1,20 +1,5 @@
-"""How layers keep what they hold between two forwards: as bytes, or in the host's memory."""
+"""The form in which a layer keeps its contents between two forwards."""
 
-from kvpolicy.cache.storage.naming import STORAGES, StorageOption, described, storage_of
-from kvpolicy.cache.storage.offloaded import Offloaded, OffloadedContents
 from kvpolicy.cache.storage.protocol import Storage, Stored
-from kvpolicy.cache.storage.quantized import Quantized, QuantizedContents, Recent
 
-__all__ = [
-    "STORAGES",
-    "Offloaded",
-    "OffloadedContents",
-    "Quantized",
-    "QuantizedContents",
-    "Recent",
-    "Storage",
-    "StorageOption",
-    "Stored",
-    "described",
-    "storage_of",
-]
+__all__ = ["Storage", "Stored"]

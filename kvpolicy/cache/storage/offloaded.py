@@ -1,4 +1,4 @@
-"""Offloaded storage: what a layer holds lies in the host's memory until its attention needs it."""
+"""Offloaded storage: a layer's contents are in the host's memory between two forwards."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents, Rows
-from kvpolicy.cache.memory.ragged import Prefix
+from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.saved import SAVED
 
 _HOST = torch.device("cpu")
 
 
-@attrs.define
+@attrs.define(eq=False)
 class OffloadedContents:
-    """A layer whose rows, and prefix, are in the host's memory; slots stay on the device."""
+    """A layer whose rows are in the host's memory; its slots stay on the device."""
 
-    layout: Contents
-    coming: Contents | None = attrs.field(default=None, eq=False, repr=False)
-    """All of it on the device, where a copy has been begun."""
+    layout: Contents = attrs.field(metadata=SAVED)
+    coming: Contents | None = attrs.field(default=None, repr=False)
+    """A copy on the device that was begun and may not be complete yet."""
 
     @property
     def nbytes(self) -> int:
@@ -31,7 +32,7 @@ class OffloadedContents:
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes of key and value of one position."""
+        """Bytes of the key and the value of one position."""
         return self.layout.row_nbytes
 
     @property
@@ -40,7 +41,7 @@ class OffloadedContents:
         return self.layout.slots.device
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OffloadedContents:
-        """Copy what is in the host's memory: what is coming may not be there yet."""
+        """Copy what is in the host's memory; a copy that was begun may not be complete."""
         return OffloadedContents(layout=copy.deepcopy(self.layout, memo))
 
     def select_rows(self, batch: Tensor) -> None:
@@ -49,43 +50,54 @@ class OffloadedContents:
         self.layout.select_rows(batch)
 
     def forget_last(self, count: int) -> None:
-        """Drop each sequence's last `count` tokens, or raise as `Slots.held_of_last` does."""
+        """Drop each sequence's last `count` tokens.
+
+        Raises CacheStateError as `Slots.held_of_last` does.
+        """
         self.coming = None
         self.layout.forget_last(count)
 
 
 @attrs.frozen(kw_only=True)
 class Offloaded:
-    """Keys, values and running state in the host's memory; a layer's come for its own forward.
+    """Keeps keys, values and running state in the host's memory; each forward copies them back.
 
-    On a GPU the next layer's are copied, on a stream of their own, while this one attends: two
-    layers are there at a time. Only new rows go back, so that a decoded token moves one row.
+    On a GPU the next layer's contents are copied, on a stream of their own, while this layer
+    attends: two layers are on the device at a time. Only new rows go back to the host, so that a
+    decoded token moves one row.
     """
 
+    @property
+    def form(self) -> type[OffloadedContents]:
+        """The class of the stored form."""
+        return OffloadedContents
+
     def store(self, contents: Contents, before: Any) -> OffloadedContents:
-        """Copy all of it to the host."""
+        """Copy the contents to the host."""
         return OffloadedContents(layout=_moved(contents, _HOST, pin=_is_gpu(contents)))
 
     def extend(self, stored: OffloadedContents, contents: Contents) -> None:
-        """Copy the new rows, and what else has changed, to the host."""
+        """Copy the new rows, and the running state, to the host."""
         layout = stored.layout
         for name in ("keys", "values"):
             rows: Rows = getattr(layout, name)
             rows.append(getattr(contents, name).behind(rows.held).to(_HOST))
             if _is_gpu(contents):
-                rows.buffer = rows.buffer.pin_memory()  # as it is, unless it has grown
+                rows.buffer = (
+                    rows.buffer.pin_memory()
+                )  # returns the same buffer unless it has grown
         layout.slots = contents.slots
         layout.state = None if contents.state is None else contents.state.to(_HOST)
-        if layout.prefix is not None and contents.prefix is not None:
-            state = contents.prefix.state
-            layout.prefix = attrs.evolve(
-                layout.prefix, state=None if state is None else state.to(_HOST)
+        if layout.ragged is not None and contents.ragged is not None:
+            state = contents.ragged.state
+            layout.ragged = attrs.evolve(
+                layout.ragged, state=None if state is None else state.to(_HOST)
             )
 
-    def restored(self, stored: OffloadedContents) -> Contents:
-        """Return all of it on the device, from where it is or is coming."""
+    def load(self, stored: OffloadedContents) -> Contents:
+        """Return the contents on the device; a copy that was begun is waited for."""
         if stored.layout.keys.buffer.device != _HOST:
-            # It was read from a file straight to the device.
+            # A file is read straight to the device.
             stored.layout = _moved(stored.layout, _HOST, pin=_is_gpu(stored.layout))
         coming, stored.coming = stored.coming, None
         if coming is None:
@@ -97,7 +109,7 @@ class Offloaded:
         return coming
 
     def prefetch(self, stored: OffloadedContents) -> None:
-        """Begin to copy it to a GPU."""
+        """Begin to copy the contents to a GPU."""
         device = stored.device
         if device.type != "cuda" or stored.coming is not None:
             return
@@ -117,36 +129,36 @@ def _is_gpu(contents: Contents) -> bool:
 
 
 def _tensors(contents: Contents) -> list[Tensor]:
-    """Return all that was copied."""
-    prefix = contents.prefix
+    """Return every tensor that a copy consists of."""
+    ragged = contents.ragged
     found = [contents.keys.buffer, contents.values.buffer, contents.state]
-    if prefix is not None:
-        found += [prefix.keys, prefix.values, prefix.positions, prefix.state]
+    if ragged is not None:
+        found += [ragged.keys, ragged.values, ragged.positions, ragged.state]
     return [each for each in found if each is not None]
 
 
 def _moved(contents: Contents, device: torch.device, *, pin: bool = False) -> Contents:
-    """Return a copy on `device`, with slots of its own where the others are."""
+    """Return a copy on `device`. Its slots are a copy too, on the device of the others."""
 
     def moved(tensor: Tensor) -> Tensor:
         copied = tensor.to(device, non_blocking=device.type == "cuda", copy=True)
         return copied.pin_memory() if pin else copied
 
-    state, prefix = contents.state, contents.prefix
+    state, ragged = contents.state, contents.ragged
     return Contents(
         keys=Rows(moved(contents.keys.view)),
         values=Rows(moved(contents.values.view)),
         slots=contents.slots.copied(),
         state=None if state is None else moved(state),
-        prefix=None if prefix is None else _moved_prefix(prefix, moved),
+        ragged=None if ragged is None else _moved_ragged(ragged, moved),
     )
 
 
-def _moved_prefix(prefix: Prefix, moved: Any) -> Prefix:
+def _moved_ragged(ragged: RaggedRows, moved: Any) -> RaggedRows:
     return attrs.evolve(
-        prefix,
-        keys=moved(prefix.keys),
-        values=moved(prefix.values),
-        positions=moved(prefix.positions),
-        state=None if prefix.state is None else moved(prefix.state),
+        ragged,
+        keys=moved(ragged.keys),
+        values=moved(ragged.values),
+        positions=moved(ragged.positions),
+        state=None if ragged.state is None else moved(ragged.state),
     )

@@ -1,8 +1,8 @@
-"""The interface of a storage: how a layer keeps what it holds between two forwards."""
+"""The interface of a storage: the form in which a layer keeps its contents between two forwards."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -10,44 +10,63 @@ from kvpolicy.cache.memory.contents import Contents
 
 
 class Stored(Protocol):
-    """What a layer holds, put away."""
+    """The contents of one layer in the form of a storage.
 
-    layout: Contents
-    """Slots, positions, running state and lengths are true; rows may be in another form."""
+    An attrs class; its fields with the metadata `kvpolicy.cache.memory.saved.SAVED` go into files.
+    """
+
+    @property
+    def layout(self) -> Contents:
+        """Slots, positions, running state and lengths are true; rows may be in another form."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, wherever they are."""
+        """Bytes allocated, on the device and elsewhere."""
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes that key and value of one position have in the model's own precision."""
+        """Bytes of the key and the value of one position, in the model's own precision."""
 
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
 
     def forget_last(self, count: int) -> None:
-        """Drop each sequence's last `count` tokens, or raise as `Slots.held_of_last` does."""
+        """Drop each sequence's last `count` tokens.
+
+        Raises CacheStateError as `Slots.held_of_last` does.
+        """
+
+
+S = TypeVar("S", bound=Stored)
 
 
 @runtime_checkable
-class Storage(Protocol):
-    """Puts away what layers hold; one object serves all layers of a cache.
+class Storage(Protocol[S]):
+    """Keeps the contents of layers between forwards; one object serves all layers of a cache.
 
-    A layer takes everything out for a forward, adds to it and perhaps evicts, and puts it away.
+    A layer loads all its contents for a forward, adds the new tokens, perhaps evicts, and stores
+    them again.
     """
 
-    def store(self, contents: Contents, before: Any) -> Any:
-        """Put away what a layer holds after its first forward or an eviction.
+    @property
+    def form(self) -> type[S]:
+        """The class of what `store` returns; files are read by it."""
 
-        `before` is what was taken out for this forward, as it was; None for the first.
+    def store(self, contents: Contents, before: S | None) -> S:
+        """Return the contents after a layer's first forward, or after an eviction, as stored.
+
+        `before` is what was stored before this forward; None if this is the first.
         """
 
-    def extend(self, stored: Any, contents: Contents) -> None:
-        """Put away the rows that `contents` has behind those that were taken out."""
+    def extend(self, stored: S, contents: Contents) -> None:
+        """Add to `stored` the rows that `contents` has behind those that were loaded."""
 
-    def restored(self, stored: Any) -> Contents:
-        """Return all of it as the model computes with; what is stored stays as it is."""
+    def load(self, stored: S) -> Contents:
+        """Return the contents as the model computes with them; `stored` stays as it is."""
 
-    def prefetch(self, stored: Any) -> None:
-        """Begin to bring what will be asked for next, if that helps."""
+    def prefetch(self, stored: S) -> None:
+        """Begin to bring the contents to the device, if that helps."""
+
+
+AnyStorage = Storage[Any]
+"""A storage, whatever the class of its stored form."""

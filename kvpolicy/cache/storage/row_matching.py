@@ -9,18 +9,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents
-from kvpolicy.cache.memory.ragged import Prefix
+from kvpolicy.cache.memory.ragged import RaggedRows
 
 _POSITIONS = 32
 """Bits of a position in a token's number."""
 
 
 def flat(contents: Contents, name: str) -> Tensor:
-    """Return "keys" or "values": the rows of the prefix, then all others by sequence and head."""
+    """Return "keys" or "values": the rows of the ragged, then all others by sequence and head."""
     rows: Tensor = getattr(contents, name).view
     rows = rows.reshape(-1, rows.shape[-1])
-    prefix = contents.prefix
-    return rows if prefix is None else torch.cat([getattr(prefix, name), rows])
+    ragged = contents.ragged
+    return rows if ragged is None else torch.cat([getattr(ragged, name), rows])
 
 
 def sources(new: Contents, old: Contents) -> tuple[Int[Tensor, " R"], Bool[Tensor, " R"]]:
@@ -35,26 +35,26 @@ def sources(new: Contents, old: Contents) -> tuple[Int[Tensor, " R"], Bool[Tenso
 
 def _tokens(contents: Contents) -> Int[Tensor, " R"]:
     """Return a number for every token of every sequence and head; a head's padding shares one."""
-    slots, prefix = contents.slots, contents.prefix
+    slots, ragged = contents.slots, contents.ragged
     positions = slots.positions
     heads = torch.arange(slots.batch * slots.heads, device=positions.device)
     numbers = _numbered(heads.view(slots.batch, slots.heads, 1), positions).reshape(-1)
-    if prefix is None:
+    if ragged is None:
         return numbers
-    of_prefix = heads.repeat_interleave(prefix.lengths.flatten().to(heads.device))
-    return torch.cat([_numbered(of_prefix, prefix.positions.long()), numbers])
+    of_ragged = heads.repeat_interleave(ragged.lengths.flatten().to(heads.device))
+    return torch.cat([_numbered(of_ragged, ragged.positions.long()), numbers])
 
 
 def _numbered(heads: Tensor, positions: Tensor) -> Tensor:
     return (heads << _POSITIONS) + positions + 1
 
 
-def last_rows(prefix: Prefix, count: int) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
-    """Return where the last `count` rows of each head are in the prefix, and in [B, N, count].
+def last_rows(ragged: RaggedRows, count: int) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
+    """Return where the last `count` rows of each head are in the ragged, and in [B, N, count].
 
     Heads are right-aligned; those that hold fewer rows have fewer. Both are on the CPU.
     """
-    ends = list(chain.from_iterable(((rows.start, rows.stop) for _, _, rows in prefix.heads())))
+    ends = list(chain.from_iterable(((rows.start, rows.stop) for _, _, rows in ragged.heads())))
     first, last = torch.tensor(ends).view(-1, 2).split(1, 1)
     rows = last - count + torch.arange(count)
     held = (rows >= first).flatten().nonzero()[:, 0]

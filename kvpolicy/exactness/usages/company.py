@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvpolicy import load
 from kvpolicy.errors import CacheStateError, ComponentFailedError
 from kvpolicy.exactness.usages.inputs import PROMPT, difference, read, tokens
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.huggingface.file.saving import load
 from kvpolicy.policy import Policy
 from kvpolicy.stages.selection import Selection
 

@@ -1,8 +1,9 @@
 """Decoding on a CPU: the query heads that share a key/value head become rows of one product.
 
-transformers folds so where there is a mask (`pack_gqa`); without one it lets PyTorch's grouped
-attention read every key once for each query head. Both are the same softmax over the same keys,
-but round differently: so nothing is folded before something was evicted.
+transformers does the same where there is a mask (`pack_gqa`). Without a mask PyTorch's grouped
+attention reads every key once for each query head. Both are the same softmax over the same keys,
+but they round differently. Until a layer has evicted, its attention is the model's own, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -15,36 +16,40 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-
-def can_fold(
-    wrapped: Callable[..., Any], query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]
-) -> bool:
-    """Whether a call of `wrapped` is plain attention of one unmasked query of grouped heads."""
-    return (
-        wrapped is sdpa_attention_forward
-        and mask is None
-        and query.shape[2] == 1
-        and query.shape[1] != key.shape[1]
-        and query.device.type == "cpu"
-        and not any(kwargs.get(extra) for extra in ("dropout", "softcap", "output_attentions"))
-        and all(kwargs.get(extra) is None for extra in ("s_aux", "sinks", "position_bias"))
-    )
+from kvpolicy.observation.logits import Logits
 
 
-def folded_attention(
-    query: Float[Tensor, "B H 1 D"],
+def grouped_attention(
+    own: Callable[..., Any],
+    query: Float[Tensor, "B H Q D"],
     key: Float[Tensor, "B N S D"],
     value: Float[Tensor, "B N S Dv"],
-    scaling: float | None,
-) -> Float[Tensor, "B 1 H Dv"]:
+    mask: Any,
+    logits: Logits,
+    kwargs: dict[str, Any],
+) -> Float[Tensor, "B 1 H Dv"] | None:
     """Attend with the query heads of a group as that many queries of one head.
 
+    Returns None unless a call of `own`, the model's attention function, is plain attention of one
+    unmasked query of grouped heads on a CPU.
+
     >>> import torch
-    >>> values = torch.arange(4.0).view(1, 2, 2, 1)
-    >>> folded_attention(torch.zeros(1, 4, 1, 1), torch.ones(1, 2, 2, 1), values, None).flatten()
+    >>> query, values = torch.zeros(1, 4, 1, 1), torch.arange(4.0).view(1, 2, 2, 1)
+    >>> own, logits = sdpa_attention_forward, Logits(scaling=1.0)
+    >>> grouped_attention(own, query, torch.ones(1, 2, 2, 1), values, None, logits, {}).flatten()
     tensor([0.5000, 0.5000, 2.5000, 2.5000])
     """
+    if (
+        own is not sdpa_attention_forward
+        or mask is not None
+        or query.shape[2] != 1
+        or query.shape[1] == key.shape[1]
+        or query.device.type != "cpu"
+        or any(kwargs.get(extra) for extra in ("dropout", "softcap", "output_attentions"))
+        or any(kwargs.get(extra) is not None for extra in ("s_aux", "sinks", "position_bias"))
+    ):
+        return None
     batch, heads, _, dim = query.shape
     rows = query.reshape(batch, key.shape[1], -1, dim)
-    output = F.scaled_dot_product_attention(rows, key, value, scale=scaling)
+    output = F.scaled_dot_product_attention(rows, key, value, scale=logits.scaling)
     return output.reshape(batch, 1, heads, value.shape[-1])

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 
 NEEDS_ITS_MASK = "this batch was padded when it was read, so every turn needs its attention_mask."
@@ -128,6 +129,17 @@ def _visible(mask: Any, query: Int[Tensor, "q 1"], batch: int) -> Bool[Tensor, "
     key = torch.arange(mask.shape[-1], device=query.device)
     seen: Tensor = mask.mask_mod(row, torch.zeros_like(row), query, key)
     return seen.bool().expand(batch, -1, -1, -1)
+
+
+def fitted(mask: Any, slots: Slots, query: Tensor, backend: str) -> Any:
+    """Return a mask that all layers share, as it fits the slots of one layer.
+
+    Raises UnsupportedModelError for a block mask that would have to change.
+    """
+    if slots.follow_the_count:
+        return mask if mask is None or mask.shape[-1] == slots.held else fit(mask, slots.held)
+    mask = fit(mask, slots.held)
+    return with_own_padding(mask, slots.lengths, query.shape[2], slots.held, query, backend)
 
 
 def fit(mask: Any, held: int) -> Any:

@@ -1,137 +1,90 @@
-"""What a cache layer holds as plain JSON data and named tensors, and back; never as code."""
+"""Parts of a layer as plain JSON data and named tensors, and back.
+
+The data name no class. What an attrs class is made of is read from the annotations of its fields,
+of the fields that have `SAVED`. A file can neither name code to run nor leave out or add a field.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
 import torch
 from torch import Tensor
 
-from kvpolicy.cache.eviction.schedule import Schedule
-from kvpolicy.cache.memory.contents import Contents, Rows
-from kvpolicy.cache.memory.ragged import Prefix
-from kvpolicy.cache.memory.slots import Slots
-from kvpolicy.cache.storage import OffloadedContents, QuantizedContents, Recent
+from kvpolicy.cache.memory.contents import Rows
+from kvpolicy.cache.memory.saved import saved_fields
 from kvpolicy.errors import CacheFileError
-
-_OPTIONAL = (type(None), Tensor)
-_FIELDS: Mapping[type, Mapping[str, type | tuple[type, ...]]] = {
-    Contents: {
-        "keys": Rows,
-        "values": Rows,
-        "slots": Slots,
-        "state": _OPTIONAL,
-        "prefix": (type(None), Prefix),
-    },
-    Prefix: {
-        "keys": Tensor,
-        "values": Tensor,
-        "positions": Tensor,
-        "lengths": Tensor,
-        "state": _OPTIONAL,
-    },
-    OffloadedContents: {"layout": Contents},
-    QuantizedContents: {"layout": Contents, "recent": Recent},
-    Recent: {"keys": Tensor, "values": Tensor},
-    Rows: {"rows": Tensor},
-    Schedule: {
-        "_every": (type(None), int),
-        "_window": (type(None), int),
-        "_queries": _OPTIONAL,
-        "_decoded": int,
-    },
-    Slots: {
-        "batch": int,
-        "heads": int,
-        "held": int,
-        "lengths": list,
-        "seen": list,
-        "moved": int,
-        "_known": Tensor,
-    },
-}
-"""The only classes that a file can name, and what their fields hold; lists are of int."""
-_KNOWN: Mapping[str, type] = {each.__name__: each for each in _FIELDS}
 
 
 def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """Return plain data for `value`; its tensors are added to `tensors` under names that begin so.
+    """Return plain data for `value`; tensors are added to `tensors` under names that begin so.
 
-    Raises CacheFileError for what is no tensor, no plain data and no part of a layer.
+    Raises CacheFileError for a value that is no tensor, no plain data and no part of a layer.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Rows):
+        value = value.view
     if isinstance(value, Tensor):
         tensors[name] = value.detach().contiguous()
         return {"tensor": name}
-    if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
-    if isinstance(value, torch.device):
-        return {"device": None}
     if isinstance(value, list | tuple):
-        return {"list": [packed(each, tensors, f"{name}.{at}") for at, each in enumerate(value)]}
-    if isinstance(value, dict):
-        pairs = [[key, packed(each, tensors, f"{name}.{key}")] for key, each in value.items()]
-        return {"dict": pairs}
-    kind = type(value).__name__
-    if _KNOWN.get(kind) is not type(value):
-        raise CacheFileError(f"{name} is a {kind}, which cannot be saved.")
-    return {kind: packed(fields_of(value), tensors, name)["dict"]}
+        return [packed(each, tensors, f"{name}.{at}") for at, each in enumerate(value)]
+    if not attrs.has(type(value)):
+        raise CacheFileError(f"{name} is a {type(value).__name__}, which cannot be saved.")
+    return {
+        field.name: packed(getattr(value, field.name), tensors, f"{name}.{field.name}")
+        for field in saved_fields(type(value))
+    }
 
 
-def fields_of(value: Any) -> dict[str, Any]:
-    """Return the fields of a part of a layer; of rows, those in use."""
-    if isinstance(value, Rows):
-        return {"rows": value.view}
-    return {name: getattr(value, name) for name in _FIELDS[type(value)]}
+def unpacked(data: Any, expected: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """Return the value of type `expected` that `packed` was given, with its tensors on `device`.
 
-
-def unpacked(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
-    """Return what `packed` was given, on `device`; prefix lengths stay on the CPU.
-
-    Raises KeyError, TypeError, ValueError or AttributeError for data that it cannot have made.
+    Raises KeyError, TypeError or ValueError for data that `packed` cannot have made.
     """
-    if not isinstance(data, dict):
-        return data
-    ((kind, content),) = data.items()
-    if kind == "tensor":
-        return tensors[content].to(device)
-    if kind == "dtype":
-        found = getattr(torch, content)
-        if not isinstance(found, torch.dtype):
-            raise TypeError(f"{content} is no dtype")
-        return found
-    if kind == "device":
-        return device
-    if kind == "list":
-        return [unpacked(each, tensors, device) for each in content]
-    fields = {key: unpacked(each, tensors, device) for key, each in content}
-    return fields if kind == "dict" else _built(_KNOWN[kind], fields)
+    if _is_optional(expected):
+        if data is None:
+            return None
+        expected = next(each for each in get_args(expected) if each is not type(None))
+    if expected is Rows:
+        return Rows(_tensor(data, tensors, device))
+    if get_origin(expected) is list:
+        (item,) = get_args(expected)
+        return [unpacked(each, item, tensors, device) for each in _of_type(data, list)]
+    if expected in (int, float, str, bool):
+        return _of_type(data, expected)
+    if attrs.has(expected):
+        return _built(data, expected, tensors, device)
+    found = _tensor(data, tensors, device)
+    if not isinstance(found, expected):
+        raise TypeError(f"a tensor of {found.dtype} {tuple(found.shape)} is no {expected}")
+    return found
 
 
-def _built(kind: Any, fields: dict[str, Any]) -> Any:
-    _check_fields(kind, fields)
-    if kind is Rows:
-        return Rows(fields["rows"])
-    if kind is Prefix:
-        fields["lengths"] = fields["lengths"].cpu()
-    if attrs.has(kind):
-        return kind(**fields)
-    made = kind.__new__(kind)
-    vars(made).update(fields)
-    return made
+def _built(data: Any, kind: type[Any], tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    fields, hints = saved_fields(kind), get_type_hints(kind)
+    if set(_of_type(data, dict)) != {field.name for field in fields}:
+        raise TypeError(f"{kind.__name__} with {', '.join(map(str, data))}")
+    values: dict[str, Any] = {
+        str(field.alias): unpacked(data[field.name], hints[field.name], tensors, device)
+        for field in fields
+    }
+    return kind(**values)
 
 
-def _check_fields(kind: type, fields: dict[str, Any]) -> None:
-    """Raise TypeError unless a part has its fields, each of its type."""
-    expected = _FIELDS[kind]
-    if set(fields) != set(expected):
-        raise TypeError(f"{kind.__name__} with {', '.join(map(str, fields))}")
-    for name, value in fields.items():
-        fits = isinstance(value, expected[name]) and not isinstance(value, bool)
-        if isinstance(value, list):
-            fits = fits and all(type(each) is int for each in value)
-        if not fits:
-            raise TypeError(f"{kind.__name__}.{name} is a {type(value).__name__}")
+def _tensor(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    (name,) = _of_type(data, dict).values()
+    return tensors[name].to(device)
+
+
+def _of_type(data: Any, kind: type[Any]) -> Any:
+    if type(data) is not kind:
+        raise TypeError(f"a {type(data).__name__} in place of a {kind.__name__}")
+    return data
+
+
+def _is_optional(expected: Any) -> bool:
+    return type(None) in get_args(expected)

@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.huggingface.model.architectures import MLPS
+from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy_kernels.chunking import spans
-
-NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
-"""What decoder layers call their MLP."""
 
 PROBE = 6
 """Tokens that show whether an MLP treats each token alone."""
@@ -46,7 +45,7 @@ def token_wise_mlps(model: PreTrainedModel) -> list[nn.Module]:
     if not mlps:
         raise UnsupportedModelError(
             f"layers of {type(model).__name__} have no module for their MLP (looked for: "
-            f"{', '.join(NAMES)}), so it cannot be run in chunks."
+            f"{', '.join(MLPS)}), so it cannot be run in chunks."
         )
     for mlp in {type(mlp): mlp for mlp in mlps}.values():
         _check_token_wise(mlp, model)
@@ -54,7 +53,7 @@ def token_wise_mlps(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def _mlp_of(layer: nn.Module) -> nn.Module | None:
-    found = (getattr(layer, name, None) for name in NAMES)
+    found = (getattr(layer, name, None) for name in MLPS)
     return next((each for each in found if isinstance(each, nn.Module)), None)
 
 
@@ -64,7 +63,7 @@ def _check_token_wise(mlp: nn.Module, model: PreTrainedModel) -> None:
     weight = next(mlp.parameters(), None)
     if weight is None or weight.is_meta or mlp.training:
         return
-    size = model.config.get_text_config(decoder=True).hidden_size
+    size = decoder_config(model).hidden_size
     numbers = torch.arange(PROBE * size, dtype=torch.float32, device=weight.device)
     hidden = numbers.sin().view(1, PROBE, size).to(model.dtype)
     whole, half = _probed(mlp, hidden), _probed(mlp, hidden[:, PROBE // 2 :])

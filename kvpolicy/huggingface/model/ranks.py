@@ -13,10 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.model.architectures import KEY_PROJECTIONS
 from kvpolicy.observation.shard import Shard
-
-_FUSED_OR_NOT = ("k_proj", "qkv_proj", "query_key_value")
-"""What attention layers call the projection that makes keys."""
 
 _local: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -126,7 +124,7 @@ def _check_even(model: PreTrainedModel, config: PreTrainedConfig, size: int) -> 
         return
     # Other styles give every process the keys of all heads.
     if any(
-        name.rpartition(".")[2] in _FUSED_OR_NOT and style == "colwise"
+        name.rpartition(".")[2] in KEY_PROJECTIONS and style == "colwise"
         for name, style in (model.tp_plan or {}).items()
     ):
         raise UnsupportedModelError(

@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from kvpolicy.huggingface.model.architectures import (
+    ATTENTION,
+    ROTARY_EMBEDDING,
+    VARYING_ROTARY,
+)
 from kvpolicy.huggingface.model.devices import device_of
 from kvpolicy_kernels import rerotate_keys
-
-VARYING = ("dynamic", "longrope")
-"""Kinds of rotary embedding whose tables depend on the length of what was read."""
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _known: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, ModelRotary | None]] = (
@@ -68,11 +70,11 @@ def rotaries(
 
 def _rotary_of(model: PreTrainedModel, config: PreTrainedConfig, layer: int) -> ModelRotary | None:
     modules = list(model.modules())
-    tables = [each for each in modules if type(each).__name__.endswith("RotaryEmbedding")]
+    tables = [each for each in modules if type(each).__name__.endswith(ROTARY_EMBEDDING)]
     attentions = [
         each
         for each in modules
-        if getattr(each, "layer_idx", None) == layer and "Attention" in type(each).__name__
+        if getattr(each, "layer_idx", None) == layer and ATTENTION in type(each).__name__
     ]
     if _varies(getattr(config, "rope_parameters", None)) or len(attentions) != 1:
         return None
@@ -85,10 +87,10 @@ def _rotary_of(model: PreTrainedModel, config: PreTrainedConfig, layer: int) -> 
 
 
 def _varies(parameters: Any) -> bool:
-    """Whether rotary parameters, perhaps for each kind of layer, name a kind of `VARYING`."""
+    """Whether rotary parameters name a kind of `VARYING_ROTARY`, for any kind of layer."""
     if not isinstance(parameters, dict):
         return False
-    return parameters.get("rope_type") in VARYING or any(map(_varies, parameters.values()))
+    return parameters.get("rope_type") in VARYING_ROTARY or any(map(_varies, parameters.values()))
 
 
 class _KeysSeenError(Exception):

@@ -13,16 +13,10 @@ from transformers.cache_utils import (
 )
 
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.huggingface.attention.call import decoder_config
+from kvpolicy.huggingface.model.architectures import REFUSED
+from kvpolicy.huggingface.model.config import decoder_config
 
 _LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer)
-_REFUSED = {
-    "diffllama": "attends twice with the same keys, and policies are shown one attention only",
-    "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
-    "jetmoe": "repeats its keys after the cache gave them out",
-    "minimax": "insists on a cache of its own",
-}
-"""Model types whose attention does what no configuration says; observing finds out others."""
 
 
 def supported_config(model: Any) -> PreTrainedConfig:
@@ -48,7 +42,7 @@ def supported_config(model: Any) -> PreTrainedConfig:
             f"{name} has latent attention: it caches what keys are made of, all heads at once, so "
             "there is no key that a head could keep."
         )
-    if (reason := _REFUSED.get(config.model_type)) is not None:
+    if (reason := REFUSED.get(config.model_type)) is not None:
         raise UnsupportedModelError(f"{name} {reason}.")
     if (config._attn_implementation or "").startswith("paged|"):
         raise UnsupportedModelError(

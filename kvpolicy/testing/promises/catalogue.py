@@ -9,10 +9,12 @@ from kvpolicy.testing.promises import (
     allocation,
     compaction,
     generation,
+    patterns,
     recipes,
     scoring,
     selection,
     smoothing,
+    storage,
 )
 from kvpolicy.testing.promises.promise import Promise
 
@@ -28,6 +30,8 @@ PROMISES: Mapping[str, tuple[Promise, ...]] = {
     "allocator": _made_in(allocation),
     "selector": _made_in(selection),
     "compactor": _made_in(compaction),
+    "storage": _made_in(storage),
+    "prefill_pattern": _made_in(patterns),
     "recipe": _made_in(recipes, generation),
 }
 

@@ -119,7 +119,7 @@ def test_a_row_that_is_left_of_a_padded_batch_goes_on_with_its_state():
         torch.testing.assert_close(found, model(input_ids=more, past_key_values=alone).logits)
 
     for one, other in zip(together.policy_layers, alone.policy_layers, strict=True):
-        state, expected = one._contents.state, other._contents.state
+        state, expected = one.memory.contents.state, other.memory.contents.state
         torch.testing.assert_close(state[:, :, -expected.shape[2] :], expected)
 
 
@@ -134,7 +134,9 @@ def test_sums_are_those_of_the_models_own_attention():
     attentions = model(input_ids=ids, output_attentions=True).attentions
 
     for layer, attention in zip(cache.policy_layers, attentions, strict=True):
-        torch.testing.assert_close(layer._contents.state, attention.sum(2), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            layer.memory.contents.state, attention.sum(2), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("every", [1, 4])

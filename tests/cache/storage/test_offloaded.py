@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import kvpolicy
 from kvpolicy.cache.memory.contents import Contents, Rows
 from kvpolicy.cache.memory.slots import Slots
-from kvpolicy.cache.storage import Offloaded, offloaded
+from kvpolicy.cache.storage import offloaded
+from kvpolicy.cache.storage.offloaded import Offloaded
 from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, PROMPT, USAGES, small_policy
 from kvpolicy.exactness.usages.inputs import read
 from kvpolicy.policy import Policy
@@ -50,7 +51,7 @@ def test_between_forwards_nothing_is_held_but_what_is_put_away(recipe):
     cache = small_policy(recipe).cache(model, storage="offloaded")
     for length in (PROMPT, 1, 9):
         read(model, cache, (length,))
-        assert all(layer._contents is None for layer in cache.policy_layers)
+        assert all(layer.memory.contents is None for layer in cache.policy_layers)
 
 
 def test_a_cache_comes_back_from_a_file_to_its_storage(tmp_path):
@@ -69,7 +70,7 @@ def test_rows_leave_the_device_and_come_back_to_it(monkeypatch):
     monkeypatch.setattr(offloaded, "_is_gpu", lambda contents: False)  # no pinning
     storage = Offloaded()
     with FakeTensorMode():
-        slots = Slots(1, 2, torch.device("cuda:0"))
+        slots = Slots.empty(1, 2, torch.device("cuda:0"))
         slots.append(5)
         rows = [Rows(torch.empty(1, 2, 5, 8, device="cuda:0")) for _ in range(2)]
         state = torch.empty(1, 4, 5, device="cuda:0")
@@ -78,7 +79,7 @@ def test_rows_leave_the_device_and_come_back_to_it(monkeypatch):
         away = (layout.keys.buffer, layout.values.buffer, layout.state)
         assert {each.device.type for each in away} == {"cpu"}
 
-        contents = storage.restored(stored)
+        contents = storage.load(stored)
         back = (contents.keys.buffer, contents.values.buffer, contents.state)
         assert {str(each.device) for each in back} == {"cuda:0"}
         contents.slots.append(1)
@@ -106,5 +107,5 @@ def test_on_a_gpu_the_next_layer_is_on_its_way(recipe):
     for ours, theirs in zip(*answers, strict=True):
         torch.testing.assert_close(ours, theirs)
     layers = cache.policy_layers
-    assert all(layer._stored.layout.keys.buffer.is_pinned() for layer in layers)
-    assert [layer._stored.coming is not None for layer in layers] == [True, False]
+    assert all(layer.memory.stored.layout.keys.buffer.is_pinned() for layer in layers)
+    assert [layer.memory.stored.coming is not None for layer in layers] == [True, False]

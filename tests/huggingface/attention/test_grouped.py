@@ -1,27 +1,36 @@
-"""Folding the query heads of a group into rows changes rounding, and nothing before an eviction."""
+"""Query heads of a group as rows change the rounding, and nothing before an eviction."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import kvpolicy
 from kvpolicy.exactness.usages import small_policy, tokens
 from kvpolicy.huggingface.attention import call as attention
-from kvpolicy.huggingface.attention.grouped import folded_attention
+from kvpolicy.huggingface.attention.grouped import grouped_attention
+from kvpolicy.observation.logits import Logits
 from kvpolicy.testing.models import tiny_model
 
 
+def grouped(query, keys, values, scaling):
+    logits = Logits(scaling=scaling)
+    return grouped_attention(sdpa_attention_forward, query, keys, values, None, logits, {})
+
+
 @pytest.fixture
-def folds(monkeypatch):
-    """Every folded call's number of keys."""
+def grouped_calls(monkeypatch):
+    """The number of keys of every grouped call."""
     calls = []
 
-    def noted(query, key, value, scaling):
-        calls.append(key.shape[2])
-        return folded_attention(query, key, value, scaling)
+    def noted(own, query, key, *rest):
+        output = grouped_attention(own, query, key, *rest)
+        if output is not None:
+            calls.append(key.shape[2])
+        return output
 
-    monkeypatch.setattr(attention, "folded_attention", noted)
+    monkeypatch.setattr(attention, "grouped_attention", noted)
     return calls
 
 
@@ -39,7 +48,7 @@ def test_it_is_the_attention_of_each_query_head(heads, kv_heads, dim, dtype, tol
     shape = (2, kv_heads, 40, dim)
     keys, values = torch.randn(2, *shape, generator=draw).to(dtype)[:, :, :, 3:]
 
-    output = folded_attention(query, keys, values, 0.2)
+    output = grouped(query, keys, values, 0.2)
 
     expected = F.scaled_dot_product_attention(
         query.double(), keys.double(), values.double(), scale=0.2, enable_gqa=True
@@ -50,21 +59,21 @@ def test_it_is_the_attention_of_each_query_head(heads, kv_heads, dim, dtype, tol
 
 def test_values_may_have_another_size_than_keys():
     values = torch.ones(1, 2, 5, 3)
-    output = folded_attention(torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8), values, None)
+    output = grouped(torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8), values, 1.0)
     torch.testing.assert_close(output, torch.ones(1, 1, 4, 3))
 
 
-def test_tokens_decoded_behind_an_eviction_are_folded(folds):
+def test_tokens_decoded_behind_an_eviction_are_grouped(grouped_calls):
     model = tiny_model()
     read(model, small_policy("snapkv").cache(model), 60, 1, 1)
     layers = model.config.num_hidden_layers
-    assert folds == [25] * layers + [26] * layers
+    assert grouped_calls == [25] * layers + [26] * layers
 
 
-def test_as_long_as_nothing_was_evicted_the_model_attends_as_it_always_does(folds):
+def test_as_long_as_nothing_was_evicted_the_model_attends_as_it_always_does(grouped_calls):
     model = tiny_model()
     held = read(model, small_policy("snapkv", budget=80).cache(model), 60, 1, 1)
-    assert folds == []
+    assert grouped_calls == []
     kvpolicy.restore(model)
     assert torch.equal(held, read(model, DynamicCache(config=model.config), 60, 1, 1))
 
@@ -78,7 +87,7 @@ def test_as_long_as_nothing_was_evicted_the_model_attends_as_it_always_does(fold
     ],
     ids=["another implementation", "no groups", "padding"],
 )
-def test_other_calls_are_left_to_the_model(folds, config, options):
+def test_other_calls_are_left_to_the_model(grouped_calls, config, options):
     model = tiny_model(**config)
     cache = small_policy("snapkv").cache(model)
     if options:
@@ -89,10 +98,10 @@ def test_other_calls_are_left_to_the_model(folds, config, options):
         model(input_ids=tokens(1, 1, 2), attention_mask=mask, past_key_values=cache)
     else:
         read(model, cache, 60, 1)
-    assert folds == []
+    assert grouped_calls == []
 
 
-def test_several_tokens_at_once_are_left_to_the_model(folds):
+def test_several_tokens_at_once_are_left_to_the_model(grouped_calls):
     model = tiny_model()
     read(model, small_policy("snapkv").cache(model), 60, 5)
-    assert folds == []
+    assert grouped_calls == []

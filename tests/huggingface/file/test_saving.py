@@ -17,7 +17,7 @@ import kvpolicy
 from kvpolicy.errors import CacheFileError, CacheStateError, InvalidComponentError
 from kvpolicy.exactness.usages import small_policy, tokens
 from kvpolicy.exactness.usages.inputs import read
-from kvpolicy.huggingface.file import saving
+from kvpolicy.huggingface.file import container, loading
 from kvpolicy.testing.models import tiny_model
 
 
@@ -50,7 +50,7 @@ def with_digest(path, change):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(text)
     del text["digest"]
-    text["digest"] = saving._digest(text, tensors)
+    text["digest"] = container._digest(text, tensors)
     save_file(tensors, path, {"kvpolicy": json.dumps(text)})
 
 
@@ -146,7 +146,7 @@ def test_another_version_of_a_plugin_is_refused(path):
 def test_a_policy_that_is_not_installed_is_refused(path):
     model, _ = saved(path)
     with_digest(path, lambda text: text["policy"]["scorer"].update(name="retskv"))
-    with pytest.raises(CacheFileError, match=r"cannot be built here.*Did you mean 'restkv'"):
+    with pytest.raises(CacheFileError, match=r"cannot be made here.*Did you mean 'restkv'"):
         kvpolicy.load(path, model)
 
 
@@ -155,7 +155,7 @@ def test_a_truncated_file_is_refused(share, path):
     model, _ = saved(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CacheFileError, match="no cache file, or a part of one"):
+    with pytest.raises(CacheFileError, match="is not a complete cache file"):
         kvpolicy.load(path, model)
 
 
@@ -174,11 +174,12 @@ def test_a_file_that_was_changed_is_refused(path):
         lambda text: text.update(layers=[]),
         lambda text: text.update(layers=text["layers"][:1]),
         lambda text: text.update(kinds=["StaticLayer"] * 2),
-        lambda text: text["layers"].__setitem__(0, {"dict": [["update", 3]]}),
-        lambda text: text["layers"].__setitem__(0, {"Slots": []}),
+        lambda text: text["layers"][0].update(update=3),
         lambda text: text["layers"].__setitem__(0, {"os.system": []}),
-        lambda text: text["layers"].__setitem__(0, {"tensor": "nowhere"}),
-        lambda text: text["layers"].__setitem__(0, {"dtype": "load"}),
+        lambda text: text["layers"][0]["contents"].pop("keys"),
+        lambda text: text["layers"][0]["contents"].update(keys={"tensor": "nowhere"}),
+        lambda text: text["layers"][0]["contents"]["slots"].update(lengths=[True]),
+        lambda text: text["layers"][0]["schedule"].update(every=7),
         lambda text: text["layers"].__setitem__(0, 7),
         lambda text: text.update(policy=None),
         lambda text: text.pop("model"),
@@ -202,7 +203,7 @@ def test_other_files_are_refused(content, path):
 
 def test_a_safetensors_file_of_another_kind_is_refused(path):
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(CacheFileError, match=r"no cache file of this version.*cache\.save"):
+    with pytest.raises(CacheFileError, match=r"no cache file of this version.*kvpolicy\.save"):
         kvpolicy.load(path, tiny_model())
 
 
@@ -230,7 +231,8 @@ def whole(tmp_path_factory):
     """A model, and what is in a file of it."""
     path = tmp_path_factory.mktemp("whole") / "cache.safetensors"
     model, _ = saved(path)
-    return model, *saving._read(path)
+    text, tensors = container.read(path)
+    return model, tensors, text
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -238,10 +240,17 @@ def whole(tmp_path_factory):
 def test_junk_in_a_file_is_refused_with_a_sentence(junk, key, whole, monkeypatch):
     model, tensors, text = whole
     text = {**text, key: junk}
-    text["digest"] = saving._digest({k: v for k, v in text.items() if k != "digest"}, tensors)
-    monkeypatch.setattr(saving, "_read", lambda path: (tensors, text))
+    monkeypatch.setattr(loading, "read", lambda path: (text, tensors))
     with pytest.raises(CacheFileError, match=r"\."):
         kvpolicy.load("junk", model)
+
+
+def _inner(fields):
+    """The mappings within a mapping, all the way down."""
+    for each in fields.values():
+        if isinstance(each, dict) and set(each) != {"tensor"}:
+            yield each
+            yield from _inner(each)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -249,12 +258,10 @@ def test_junk_in_a_file_is_refused_with_a_sentence(junk, key, whole, monkeypatch
 def test_junk_in_a_layer_is_refused_with_a_sentence(data, whole, monkeypatch):
     model, tensors, text = whole
     layers = json.loads(json.dumps(text["layers"]))
-    fields = dict(layers[0]["dict"])
-    place, junk = data.draw(st.sampled_from(sorted(fields))), data.draw(JUNK)
-    layers[0] = {"dict": [*(fields | {place: junk}).items()]}
+    fields = data.draw(st.sampled_from([layers[0], *_inner(layers[0])]))
+    fields[data.draw(st.sampled_from(sorted(fields)))] = data.draw(JUNK)
     text = {**text, "layers": layers}
-    text["digest"] = saving._digest({k: v for k, v in text.items() if k != "digest"}, tensors)
-    monkeypatch.setattr(saving, "_read", lambda path: (tensors, text))
+    monkeypatch.setattr(loading, "read", lambda path: (text, tensors))
     try:
         cache = kvpolicy.load("junk", model)
     except CacheFileError:
@@ -270,7 +277,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "save_file", full)
+    monkeypatch.setattr(container, "save_file", full)
     with pytest.raises(CacheFileError, match="No space left"):
         cache.save(path)
     assert path.read_bytes() == whole
@@ -294,7 +301,7 @@ def test_a_policy_with_parts_of_ones_own_is_refused_before_anything_is_written(p
 def test_a_failed_cache_is_not_saved(path):
     model = tiny_model()
     cache = small_policy("restkv").cache(model)
-    cache.state.failure = "on purpose"
+    cache.session.guard.failure = "on purpose"
     with pytest.raises(CacheStateError, match="on purpose"):
         cache.save(path)
     assert model is not None
@@ -302,5 +309,5 @@ def test_a_failed_cache_is_not_saved(path):
 
 def test_a_cache_whose_model_is_gone_says_so(path):
     cache = small_policy("restkv").cache(tiny_model())
-    with pytest.raises(CacheStateError, match="is gone"):
+    with pytest.raises(CacheStateError, match="no longer exists"):
         cache.save(path)

@@ -11,12 +11,11 @@ from kvpolicy.huggingface.model.rotary import rotaries
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts
 from kvpolicy.pipeline.checks import at_work
-from kvpolicy.pipeline.combination import KINDS
-from kvpolicy.policy import Policy
+from kvpolicy.pipeline.pipeline import Pipeline
 
 
 def fitting_rotaries(
-    policy: Policy, model: PreTrainedModel, config: PreTrainedConfig, layers: list[int]
+    pipeline: Pipeline, model: PreTrainedModel, config: PreTrainedConfig, layers: list[int]
 ) -> Sequence[Rotary | None]:
     """Return the rotary embedding of each layer that evicts, and let every part check the model.
 
@@ -24,8 +23,10 @@ def fitting_rotaries(
     it. Raises UnsupportedModelError where slots are to be renumbered and it is not known, and what
     the parts raise.
     """
-    checking = [kind for kind in KINDS if isinstance(getattr(policy, kind), ChecksModel)]
-    if not checking and not policy.slot_positions:
+    checking = {
+        kind: part for kind, part in pipeline.parts.items() if isinstance(part, ChecksModel)
+    }
+    if not checking and not pipeline.slot_positions:
         return [None] * len(layers)
     known = rotaries(model, config, layers)
     facts = ModelFacts(
@@ -35,13 +36,13 @@ def fitting_rotaries(
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         has_rotary=all(each is not None for each in known),
     )
-    if policy.slot_positions and not facts.has_rotary:
+    if pipeline.slot_positions and not facts.has_rotary:
         raise UnsupportedModelError(
             f"slot_positions=True turns keys to their place in the cache, but the rotary embedding "
             f"of some layers of {facts.name} is none, depends on the length of the prompt, or is "
             "not understood. Use slot_positions=False."
         )
-    for kind in checking:
-        with at_work(policy, kind):
-            getattr(policy, kind).check_model(facts)
+    for kind, part in checking.items():
+        with at_work(pipeline.titles[kind]):
+            part.check_model(facts)
     return known

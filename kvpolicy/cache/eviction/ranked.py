@@ -1,0 +1,79 @@
+"""Show and rank: a layer's groups of rows with their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.cache.attention.keys import AttendedKeys
+from kvpolicy.cache.eviction.shown import Shown
+from kvpolicy.cache.eviction.views import View, views_of
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.shard import Shard
+from kvpolicy.pipeline.pipeline import Pipeline
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Ranked:
+    """A group of rows with its scores; `scores` is None where nothing is to be evicted.
+
+    Uneven heads have a view and an observation each; their scores are filled up with -inf to the
+    length of the longest head. `shard` says which heads of the layer these are, if not all.
+    """
+
+    views: Sequence[View]
+    observations: Sequence[Observation] = ()
+    scores: Float[Tensor, "b n S"] | None = None
+    shard: Shard | None = None
+
+    @property
+    def observation(self) -> Observation:
+        """The observation that allocators see: that of the head that holds the most."""
+        return max(self.observations, key=lambda each: each.length)
+
+    @property
+    def held(self) -> Sequence[int]:
+        """How many positions each head of the layer holds; one number if all hold the same."""
+        return self.views[0].held_by_head or (self.views[0].keys.shape[2],)
+
+    @property
+    def scores_of_layer(self) -> Float[Tensor, "b N S"] | None:
+        """The scores of all heads of the layer, heads of other processes included."""
+        if self.scores is None or self.shard is None:
+            return self.scores
+        return torch.cat(list(self.shard.exchange(self.scores)), 1)
+
+    def own(self, of_layer: Int[Tensor, "b N"]) -> Int[Tensor, "b n"]:
+        """Return the part of a tensor of all heads that belongs to the heads of this process."""
+        if self.shard is None or self.scores is None:
+            return of_layer
+        groups = self.observation.queries.shape[1] // self.observation.keys.shape[1]
+        return of_layer.narrow(1, self.shard.first_head // groups, self.scores.shape[1])
+
+
+def ranked(
+    pipeline: Pipeline, contents: Contents, keys: AttendedKeys, shown: Shown
+) -> list[Ranked]:
+    """Show a layer to the policy without padding, and let the policy score each group of rows."""
+    by_row = pipeline.model_allocator is not None
+    groups = views_of(contents, keys, by_row=by_row, shard=shown.shard)
+    return [_ranked(pipeline, views, shown) for views in groups]
+
+
+def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
+    unranked = Ranked(views=views, shard=shown.shard)
+    if not min(unranked.held) or pipeline.keeps_all(views[0].seen):
+        return unranked
+    observations = [shown.observation(pipeline, view, pipeline.scorer.window) for view in views]
+    scores = [pipeline.rank(observation) for observation in observations]
+    longest = max(unranked.held)
+    filled = [
+        torch.nn.functional.pad(each, (0, longest - each.shape[-1]), value=-torch.inf)
+        for each in scores
+    ]
+    return attrs.evolve(unranked, observations=observations, scores=torch.cat(filled, 1))

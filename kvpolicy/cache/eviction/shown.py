@@ -1,0 +1,62 @@
+"""What an attention call shows of a layer, beyond keys and values."""
+
+from __future__ import annotations
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.cache.eviction.views import View
+from kvpolicy.observation.logits import Logits
+from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.rotary import Rotary
+from kvpolicy.observation.shard import Shard
+from kvpolicy.pipeline.pipeline import Pipeline
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Shown:
+    """The last queries of a layer, and how the model computes with them.
+
+    `layer` counts the layers that evict. `output_weight` is None where it cannot be read, and
+    `rotary` where it is not known. `shard` says which heads of the layer these are, if not all.
+    """
+
+    queries: Float[Tensor, "B H Q D"]
+    logits: Logits
+    kv_heads: int
+    layer: int = 0
+    num_layers: int = 1
+    output_weight: Float[Tensor, "M columns"] | None = None
+    rotary: Rotary | None = None
+    shard: Shard | None = None
+
+    def observation(self, pipeline: Pipeline, view: View, window: int | None) -> Observation:
+        """Show a view, with the last `window` of the queries; None shows all."""
+        groups = self.queries.shape[1] // self.kv_heads
+        heads = slice(view.heads.start * groups, view.heads.stop * groups)
+        available = min(self.queries.shape[2], view.keys.shape[2])
+        count = available if window is None else min(window, available)
+        logits = self.logits.of_heads(heads)
+        return Observation(
+            queries=self.queries[view.rows, heads, self.queries.shape[2] - count :],
+            keys=view.attended,
+            values=view.values,
+            layer=self.layer,
+            num_layers=self.num_layers,
+            scaling=logits.scaling,
+            softcap=logits.softcap,
+            sink_logits=logits.sinks,
+            output_weight=self.output_weight,
+            positions=view.positions,
+            seen=view.seen,
+            budget=pipeline.positions(view.seen),
+            state=view.state,
+            first_head=heads.start,
+            rotary=self.rotary,
+            shard=self._shard_of(view),
+        )
+
+    def _shard_of(self, view: View) -> Shard | None:
+        # An uneven head is compared with no other head, so nothing is exchanged for it.
+        return self.shard.alone() if self.shard and view.held_by_head else self.shard

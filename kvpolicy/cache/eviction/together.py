@@ -1,0 +1,48 @@
+"""Layers that wait for one another, so that an allocator can compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kvpolicy.cache.eviction.budgets import Budgets, budgets_of_layers
+from kvpolicy.cache.eviction.ranked import Ranked
+from kvpolicy.pipeline.pipeline import Pipeline
+
+
+class Waiting(NamedTuple):
+    """One ranked layer, and how it is told its budgets."""
+
+    groups: Sequence[Ranked]
+    keep: Callable[[Sequence[Ranked], Sequence[Budgets]], None]
+
+
+class Together:
+    """Collects ranked layers; the last one lets the policy share out the budget of all."""
+
+    def __init__(self, pipeline: Pipeline, num_layers: int) -> None:
+        """Wait for `num_layers` layers."""
+        self._pipeline = pipeline
+        self._num_layers = num_layers
+        self._waiting: dict[int, Waiting] = {}
+
+    def add(self, layer: int, waiting: Waiting) -> None:
+        """Collect layer number `layer`; after the last one every layer keeps its share."""
+        if layer == 0:
+            self._waiting.clear()
+        self._waiting[layer] = waiting
+        if layer < self._num_layers - 1:
+            return
+        layers, self._waiting = list(self._waiting.values()), {}
+        by_row = zip(*(each.groups for each in layers), strict=True)
+        budgets = [budgets_of_layers(self._pipeline, row) for row in by_row]
+        for each, of_layer in zip(layers, zip(*budgets, strict=True), strict=True):
+            each.keep(each.groups, of_layer)
+
+    def waits_for(self, layer: int) -> bool:
+        """Whether a layer is to be evicted later, when all have been ranked."""
+        return layer in self._waiting
+
+    def clear(self) -> None:
+        """Forget the layers that wait."""
+        self._waiting.clear()

@@ -1,0 +1,81 @@
+"""The arguments of one attention call, beside queries, keys, values and mask."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.observation.logits import Logits
+
+_OWN_ATTENTION = "Attention over uneven heads and sparse prefill do"
+_ALTERNATIVE = "Use an allocator that treats heads alike and prefill=None."
+
+
+class Call(NamedTuple):
+    """The attention module that calls, and what it gives its attention function by keyword."""
+
+    module: nn.Module
+    kwargs: dict[str, Any]
+
+    def logits(self, query: Float[Tensor, "B H Q D"]) -> Logits:
+        """Return how this call makes logits of queries and keys.
+
+        Raises UnsupportedModelError for attention that policies cannot be shown.
+        """
+        self._refuse_what_is_not_shown()
+        scaling = self.kwargs.get("scaling")
+        return Logits(
+            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+            softcap=self.kwargs.get("softcap"),
+            sinks=self._learned_sinks(query),
+        )
+
+    def _learned_sinks(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, " H"] | None:
+        for name in ("s_aux", "sinks"):
+            sinks = self.kwargs.get(name)
+            if sinks is None:
+                continue
+            if tuple(sinks.shape) != (query.shape[1],):
+                raise UnsupportedModelError(
+                    f"{self._name} gives its attention {name!r} of {tuple(sinks.shape)}. A learned "
+                    f"sink for each of the {query.shape[1]} query heads was expected."
+                )
+            found: Tensor = sinks.detach()
+            return found
+        return None
+
+    def refuse_what_is_not_computed(self) -> None:
+        """Refuse what a layer's own attention does not compute: dropout and attention weights."""
+        if self.kwargs.get("dropout"):
+            raise UnsupportedModelError(
+                f"{self._name} uses attention dropout. {_OWN_ATTENTION} not support it. Call "
+                f"model.eval(). Or: {_ALTERNATIVE}"
+            )
+        config = getattr(self.module, "config", None)
+        if self.kwargs.get("output_attentions") or getattr(config, "output_attentions", False):
+            raise UnsupportedModelError(
+                f"{self._name} returns its attention weights (output_attentions=True). "
+                f"{_OWN_ATTENTION} not compute them. {_ALTERNATIVE}"
+            )
+
+    def _refuse_what_is_not_shown(self) -> None:
+        """Refuse attention that is not a causal softmax of scaled, capped products."""
+        if self.kwargs.get("is_causal", getattr(self.module, "is_causal", True)) is False:
+            raise UnsupportedModelError(
+                f"{self._name} is not causal: tokens that are read later change what earlier "
+                "tokens give, also those that were evicted. An encoder needs is_decoder=True to "
+                "generate."
+            )
+        for extra in ("position_bias", "indices", "block_indices"):
+            if self.kwargs.get(extra) is not None:
+                raise UnsupportedModelError(
+                    f"{self._name} gives its attention {extra!r}. Policies are not shown it, so "
+                    "their scores would be wrong."
+                )
+
+    @property
+    def _name(self) -> str:
+        return type(self.module).__name__

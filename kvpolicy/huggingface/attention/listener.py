@@ -1,0 +1,33 @@
+"""What an attention call tells the layer whose keys it was given."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.observation.logits import Logits
+
+
+class Listener(Protocol):
+    """One layer of a cache, as its attention call sees it."""
+
+    @property
+    def has_evicted(self) -> bool:
+        """Whether the layer holds fewer tokens than it has seen."""
+
+    def failed(self, error: BaseException) -> None:
+        """Learn that the call failed, so that the cache refuses to go on."""
+
+    def mask_for(self, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
+        """Return the mask that the model built, as it fits the slots of this layer."""
+
+    def attend(
+        self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
+    ) -> Float[Tensor, "B Q H Dv"] | None:
+        """Attend to what the layer holds; None leaves it to the model's own attention function."""
+
+    def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
+        """Take note of the queries that attended; the layer may evict now."""

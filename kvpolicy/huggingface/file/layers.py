@@ -1,0 +1,137 @@
+"""The layers of a cache as plain data and tensors, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvpolicy.cache.eviction.schedule import Schedule
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.errors import CacheFileError
+from kvpolicy.huggingface.file.packing import packed, unpacked
+from kvpolicy.huggingface.layer import PolicyLayer
+
+_FIELDS = {"index", "seen", "schedule", "contents", "stored"}
+_SET_LATER = {"dtype", "device", "keys", "values"}
+"""Attributes that a layer of transformers gets with its first tokens."""
+
+
+def packed_layer(layer: Any, tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
+    """Return plain data for one layer; tensors are added to `tensors` under names that begin so.
+
+    Raises CacheFileError for a layer that holds anything else.
+    """
+    if isinstance(layer, PolicyLayer):
+        fields: dict[str, Any] = {
+            "index": layer.index,
+            "seen": layer.seen,
+            "schedule": layer.schedule,
+            "contents": layer.memory.contents,
+            "stored": layer.memory.stored,
+        }
+        return {each: packed(value, tensors, f"{name}.{each}") for each, value in fields.items()}
+    return {each: _plain(value, tensors, f"{name}.{each}") for each, value in _own(layer).items()}
+
+
+def restore_layer(
+    layer: Any, data: Any, tensors: Mapping[str, Tensor], device: torch.device
+) -> None:
+    """Give an empty layer what `packed_layer` returned.
+
+    Raises CacheFileError, KeyError, TypeError or ValueError for data that do not fit the layer.
+    """
+    if isinstance(layer, PolicyLayer):
+        _restore_policy_layer(layer, data, tensors, device)
+    else:
+        _restore_other(layer, data, tensors, device)
+
+
+def _restore_policy_layer(
+    layer: PolicyLayer, data: Any, tensors: Mapping[str, Tensor], device: torch.device
+) -> None:
+    def read(name: str, expected: Any) -> Any:
+        return unpacked(data[name], expected, tensors, device)
+
+    if not isinstance(data, dict) or set(data) != _FIELDS:
+        raise TypeError(f"a layer has {', '.join(sorted(_FIELDS))}")
+    if read("index", int) != layer.index:
+        raise ValueError(f"layer {layer.index} is saved as layer {data['index']}")
+    layer.seen = read("seen", int)
+    schedule = read("schedule", Schedule)
+    if (schedule.every, schedule.window) != (layer.schedule.every, layer.schedule.window):
+        raise ValueError("its schedule is that of another policy")
+    layer.schedule = schedule
+    layer.memory.contents = read("contents", Contents | None)
+    storage = layer.memory.storage
+    if storage is None and data["stored"] is not None:
+        raise ValueError("it is stored, and the file names no storage")
+    if storage is not None:
+        layer.memory.stored = read("stored", storage.form | None)
+    if layer.seen < 0 or not layer.memory.is_consistent(layer.seen):
+        raise ValueError("its tensors do not fit one another")
+
+
+def _restore_other(
+    layer: Any, data: Any, tensors: Mapping[str, Tensor], device: torch.device
+) -> None:
+    fresh = _own(layer)
+    if not isinstance(data, dict) or set(data) - _SET_LATER != set(fresh) - _SET_LATER:
+        raise CacheFileError(
+            f"a {type(layer).__name__} was saved with {', '.join(map(str, data or ()))}, and has "
+            f"{', '.join(fresh)}: another version of transformers wrote the file."
+        )
+    for name, value in data.items():
+        found = _value(value, tensors, device)
+        # An attribute that is None in an empty layer gets its type with the first tokens.
+        if fresh.get(name) is not None and type(found) is not type(fresh[name]):
+            raise TypeError(f"{name} of a layer is a {type(found).__name__}")
+        setattr(layer, name, found)
+    _initialize(layer)
+
+
+def _initialize(layer: Any) -> None:
+    """Let a layer of transformers bring to its device what it keeps for itself."""
+    keys = getattr(layer, "keys", None)
+    if keys is not None and hasattr(layer, "lazy_initialization"):
+        held = {name: getattr(layer, name) for name in ("keys", "values")}
+        layer.lazy_initialization(keys, layer.values)
+        vars(layer).update(held)
+
+
+def _own(layer: Any) -> dict[str, Any]:
+    """Return the public attributes of a layer of transformers."""
+    return {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+
+
+def _plain(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """Return plain data for an attribute of a layer of transformers."""
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": None}
+    if isinstance(value, dict):
+        pairs = [[key, _plain(each, tensors, f"{name}.{key}")] for key, each in value.items()]
+        return {"dict": pairs}
+    return packed(value, tensors, name)
+
+
+def _value(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    """Return the attribute that `_plain` was given."""
+    if not isinstance(data, dict):
+        return data
+    ((kind, content),) = data.items()
+    if kind == "tensor":
+        return tensors[content].to(device)
+    if kind == "dtype":
+        found = getattr(torch, content)
+        if not isinstance(found, torch.dtype):
+            raise TypeError(f"{content} is no dtype")
+        return found
+    if kind == "device":
+        return device
+    if kind == "dict":
+        return {key: _value(each, tensors, device) for key, each in content}
+    raise TypeError(f"an attribute of kind {kind}")

@@ -1,0 +1,33 @@
+"""Whether a cache may go on: not after a change that was begun and not completed."""
+
+from __future__ import annotations
+
+from kvpolicy.errors import CacheStateError
+
+
+class Guard:
+    """Remembers that a change of the cache failed; what follows is refused until a reset.
+
+    >>> guard = Guard()
+    >>> guard.check()
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing wrong."""
+        self.failure: str | None = None
+
+    def failed(self, error: BaseException) -> None:
+        """Remember an exception that ended a change early."""
+        self.failure = f"{type(error).__name__}: {error}"
+
+    def clear(self) -> None:
+        """Forget what went wrong, because the cache was emptied."""
+        self.failure = None
+
+    def check(self) -> None:
+        """Raise CacheStateError if an earlier change did not complete."""
+        if self.failure is not None:
+            raise CacheStateError(
+                f"an earlier forward through this cache failed ({self.failure}), so its layers may "
+                "hold different tokens. Call cache.reset() and start over; the model is unchanged."
+            )

@@ -1,0 +1,31 @@
+"""What is known of models by name; no other module of the cache names a model or its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REFUSED: Mapping[str, str] = {
+    "diffllama": "attends twice with the same keys, and policies are shown one attention only",
+    "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
+    "jetmoe": "repeats its keys after the cache gave them out",
+    "minimax": "insists on a cache of its own",
+}
+"""Model types whose attention does what no configuration says, and why they are refused."""
+
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense")
+"""The attributes of attention modules that may be their output projection."""
+
+KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")
+"""The names of projections that make keys, alone or fused with queries and values."""
+
+MLPS = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+"""The attributes of decoder layers that may be their MLP."""
+
+VARYING_ROTARY = ("dynamic", "longrope")
+"""Kinds of rotary embedding whose tables depend on the length of what was read."""
+
+ATTENTION = "Attention"
+"""A part of the class names of attention modules."""
+
+ROTARY_EMBEDDING = "RotaryEmbedding"
+"""The end of the class names of rotary modules."""

@@ -1,0 +1,196 @@
+"""A pipeline: five parts and their settings, and each stage's result, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import attrs
+from attrs.validators import optional
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.budget import Budget, checked_budget, positions_of
+from kvpolicy.observation.fold import Fold
+from kvpolicy.observation.observation import Observation
+from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
+from kvpolicy.pipeline import combination
+from kvpolicy.pipeline.checks import (
+    at_work,
+    checked_budgets,
+    checked_compaction,
+    checked_fold,
+    checked_layer_budgets,
+    checked_scores,
+    checked_selection,
+    checked_state,
+)
+from kvpolicy.pipeline.describe import described
+from kvpolicy.pipeline.title import Titles, title_of
+from kvpolicy.stages.allocation import Allocator, ModelAllocator
+from kvpolicy.stages.compaction import Compactor
+from kvpolicy.stages.grouping import Group, reduce_groups
+from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
+from kvpolicy.stages.selection import Selection, Selector, protect
+from kvpolicy.stages.smoothing import Smoother, fold_of
+
+
+@attrs.frozen(kw_only=True)
+class Pipeline:
+    """Five parts and their settings. It knows neither plugins nor models.
+
+    Every method runs one stage and checks what the part returned. A method raises
+    InvalidComponentError if the part returned what its interface forbids, and ComponentFailedError
+    if the part raised; either error names the part and its plugin.
+    """
+
+    scorer: Scorer
+    smoother: Smoother
+    allocator: Allocator
+    selector: Selector
+    compactor: Compactor
+    budget: Budget = attrs.field(converter=checked_budget)
+    group: Group = attrs.field(default="mean", validator=one_of("mean", "max", "sum"))
+    sinks: int = attrs.field(default=0, validator=natural)
+    recent: int | float = attrs.field(default=0, validator=natural_or_share)
+    every: int | None = attrs.field(default=None, validator=optional(count))
+    slot_positions: bool = attrs.field(default=False, validator=boolean)
+    titles: Titles = attrs.field(factory=dict, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse parts and settings that cannot work together."""
+        object.__setattr__(self, "titles", self._complete_titles())
+        combination.check_window(self.scorer, self.titles)
+        if isinstance(self.budget, int):
+            combination.check_protected(self.budget, self.sinks, self.protected)
+        combination.check_heads(self.parts, self.titles)
+        if self.every is not None:
+            combination.check_every(self.every, self.parts, self.titles)
+        combination.check_parts(self.parts, self.titles)
+
+    def _complete_titles(self) -> Titles:
+        return {kind: title_of(kind, part, self.titles) for kind, part in self.parts.items()}
+
+    @property
+    def parts(self) -> dict[str, object]:
+        """The five parts, by kind."""
+        return {
+            "scorer": self.scorer,
+            "smoother": self.smoother,
+            "allocator": self.allocator,
+            "selector": self.selector,
+            "compactor": self.compactor,
+        }
+
+    # Layers ask for these at every token, and an isinstance of a Protocol is slow.
+    @cached_property
+    def running_scorer(self) -> RunningScorer | None:
+        """The scorer, if it keeps running state."""
+        return self.scorer if isinstance(self.scorer, RunningScorer) else None
+
+    @cached_property
+    def model_allocator(self) -> ModelAllocator | None:
+        """The allocator, if it compares layers."""
+        return self.allocator if isinstance(self.allocator, ModelAllocator) else None
+
+    @cached_property
+    def fold(self) -> Fold:
+        """The smoother's temporal part, as scorers are given it."""
+        return checked_fold(self.titles["smoother"], fold_of(self.smoother))
+
+    @property
+    def protected(self) -> int:
+        """How many positions are kept whatever their scores; the least, for a share budget."""
+        return self.sinks + self.recent_of(self.budget if isinstance(self.budget, int) else 0)
+
+    def recent_of(self, budget: int) -> int:
+        """Return how many of the last tokens are always kept within a budget of positions."""
+        # 0.29 * 100 is 28.999999999999996: a share of 29 % of 100 positions is 29.
+        share = isinstance(self.recent, float)
+        return math.floor(self.recent * budget + 1e-9) if share else int(self.recent)
+
+    def positions(self, seen: int) -> int:
+        """Return the budget in positions after `seen` tokens."""
+        return positions_of(self.budget, seen, protected=self.protected)
+
+    def keeps_all(self, seen: int) -> bool:
+        """Whether nothing is evicted from a sequence of `seen` tokens.
+
+        True within the budget, and for a prompt shorter than the scorer's window.
+        """
+        return seen <= self.positions(seen) or seen < (self.scorer.window or 0)
+
+    def rank(self, observation: Observation) -> Float[Tensor, "B N S"]:
+        """Score every position for every key/value head; protected positions get +inf."""
+        scores = reduce_groups(self.score(observation), observation.keys.shape[1], self.group)
+        recent = self.recent_of(observation.budget)
+        return protect(scores, observation, sinks=self.sinks, recent=recent)
+
+    def score(self, observation: Observation) -> Float[Tensor, "B H S"]:
+        """Score every position for every query head, smoothed over time and space."""
+        scorer, smoother = self.titles["scorer"], self.titles["smoother"]
+        with at_work(scorer, observation):
+            if self.running_scorer is not None:
+                observation = with_state(self.running_scorer, observation)
+            scores = self.scorer.score(observation, self.fold)
+        scores = checked_scores(scorer, scores, observation)
+        with at_work(smoother, scores, observation):
+            smooth = self.smoother.spatial(scores, observation)
+        return scores if smooth is scores else checked_scores(smoother, smooth, observation)
+
+    def accumulate(self, observation: Observation) -> Float[Tensor, "B H S *rest"] | None:
+        """Bring the scorer's running state up to date with one forward; None if it has none."""
+        if self.running_scorer is None:
+            return None
+        with at_work(self.titles["scorer"], observation):
+            state = self.running_scorer.accumulate(observation)
+        return checked_state(self.titles["scorer"], state, observation)
+
+    def allocate(
+        self, scores: Float[Tensor, "B N S"], observation: Observation
+    ) -> Int[Tensor, "B N"]:
+        """Share out one layer's budget among its heads."""
+        with at_work(self.titles["allocator"], scores, observation):
+            budgets = self.allocator.allocate(scores, observation, observation.budget)
+        return checked_budgets(self.titles["allocator"], budgets, scores)
+
+    def allocate_layers(
+        self, scores: Sequence[Float[Tensor, "B N _"]], observations: Sequence[Observation]
+    ) -> list[Int[Tensor, "B N"]]:
+        """Share out the budget of all layers, for an allocator that compares them."""
+        if self.model_allocator is None:
+            return [self.allocate(*each) for each in zip(scores, observations, strict=True)]
+        with at_work(self.titles["allocator"], *scores, *observations):
+            budgets = self.model_allocator.allocate_layers(
+                scores, observations, observations[0].budget
+            )
+        return checked_layer_budgets(self.titles["allocator"], budgets, scores)
+
+    def choose(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
+        """Pick as many positions for each head as its budget says."""
+        with at_work(self.titles["selector"], scores, budgets):
+            selection = self.selector.select(scores, budgets)
+        return checked_selection(self.titles["selector"], selection, budgets, scores)
+
+    def compact(
+        self,
+        keys: Float[Tensor, "B N S D"],
+        values: Float[Tensor, "B N S Dv"],
+        selection: Selection,
+        observation: Observation,
+    ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+        """Write the selected rows into a smaller cache."""
+        with at_work(self.titles["compactor"], keys, values, selection, observation):
+            compacted = self.compactor.compact(keys, values, selection, observation)
+        return checked_compaction(self.titles["compactor"], compacted, keys, values, selection)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments of `compose` that build this policy, as plain JSON data.
+
+        Raises InvalidComponentError for a part that no installed plugin offers.
+        """
+        parts = {kind: described(self.titles[kind], part) for kind, part in self.parts.items()}
+        settings = ("budget", "group", "sinks", "recent", "every", "slot_positions")
+        return parts | {setting: getattr(self, setting) for setting in settings}

@@ -1,0 +1,54 @@
+"""What messages call a part: its kind, its name, and the plugin that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Title:
+    """The name of one part of a policy.
+
+    `type` is the class of the part that the title was given to. `name` is None, and so are the
+    others, for a part that no installed plugin offers.
+
+    >>> str(Title(kind="smoother", type=float))
+    'smoother float'
+    """
+
+    kind: str
+    type: type
+    name: str | None = None
+    plugin: str | None = None
+    distribution: str | None = None
+    version: str | None = None
+
+    def __str__(self) -> str:
+        """Return for example "scorer 'snapkv' of plugin 'snapkv' (kvpolicy 0.1.0)"."""
+        if self.name is None:
+            return f"{self.kind} {self.type.__name__}"
+        return f"{self.kind} {self.name!r} of plugin {self.plugin!r} ({self.release})"
+
+    @property
+    def release(self) -> str:
+        """The distribution and version, for example "kvpolicy 0.1.0"."""
+        return f"{self.distribution} {self.version}"
+
+
+Titles = Mapping[str, Title]
+"""Titles by kind."""
+
+
+def title_of(kind: str, part: object, titles: Titles) -> Title:
+    """Return the title that was given to `part`, or one made of its class.
+
+    A title that was given to an object of another class is not the part's own.
+    """
+    known = titles.get(kind)
+    return (
+        known
+        if known is not None and known.type is type(part)
+        else Title(kind=kind, type=type(part))
+    )
