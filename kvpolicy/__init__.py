@@ -98,6 +98,6 @@ def restore(model: PreTrainedModel) -> None:
     Open caches of the model are closed: they refuse to go on, because eviction cannot observe the
     model any more. Entering a cache by `with` opens it again.
     """
-    from kvpolicy.huggingface.cache import restore as restore_attention
+    from kvpolicy.huggingface.attention.attach import restore as restore_attention
 
     restore_attention(model)

@@ -1,13 +1,26 @@
 """The house stays as CONTRIBUTING.md describes it."""
 
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+from imports import ROOT, circles, imported, modules
+
 CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").glob("kvpolicy_*"))
+MODULES = modules()
+LONGEST = 250
+SOURCES = [
+    file
+    for folder in ("kvpolicy", "kernels", "plugins", "benchmarks", "examples")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+]
+ENGINES = {"transformers", "vllm"}
+BESIDE = {"behaviour", "benchmarks", "deep", "docs", "kernels", "plugins"}
+"""Folders of tests that do not mirror a folder of kvpolicy: see the tests below."""
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)
@@ -31,3 +44,58 @@ def test_every_plugin_says_what_it_implements(plugin):
 @pytest.mark.parametrize("folder", ["kernels", "plugins", "tests", "benchmarks"])
 def test_a_folder_of_packages_is_no_package(folder):
     assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_no_module_imports_another_in_a_circle():
+    graph = {
+        name: sorted((imported(file, MODULES) & set(MODULES)) - {name})
+        for name, file in MODULES.items()
+    }
+    assert circles(graph) == []
+
+
+def test_circles_are_found():
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) == [["a", "b", "c"]]
+
+
+def test_the_cache_knows_no_engine():
+    for name, file in MODULES.items():
+        if name.startswith(("kvpolicy.cache", "kvpolicy.pipeline", "kvpolicy.stages")):
+            roots = {each.partition(".")[0] for each in imported(file)}
+            assert not roots & ENGINES, f"{name} imports {roots & ENGINES}"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_module_is_longer_than_250_lines(file):
+    assert len(file.read_text().splitlines()) <= LONGEST
+
+
+def _subject(test):
+    """The module or package of kvpolicy that a test's path repeats."""
+    place = test.relative_to(ROOT / "tests").with_name(test.name.removeprefix("test_"))
+    return ROOT / "kvpolicy" / place
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        file
+        for file in sorted((ROOT / "tests").rglob("test_*.py"))
+        if file.relative_to(ROOT / "tests").parts[0] not in {*BESIDE, "test_layout.py"}
+    ],
+    ids=lambda file: str(file.relative_to(ROOT)),
+)
+def test_the_path_of_a_test_repeats_its_subjects(test):
+    subject = _subject(test)
+    assert subject.is_file() or subject.with_suffix("").is_dir()
+
+
+@pytest.mark.parametrize("folder", ["kernels", "plugins"])
+def test_tests_of_packages_are_named_like_a_room_or_a_package(folder):
+    names = {
+        "kernels": {path.stem for path in (ROOT / "kernels" / "kvpolicy_kernels").rglob("*")},
+        "plugins": {plugin.removeprefix("kvpolicy_") for plugin in PLUGINS},
+    }[folder]
+    for test in (ROOT / "tests" / folder).glob("test_*.py"):
+        name = test.stem.removeprefix("test_")
+        assert any(name == each or name.startswith(f"{each}_") for each in names), test.name

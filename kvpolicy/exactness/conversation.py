@@ -48,7 +48,7 @@ class Conversation:
     @property
     def has_evicted(self) -> bool:
         """Whether a token that was seen is held no more."""
-        return any(layer.has_evicted for layer in self.cache.policy_layers)
+        return any(layer.held < layer.seen for layer in self.cache.policy_layers)
 
     def read(self, tokens: Int[Tensor, "B Q"], mask: Int[Tensor, "B Q"] | None = None) -> None:
         """Read a turn; the mask of the first one may hide padding on the left."""

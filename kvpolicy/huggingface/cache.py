@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import torch
@@ -15,22 +12,20 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import (
-    CacheLayerMixin,
     DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionLayer,
 )
 
 from kvpolicy.cache.storage.protocol import AnyStorage
-from kvpolicy.errors import CacheStateError, UnsupportedModelError
+from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.attach import attachment
 from kvpolicy.huggingface.attention.graphs import between_graphs
+from kvpolicy.huggingface.checks import check_crop, check_observed, check_whole
 from kvpolicy.huggingface.file.saving import save
-from kvpolicy.huggingface.layer import PolicyLayer
-from kvpolicy.huggingface.model.config import decoder_config
+from kvpolicy.huggingface.layer import PolicyLayer, prefetch_behind
 from kvpolicy.huggingface.model.fit import fitting_rotaries
 from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.support import plain_layers, supported_config
+from kvpolicy.huggingface.positions import positions_of
 from kvpolicy.huggingface.report import CacheReport, report_of
 from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.pipeline import Pipeline
@@ -41,8 +36,6 @@ _NO_ROLLBACK = (
     "Assisted decoding and prompt look-up roll the cache back, and an eviction cannot be undone. "
     "Generate without assistant_model and prompt_lookup_num_tokens."
 )
-
-_open: weakref.WeakSet[PolicyCache] = weakref.WeakSet()
 
 
 class PolicyCache(Cache):
@@ -89,21 +82,14 @@ class PolicyCache(Cache):
         self._entered = 0
         self._model = weakref.ref(model)
         self._attachment.open(self)
-        _open.add(self)
 
     def __enter__(self) -> Self:
         """Observe the model's attention until the block is left."""
         self._attachment.open(self)
-        _open.add(self)
         self._entered += 1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Close the cache; the last open cache leaves the model's attention as it was found."""
         self._entered -= 1
         if not self._entered:
@@ -111,12 +97,7 @@ class PolicyCache(Cache):
 
     def close(self) -> None:
         """Stop observing the model's attention; entering the cache by `with` opens it again."""
-        _open.discard(self)
         self._attachment.close(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copy what is held, not the `with` blocks that it is in."""
-        return vars(self) | {"_entered": 0}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PolicyCache:
         """Return an open copy of the same policy and model."""
@@ -126,7 +107,6 @@ class PolicyCache(Cache):
         copied = {name: value for name, value in vars(self).items() if name not in shared}
         vars(twin).update(copy.deepcopy(copied, memo) | shared | {"_entered": 0})
         self._attachment.open(twin)
-        _open.add(twin)
         return twin
 
     @property
@@ -155,7 +135,7 @@ class PolicyCache(Cache):
 
         Position p is the p-th real token of its own row, whatever padding stands before it.
         """
-        return [_leftmost(_positions(layer)) for layer in self.layers]
+        return [positions_of(layer) for layer in self.layers]
 
     @property
     def nbytes(self) -> int:
@@ -172,14 +152,16 @@ class PolicyCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Add the new tokens of one layer; see `PolicyLayer.update`."""
         if layer_idx > self._last_updated >= 0:
-            self._check_observed(self._last_updated)
+            check_observed(self.layers, self._last_updated)
         else:
-            self._check_ready()
+            self._attachment.check(self)
+            self.session.guard.check()
+            check_whole(self.layers)
         self._last_updated = layer_idx
         try:
             keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
             if self.session.storage is not None:
-                self._prefetch_behind(layer_idx)
+                prefetch_behind(self.layers, layer_idx)
         except BaseException as error:
             self.session.guard.failed(error)
             raise
@@ -213,13 +195,7 @@ class PolicyCache(Cache):
 
         Raises CacheStateError, CacheFileError or InvalidComponentError; see `kvpolicy.save`.
         """
-        model = self._model()
-        if model is None:
-            raise CacheStateError(
-                "the model of this cache no longer exists, and a file is saved for one model. Keep "
-                "the model until the cache is saved."
-            )
-        save(self.layers, self.session, model, path)
+        save(self.layers, self.session, self._model(), path)
 
     def activate_past_recording(self) -> NoReturn:
         """Refuse: what a rejected draft evicted could not be brought back.
@@ -239,8 +215,8 @@ class PolicyCache(Cache):
                 f"crop takes minus the number of tokens to forget, not the length "
                 f"{tokens_to_remove}. {_NO_ROLLBACK}"
             )
-        self._check_crop(-tokens_to_remove)
-        with self._changing():
+        check_crop(self.layers, -tokens_to_remove)
+        with self.session.guard.changing():
             super().crop(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -257,98 +233,12 @@ class PolicyCache(Cache):
         """Keep, repeat or reorder the sequences of the batch."""
         self._take_rows(beam_idx)
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Refuse to go on after an exception that leaves this block."""
-        try:
-            yield
-        except BaseException as error:
-            self.session.guard.failed(error)
-            raise
-
     @property
     def _batch(self) -> int:
         return self.policy_layers[0].batch
 
     def _take_rows(self, rows: Any) -> None:
         # Linear layers can be reordered only; an order may repeat rows and leave rows out.
-        with self._changing():
+        with self.session.guard.changing():
             for layer in self.layers:
                 layer.reorder_cache(rows)
-
-    def _check_crop(self, count: int) -> None:
-        """Find out whether every layer can be cropped before one of them is."""
-        for index, layer in enumerate[Any](self.layers):
-            if isinstance(layer, PolicyLayer):
-                layer.check_crop(count)
-            elif isinstance(layer, LinearAttentionLayer):
-                raise CacheStateError(
-                    f"cannot crop: layer {index} is linear attention, whose state has no way back. "
-                    "Start over with cache.reset()."
-                )
-            elif isinstance(layer, DynamicSlidingWindowLayer) and (
-                layer.get_seq_length() >= layer.sliding_window
-            ):
-                raise CacheStateError(
-                    f"cannot crop: layer {index} holds only its sliding window of "
-                    f"{layer.sliding_window} tokens. Start over with cache.reset()."
-                )
-
-    def _prefetch_behind(self, layer_idx: int) -> None:
-        """Begin to bring the layer that evicts next; the first layer follows the last."""
-        layers = [*self.layers[layer_idx + 1 :], *self.layers[:layer_idx]]
-        behind = (layer for layer in layers if isinstance(layer, PolicyLayer))
-        if (layer := next(behind, None)) is not None:
-            layer.prefetch()
-
-    def _check_observed(self, layer_idx: int) -> None:
-        """Refuse to go on where a layer's keys never came to its attention."""
-        layer = self.layers[layer_idx]
-        if isinstance(layer, PolicyLayer) and layer.is_unobserved:
-            raise UnsupportedModelError(
-                f"attention layer {layer_idx} changed its keys after the cache gave them out (as "
-                "latent attention does), or belongs to another model than this cache: it cannot be "
-                "observed."
-            )
-
-    def _check_ready(self) -> None:
-        """Refuse to begin a forward after one that stopped on its way, or on a closed cache."""
-        self.session.guard.check()
-        self._attachment.check(self, self.session.config._attn_implementation or "eager")
-        counts = {
-            layer.get_seq_length() for layer in self.layers if isinstance(layer, CacheLayerMixin)
-        }
-        if len(counts) > 1 or any(layer.forward is not None for layer in self.policy_layers):
-            raise CacheStateError(
-                f"an earlier forward stopped on its way: layers have seen {min(counts)} to "
-                f"{max(counts)} tokens. Call cache.reset() and start over."
-            )
-
-
-def restore(model: Any) -> None:
-    """Close every open cache of a model, which brings its attention back as it was found."""
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"kvpolicy.restore needs a transformers PreTrainedModel, not a {type(model).__name__}."
-        )
-    config = decoder_config(model)
-    for cache in [each for each in _open if each.session.config is config]:
-        cache.close()
-
-
-def _positions(layer: Any) -> Int[Tensor, "B N K"]:
-    if isinstance(layer, PolicyLayer):
-        return layer.positions
-    keys: Tensor | None = getattr(layer, "keys", None)
-    if keys is None:
-        return torch.empty((0, 0, 0), dtype=torch.long)
-    seen = layer.get_seq_length()
-    return torch.arange(seen - keys.shape[-2], seen).expand(*keys.shape[:2], -1)
-
-
-def _leftmost(positions: Int[Tensor, "B N K"]) -> Int[Tensor, "B N K"]:
-    """Move padding behind the positions; storage has it before them."""
-    padding = positions < 0
-    last = torch.iinfo(torch.long).max
-    ordered = positions.masked_fill(padding, last).sort(-1).values
-    return ordered.masked_fill(ordered == last, -1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from kvpolicy.errors import CacheStateError
 
 
@@ -19,6 +22,15 @@ class Guard:
     def failed(self, error: BaseException) -> None:
         """Remember an exception that ended a change early."""
         self.failure = f"{type(error).__name__}: {error}"
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Remember an exception that leaves this block."""
+        try:
+            yield
+        except BaseException as error:
+            self.failed(error)
+            raise
 
     def clear(self) -> None:
         """Forget what went wrong, because the cache was emptied."""

@@ -5,42 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import attrs
 import torch
 from jaxtyping import Float, Float64, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from kvpolicy.cache.attention.keys import AttendedKeys, attended
-from kvpolicy.cache.attention.sparse import read_sparsely
-from kvpolicy.cache.attention.uneven import attend_uneven
-from kvpolicy.cache.eviction.budgets import Budgets
-from kvpolicy.cache.eviction.evict import evict, kept
-from kvpolicy.cache.eviction.ranked import Ranked, ranked
-from kvpolicy.cache.eviction.running_state import accumulate
+from kvpolicy.cache.attention.keys import attended
 from kvpolicy.cache.eviction.schedule import Schedule
-from kvpolicy.cache.eviction.shown import Shown
-from kvpolicy.cache.eviction.together import Waiting
-from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.layer_memory import LayerMemory
-from kvpolicy.errors import CacheStateError, UnsupportedModelError
-from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.marks import mark
-from kvpolicy.huggingface.attention.masks import fitted
-from kvpolicy.huggingface.model.output_projection import output_weight
-from kvpolicy.huggingface.model.ranks import here
+from kvpolicy.huggingface.forward import Forward
 from kvpolicy.huggingface.session import Session
-from kvpolicy.observation.logits import Logits
-
-
-@attrs.define(eq=False)
-class Forward:
-    """What a layer computes with in one forward; nothing of it is saved."""
-
-    contents: Contents
-    keys: AttendedKeys
-    held: int
-    """Slots of the head that holds the most, new tokens included."""
 
 
 class PolicyLayer(DynamicLayer):
@@ -67,9 +42,7 @@ class PolicyLayer(DynamicLayer):
         self.memory = LayerMemory(self.session.storage)
         self.schedule = Schedule(policy.every, policy.scorer.window)
         self.forward: Forward | None = None
-        self.density: Float64[Tensor, ""] | None = None
-
-    # --- what transformers asks -----------------------------------------------------------------
+        self._density: Float64[Tensor, ""] | None = None
 
     # transformers keeps plain attributes here; they follow from the contents.
     @property
@@ -105,8 +78,18 @@ class PolicyLayer(DynamicLayer):
         contents = self.memory.with_new(key_states.detach(), value_states.detach())
         self.seen += key_states.shape[2]
         keys = attended(contents, self._slot_rotary)
-        self.forward = Forward(contents, keys, contents.held)
-        return mark(keys.dense, self), contents.values.view
+        self._density = self.density
+        self.forward = Forward(
+            session=self.session,
+            memory=self.memory,
+            schedule=self.schedule,
+            layer=self.index,
+            seen=self.seen,
+            held=contents.held,
+            contents=contents,
+            keys=keys,
+        )
+        return mark(keys.dense, self.forward), contents.values.view
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.
@@ -154,8 +137,6 @@ class PolicyLayer(DynamicLayer):
 
     def offload(self) -> None:
         """Do nothing: the contents are put away when the layer's forward ends."""
-
-    # --- what the cache and its report ask ------------------------------------------------------
 
     @property
     def batch(self) -> int:
@@ -206,137 +187,18 @@ class PolicyLayer(DynamicLayer):
     @property
     def is_unobserved(self) -> bool:
         """Whether keys were handed out and no attention has shown its queries yet."""
-        return self.forward is not None
-
-    # --- what the attention call tells ----------------------------------------------------------
+        return self.forward is not None and self.forward.keys is not None
 
     @property
-    def has_evicted(self) -> bool:
-        """Whether the layer holds fewer tokens than it has seen."""
-        return (self.held if self.forward is None else self.forward.held) < self.seen
+    def density(self) -> Float64[Tensor, ""] | None:
+        """The share of the first prompt's query-key pairs that was computed; None: all."""
+        forward = self.forward
+        return self._density if forward is None or forward.density is None else forward.density
 
-    def failed(self, error: BaseException) -> None:
-        """Learn that the call failed, so that the cache refuses to go on."""
-        self.session.guard.failed(error)
 
-    def mask_for(self, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
-        """Return the mask that all layers share, as it fits this layer's slots.
-
-        Raises InvalidValueError for a mask that the slots cannot follow.
-        """
-        forward, length = self._forward(), query.shape[2]
-        slots = forward.contents.slots
-        real = self.session.masks.new_real_tokens(
-            mask, slots, length, held=forward.held, seen=self.seen
-        )
-        if real is not None:
-            slots.mark_padding(real)
-        if forward.contents.ragged is not None:
-            return None
-        return fitted(mask, slots, query, self.session.attention)
-
-    def attend(
-        self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
-    ) -> Float[Tensor, "B Q H Dv"] | None:
-        """Attend to uneven heads, or to the blocks of a first prompt that the pattern chooses.
-
-        Returns None otherwise. Raises UnsupportedModelError for what such attention lacks.
-        """
-        forward, pattern = self._forward(), self.session.prefill
-        contents = forward.contents
-        if contents.ragged is not None:
-            call.refuse_what_is_not_computed()
-            return attend_uneven(query.detach(), contents, forward.keys, logits)
-        if pattern is None or self.seen > query.shape[2]:
-            return None
-        if logits.sinks is not None:
-            raise UnsupportedModelError(
-                f"attention layer {self.index} uses learned attention sinks (s_aux); sparse "
-                "prefill does not support them. Use prefill=None."
-            )
-        lengths = contents.slots.lengths
-        if max(lengths) <= pattern.dense_up_to:
-            return None
-        call.refuse_what_is_not_computed()
-        self.session.masks.check_causal(mask, lengths)
-        prompt = read_sparsely(
-            pattern, query.detach(), forward.keys.dense, contents.values.view, lengths, logits
-        )
-        self.density = prompt.density
-        return prompt.output
-
-    def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
-        """Take note of the queries that just attended, and evict where the policy says so."""
-        forward, policy = self._forward(), self.session.policy
-        # Backward passes need keys and values unmoved; a storage compares rows by their place.
-        in_place = not query.requires_grad and self.session.storage is None
-        query = query.detach()
-        decoded = query.shape[2] == 1 and self.seen > 1
-        queries = self.schedule.queries_if_due(query, decoded=decoded)
-        runs = policy.running_scorer is not None
-        evicted = False
-        if runs or queries is not None:
-            shown = self._shown(module, query, logits)
-            with torch.no_grad():
-                if runs:
-                    accumulate(policy, forward.contents, forward.keys, shown)
-                if queries is not None:
-                    shown = attrs.evolve(shown, queries=queries)
-                    evicted = self._evict(forward, shown, in_place=in_place)
-        self.forward = None
-        if self.session.storage is not None and not self.session.together.waits_for(self.index):
-            self.memory.put_away(evicted=evicted)
-
-    def _shown(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> Shown:
-        session, contents = self.session, self._forward().contents
-        shard, weight = here(
-            session.ranks,
-            output_weight(module),
-            session.config,
-            heads=query.shape[1],
-            value_dim=contents.values.buffer.shape[-1],
-        )
-        return Shown(
-            layer=self.index,
-            num_layers=session.num_layers,
-            kv_heads=contents.slots.heads,
-            queries=query,
-            logits=logits,
-            output_weight=weight,
-            rotary=session.rotaries[self.index],
-            shard=shard,
-        )
-
-    def _evict(self, forward: Forward, shown: Shown, *, in_place: bool) -> bool:
-        """Evict at once, or when all layers have been ranked; return whether rows have gone."""
-        policy, contents = self.session.policy, forward.contents
-        if all(policy.keeps_all(seen) for seen in contents.slots.seen):
-            return False
-        if policy.model_allocator is not None:
-            groups = ranked(policy, contents, forward.keys, shown)
-            self.session.together.add(self.index, Waiting(groups, self._keep))
-            return False
-        found = evict(policy, contents, forward.keys, shown, in_place=in_place)
-        return self._hold(found)
-
-    def _keep(self, groups: Sequence[Ranked], budgets: Sequence[Budgets]) -> None:
-        """Keep this layer's share of the model's budget."""
-        contents = self.memory.contents
-        if contents is None:
-            raise CacheStateError(f"layer {self.index} was given a budget after it was put away.")
-        found = kept(self.session.policy, contents, groups, budgets)
-        self.memory.put_away(evicted=self._hold(found))
-
-    def _hold(self, found: Contents | None) -> bool:
-        if found is None:
-            return False
-        self.memory.contents = found
-        return True
-
-    def _forward(self) -> Forward:
-        if self.forward is None:
-            raise UnsupportedModelError(
-                f"attention layer {self.index} attends twice with the same keys; policies are "
-                "shown one attention only."
-            )
-        return self.forward
+def prefetch_behind(layers: Sequence[Any], index: int) -> None:
+    """Begin to bring the layer that evicts next to the device; the first layer follows the last."""
+    behind = [*layers[index + 1 :], *layers[:index]]
+    following = next((layer for layer in behind if isinstance(layer, PolicyLayer)), None)
+    if following is not None:
+        following.prefetch()

@@ -1,4 +1,4 @@
-"""Attach caches to their models: which attention is observed, and for how long."""
+"""Attach caches to their models: whose attention is observed, and for how long."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import weakref
 from typing import Any
 
 import attrs
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from kvpolicy.errors import CacheStateError
+from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.attention.call import observed
 from kvpolicy.huggingface.attention.mask_memo import noted
 from kvpolicy.huggingface.attention.points import Point, Wrap, attention_points, mask_points
 from kvpolicy.huggingface.model.config import decoder_config
 
 _lock = threading.RLock()
-_users: dict[Point, weakref.WeakSet[Any]] = {}
+_open: weakref.WeakKeyDictionary[Any, Attachment] = weakref.WeakKeyDictionary()
+"""Every open cache, with what it is attached to."""
 
 
 @attrs.frozen(eq=False)
 class Attachment:
     """The places in which one model's attention is observed for its caches."""
 
+    config: PreTrainedConfig
     attention: str
-    """The name of the attention implementation, as the model's config has it."""
+    """The name of the attention implementation, as the config has it."""
     points: tuple[tuple[Point, Wrap], ...]
 
     def open(self, cache: object) -> None:
@@ -32,41 +34,32 @@ class Attachment:
         with _lock:
             for point, wrap in self.points:
                 point.add(wrap)
-                _users.setdefault(point, weakref.WeakSet()).add(cache)
+            _open[cache] = self
         # A cache that is dropped without being closed leaves the model as it was found, too.
         weakref.finalize(cache, self._remove_unused)
 
     def close(self, cache: object) -> None:
         """Stop observing; a place without open caches has what was found there."""
         with _lock:
-            for point, _ in self.points:
-                _users.get(point, weakref.WeakSet()).discard(cache)
+            _open.pop(cache, None)
             self._remove_unused()
-
-    def is_open(self, cache: object) -> bool:
-        """Whether calls on this cache's keys are observed."""
-        with _lock:
-            return all(
-                cache in _users.get(point, ()) and point.has(wrap) for point, wrap in self.points
-            )
 
     def _remove_unused(self) -> None:
         with _lock:
+            used = {point for each in _open.values() for point, _ in each.points}
             for point, wrap in self.points:
-                if not _users.get(point):
+                if point not in used:
                     point.remove(wrap)
 
-    def check(self, cache: object, attention: str) -> None:
-        """Raise CacheStateError unless calls on this cache's keys are observed.
-
-        `attention` is the name of the implementation that the model's config has now.
-        """
-        if attention != self.attention:
+    def check(self, cache: object) -> None:
+        """Raise CacheStateError unless calls on this cache's keys are observed."""
+        name = self.config._attn_implementation or "eager"
+        if name != self.attention:
             raise CacheStateError(
-                f"the model's attention was changed from {self.attention!r} to {attention!r} while "
+                f"the model's attention was changed from {self.attention!r} to {name!r} while "
                 "this cache was in use. Change it back, or make a new cache: policy.cache(model)."
             )
-        if not self.is_open(cache):
+        if cache not in _open or not all(point.has(wrap) for point, wrap in self.points):
             raise CacheStateError(
                 "this cache was closed, by kvpolicy.restore(model) or by leaving its `with` block: "
                 "eviction cannot observe the model. Use the cache inside its `with`, or make a new "
@@ -77,6 +70,22 @@ class Attachment:
 def attachment(model: PreTrainedModel) -> Attachment:
     """Return where a model's attention can be observed; nothing is changed yet."""
     config = decoder_config(model)
-    name = config._attn_implementation or "eager"
     attention = [(point, observed) for point in attention_points(model.modules(), config)]
-    return Attachment(name, (*attention, *((point, noted) for point in mask_points(config))))
+    masks = [(point, noted) for point in mask_points(config)]
+    return Attachment(config, config._attn_implementation or "eager", (*attention, *masks))
+
+
+def restore(model: Any) -> None:
+    """Close every open cache of a model, which brings its attention back as it was found.
+
+    Raises UnsupportedModelError for anything but a model of transformers.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"kvpolicy.restore needs a transformers PreTrainedModel, not a {type(model).__name__}."
+        )
+    config = decoder_config(model)
+    with _lock:
+        mine = [(each, to) for each, to in _open.items() if to.config is config]
+    for cache, attached in mine:
+        attached.close(cache)

@@ -26,7 +26,10 @@ SPREAD = (
 
 
 def save(
-    layers: Sequence[Any], session: Session, model: PreTrainedModel, path: str | os.PathLike[str]
+    layers: Sequence[Any],
+    session: Session,
+    model: PreTrainedModel | None,
+    path: str | os.PathLike[str],
 ) -> None:
     """Write the layers of a cache to a file, between two forwards.
 
@@ -34,6 +37,11 @@ def save(
     hold, InvalidComponentError for a policy with parts that no installed plugin offers.
     """
     session.guard.check()
+    if model is None:
+        raise CacheStateError(
+            "the model of this cache no longer exists, and a file is saved for one model. Keep the "
+            "model until the cache is saved."
+        )
     if session.ranks is not None:
         raise CacheFileError(SPREAD)
     if any(isinstance(layer, PolicyLayer) and layer.is_unobserved for layer in layers):

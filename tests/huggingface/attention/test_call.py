@@ -10,7 +10,7 @@ import kvpolicy
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.exactness.architectures import tiny_architecture
 from kvpolicy.exactness.usages import tokens
-from kvpolicy.huggingface import cache as cache_module
+from kvpolicy.huggingface.attention import attach
 from kvpolicy.testing.models import tiny_model
 
 POLICY = kvpolicy.recipe("snapkv", scorer={"name": "snapkv", "window": 8}, budget=24)
@@ -24,7 +24,7 @@ def logits(model, cache, ids):
 @pytest.fixture(autouse=True)
 def _no_other_caches():
     """Close what other tests left open: all models share one attention function."""
-    for each in [*cache_module._open]:
+    for each in [*attach._open]:
         each.close()
 
 

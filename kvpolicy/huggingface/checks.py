@@ -1,0 +1,58 @@
+"""Whether the layers of a cache may go on, or go back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
+
+from kvpolicy.errors import CacheStateError, UnsupportedModelError
+from kvpolicy.huggingface.layer import PolicyLayer
+
+
+def check_observed(layers: Sequence[Any], index: int) -> None:
+    """Raise UnsupportedModelError if a layer's keys never came to its attention."""
+    if _is_unobserved(layers[index]):
+        raise UnsupportedModelError(
+            f"attention layer {index} changed its keys after the cache gave them out (as latent "
+            "attention does), or belongs to another model than this cache: it cannot be observed."
+        )
+
+
+def check_whole(layers: Sequence[Any]) -> None:
+    """Raise CacheStateError if an earlier forward stopped before all layers were through."""
+    counts = {layer.get_seq_length() for layer in layers if isinstance(layer, CacheLayerMixin)}
+    if len(counts) > 1 or any(_is_unobserved(layer) for layer in layers):
+        raise CacheStateError(
+            f"an earlier forward stopped on its way: layers have seen {min(counts)} to "
+            f"{max(counts)} tokens. Call cache.reset() and start over."
+        )
+
+
+def check_crop(layers: Sequence[Any], count: int) -> None:
+    """Raise CacheStateError, before any layer is cropped, if one of them cannot be."""
+    for index, layer in enumerate(layers):
+        if isinstance(layer, PolicyLayer):
+            layer.check_crop(count)
+        elif isinstance(layer, LinearAttentionLayer):
+            raise CacheStateError(
+                f"cannot crop: layer {index} is linear attention, whose state has no way back. "
+                "Start over with cache.reset()."
+            )
+        elif isinstance(layer, DynamicSlidingWindowLayer) and (
+            layer.get_seq_length() >= layer.sliding_window
+        ):
+            raise CacheStateError(
+                f"cannot crop: layer {index} holds only its sliding window of "
+                f"{layer.sliding_window} tokens. Start over with cache.reset()."
+            )
+
+
+def _is_unobserved(layer: Any) -> bool:
+    forward = layer.forward if isinstance(layer, PolicyLayer) else None
+    return forward is not None and forward.keys is not None

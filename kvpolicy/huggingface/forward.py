@@ -1,0 +1,177 @@
+"""One layer in one forward: its attention call is observed, and it may evict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from kvpolicy.cache.attention.keys import AttendedKeys
+from kvpolicy.cache.attention.sparse import read_sparsely
+from kvpolicy.cache.attention.uneven import attend_uneven
+from kvpolicy.cache.eviction.budgets import Budgets
+from kvpolicy.cache.eviction.evict import evict, kept
+from kvpolicy.cache.eviction.ranked import Ranked, ranked
+from kvpolicy.cache.eviction.running_state import accumulate
+from kvpolicy.cache.eviction.schedule import Schedule
+from kvpolicy.cache.eviction.shown import Shown
+from kvpolicy.cache.eviction.together import Waiting
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.storage.layer_memory import LayerMemory
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.huggingface.attention.masks import fitted
+from kvpolicy.huggingface.model.output_projection import output_weight
+from kvpolicy.huggingface.model.ranks import here
+from kvpolicy.huggingface.session import Session
+from kvpolicy.observation.logits import Logits
+
+
+@attrs.define(kw_only=True, eq=False)
+class Forward:
+    """Listens to the attention call of one layer; nothing of it is saved.
+
+    `layer` counts the layers that evict. `seen` are the tokens that the layer has read and `held`
+    the slots of the head that holds the most, new tokens included.
+    """
+
+    session: Session
+    memory: LayerMemory
+    schedule: Schedule
+    layer: int
+    seen: int
+    held: int
+    contents: Contents
+    keys: AttendedKeys | None
+    """None once the queries have been observed."""
+    density: Float64[Tensor, ""] | None = None
+    """The share of query-key pairs that was computed; None if all were."""
+
+    @property
+    def has_evicted(self) -> bool:
+        """Whether the layer holds fewer tokens than it has seen."""
+        return self.held < self.seen
+
+    def failed(self, error: BaseException) -> None:
+        """Learn that the call failed, so that the cache refuses to go on."""
+        self.session.guard.failed(error)
+
+    def mask_for(self, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
+        """Return the mask that all layers share, as it fits this layer's slots.
+
+        Raises InvalidValueError for a mask that the slots cannot follow.
+        """
+        self._attended()
+        slots = self.contents.slots
+        real = self.session.masks.new_real_tokens(
+            mask, slots, query.shape[2], held=self.held, seen=self.seen
+        )
+        if real is not None:
+            slots.mark_padding(real)
+        if self.contents.ragged is not None:
+            return None
+        return fitted(mask, slots, query, self.session.attention)
+
+    def attend(
+        self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
+    ) -> Float[Tensor, "B Q H Dv"] | None:
+        """Attend to uneven heads, or to the blocks of a first prompt that the pattern chooses.
+
+        Returns None otherwise. Raises UnsupportedModelError for what such attention lacks.
+        """
+        contents, pattern = self.contents, self.session.prefill
+        if contents.ragged is not None:
+            call.refuse_what_is_not_computed()
+            return attend_uneven(query.detach(), contents, self._attended(), logits)
+        if pattern is None or self.seen > query.shape[2]:
+            return None
+        if logits.sinks is not None:
+            raise UnsupportedModelError(
+                f"attention layer {self.layer} uses learned attention sinks (s_aux); sparse "
+                "prefill does not support them. Use prefill=None."
+            )
+        lengths = contents.slots.lengths
+        if max(lengths) <= pattern.dense_up_to:
+            return None
+        call.refuse_what_is_not_computed()
+        self.session.masks.check_causal(mask, lengths)
+        keys, values = self._attended().dense, contents.values.view
+        prompt = read_sparsely(pattern, query.detach(), keys, values, lengths, logits)
+        self.density = prompt.density
+        return prompt.output
+
+    def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
+        """Take note of the queries that just attended, and evict where the policy says so."""
+        session, keys = self.session, self._attended()
+        # Backward passes need keys and values unmoved; a storage compares rows by their place.
+        in_place = not query.requires_grad and session.storage is None
+        query = query.detach()
+        decoded = query.shape[2] == 1 and self.seen > 1
+        queries = self.schedule.queries_if_due(query, decoded=decoded)
+        runs = session.policy.running_scorer is not None
+        evicted = False
+        if runs or queries is not None:
+            shown = self._shown(module, query, logits)
+            with torch.no_grad():
+                if runs:
+                    accumulate(session.policy, self.contents, keys, shown)
+                if queries is not None:
+                    shown = attrs.evolve(shown, queries=queries)
+                    evicted = self._evict(keys, shown, in_place=in_place)
+        self.keys = None
+        if session.storage is not None and not session.together.waits_for(self.layer):
+            self.memory.put_away(evicted=evicted)
+
+    def _shown(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> Shown:
+        session, contents = self.session, self.contents
+        shard, weight = here(
+            session.ranks,
+            output_weight(module),
+            session.config,
+            heads=query.shape[1],
+            value_dim=contents.values.buffer.shape[-1],
+        )
+        return Shown(
+            layer=self.layer,
+            num_layers=session.num_layers,
+            kv_heads=contents.slots.heads,
+            queries=query,
+            logits=logits,
+            output_weight=weight,
+            rotary=session.rotaries[self.layer],
+            shard=shard,
+        )
+
+    def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:
+        """Evict at once, or when all layers have been ranked; return whether rows have gone."""
+        policy, contents = self.session.policy, self.contents
+        if all(policy.keeps_all(seen) for seen in contents.slots.seen):
+            return False
+        if policy.model_allocator is not None:
+            groups = ranked(policy, contents, keys, shown)
+            self.session.together.add(self.layer, Waiting(groups, self._keep))
+            return False
+        return self._hold(evict(policy, contents, keys, shown, in_place=in_place))
+
+    def _keep(self, groups: Sequence[Ranked], budgets: Sequence[Budgets]) -> None:
+        """Keep this layer's share of the model's budget."""
+        found = kept(self.session.policy, self.contents, groups, budgets)
+        self.memory.put_away(evicted=self._hold(found))
+
+    def _hold(self, found: Contents | None) -> bool:
+        if found is None:
+            return False
+        self.memory.contents = found
+        return True
+
+    def _attended(self) -> AttendedKeys:
+        if self.keys is None:
+            raise UnsupportedModelError(
+                f"attention layer {self.layer} attends twice with the same keys; policies are "
+                "shown one attention only."
+            )
+        return self.keys
