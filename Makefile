@@ -40,8 +40,8 @@ deep: $(READY) ## Try promises, usages and caches on many random examples: EXAMP
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep
 
-exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted: every model and usage.
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.exactness
+exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md
 
 fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.fidelity

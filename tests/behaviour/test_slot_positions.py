@@ -6,7 +6,8 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.exactness.replay import max_logit_difference, recorded
+from kvpolicy.exactness.forwards import recorded
+from kvpolicy.exactness.replay import max_logit_difference
 from kvpolicy.exactness.usages import USAGES, small_policy, tokens
 from kvpolicy.huggingface.model.rotary import rotaries
 from kvpolicy.observation.rotary import PlainRotary

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kvpolicy.errors import CacheStateError, InvalidComponentError, UnsupportedModelError
-from kvpolicy.exactness.replay import max_logit_difference, recorded
+from kvpolicy.exactness.forwards import recorded
+from kvpolicy.exactness.replay import max_logit_difference
 from kvpolicy.exactness.usages import OF_PLAIN_DATA, USAGES, small_policy, tokens
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.testing.models import FAMILIES, tiny_model

@@ -1,4 +1,4 @@
-"""Several caches of one model: side by side, copied, saved, and beside one that failed."""
+"""Usages with several caches of one model: in turns, in threads, copied, saved, failed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvpolicy import Policy, Selection, load
 from kvpolicy.errors import CacheStateError, ComponentFailedError
-from kvpolicy.exactness.usages.inputs import PROMPT, difference, read, tokens
+from kvpolicy.exactness.usages.inputs import PROMPT, changed, difference, read, tokens
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.huggingface.file.saving import load
-from kvpolicy.policy import Policy
-from kvpolicy.stages.selection import Selection
 
 TURNS = (PROMPT, 1, 9, 1)
 
 
 def interleaved_conversations(model: Any, policy: Policy) -> float:
-    """Two conversations in turns on one model, each against itself alone."""
+    """Two conversations take turns on one model, each against itself alone."""
     both = (policy.cache(model), policy.cache(model))
     logits: list[list[Tensor]] = [[], []]
     for turn, length in enumerate(TURNS):
@@ -51,7 +49,7 @@ def four_threads(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def questions_to_clones(model: PreTrainedModel, policy: Policy) -> float:
-    """Several questions to copies of one evicted context, each as if it were asked first."""
+    """Three questions to copies of one evicted context, each against that question alone."""
     context = policy.cache(model)
     read(model, context, (PROMPT, 1))
     answers = [
@@ -68,7 +66,7 @@ def questions_to_clones(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def saved_and_loaded(model: PreTrainedModel, policy: Policy) -> float:
-    """A conversation that goes on from a file, against one that goes on."""
+    """A conversation that goes on from a file, against the one that was saved."""
     cache = policy.cache(model)
     read(model, cache, (PROMPT, 1))
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +80,7 @@ def saved_and_loaded(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def after_a_failure(model: PreTrainedModel, policy: Policy) -> float:
-    """Another cache, used before and after one whose policy raises in the middle of a prefill."""
+    """A cache that is used before and after another one, whose policy raises in a prefill."""
     cache, broken = policy.cache(model), _failing(policy).cache(model)
     found = read(model, cache, TURNS[:2])
     _check_that_it_fails(model, broken)
@@ -92,7 +90,7 @@ def after_a_failure(model: PreTrainedModel, policy: Policy) -> float:
 
 @attrs.frozen
 class _FailingSelector:
-    """Raises where a policy comes to select."""
+    """Raises instead of selecting."""
 
     def select(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
         """Raise."""
@@ -100,16 +98,16 @@ class _FailingSelector:
 
 
 def _failing(policy: Policy) -> Policy:
-    return attrs.evolve(policy, selector=_FailingSelector())
+    return changed(policy, selector=_FailingSelector())
 
 
 def _check_that_it_fails(model: PreTrainedModel, cache: PolicyCache) -> None:
-    """Raise AssertionError unless the failure is named, then and whenever the cache is used."""
+    """Check that the failing forward and each later one raise, and say the reason."""
     for error, length in ((ComponentFailedError, PROMPT), (CacheStateError, 1)):
         try:
             read(model, cache, (length,))
         except error as raised:
             if "on purpose" not in str(raised):
-                raise AssertionError(f"the reason is not named: {raised}") from raised
+                raise AssertionError(f"the error does not say the reason: {raised}") from raised
         else:
-            raise AssertionError("a cache whose policy failed answered")
+            raise AssertionError("a cache answered although its policy had failed")

@@ -1,8 +1,10 @@
-"""Which models and policies are measured."""
+"""The tables: which models and policies are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -11,38 +13,38 @@ from typing import Any
 import attrs
 import torch
 
-from benchmarks.exactness.cells import Line, measure, quietly
 from kvpolicy import installed
 from kvpolicy.exactness.architectures import model_types, tiny_architecture
+from kvpolicy.exactness.cells import Line, measure
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.testing.models import FAMILIES, tiny_model
 
 Task = Callable[[], Line]
 LAYERS = 4
-"""Room for a ladder over layers."""
+"""The ladder of recipe `lacache` needs several layers."""
 
 
 def architectures() -> Iterator[Task]:
-    """Every model type that transformers has, under ReST-KV."""
+    """Give every model type of transformers, with ReST-KV."""
     for name in model_types():
         yield partial(_architecture, name)
 
 
 def recipes() -> Iterator[Task]:
-    """Every installed recipe, on one family."""
+    """Give every installed recipe, on one family."""
     for part in installed("recipe"):
         yield partial(_recipe, part.name, {})
         yield partial(_recipe, part.name, {"budget": 0.4})
 
 
 def attentions() -> Iterator[Task]:
-    """Ten families, with transformers' own eager attention."""
+    """Give all families, with transformers' eager attention."""
     for family in FAMILIES:
         yield partial(_family, "attentions", family, "eager", "float32")
 
 
 def precisions() -> Iterator[Task]:
-    """Ten families in half precision, eager."""
+    """Give all families in half precision, with eager attention."""
     for family in FAMILIES:
         for dtype in ("bfloat16", "float16"):
             yield partial(_family, "precisions", family, "eager", dtype)
@@ -53,11 +55,22 @@ TABLES: dict[str, Callable[[], Iterator[Task]]] = {
 }
 
 
-def measured(tables: list[str], workers: int) -> Iterator[Line]:
-    """Measure tables, several lines at once, in their order."""
+def measured(tables: Sequence[str], workers: int) -> Iterator[Line]:
+    """Measure tables in their order, several lines at once, each in a process."""
     tasks = [task for table in tables for task in TABLES[table]()]
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=quietly) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_prepare) as pool:
         yield from pool.map(_run, tasks)
+
+
+def _prepare() -> None:
+    """Silence what transformers says of random tiny models; use one thread, since workers share."""
+    import transformers
+
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
 
 
 def _run(task: Task) -> Line:
@@ -65,19 +78,20 @@ def _run(task: Task) -> Line:
 
 
 def _architecture(name: str) -> Line:
-    """Use sdpa where the type has it, and value space where the output projection is not seen."""
-    last = None
+    """Measure a model type in the first of three ways that works; else in the last.
+
+    sdpa, then eager attention, then eager attention with errors in value space: ReST-KV does not
+    know the output projection of every type.
+    """
     for attention, projection in (("sdpa", "output"), ("eager", "output"), ("eager", "value")):
-        policy = small_policy("restkv")
-        policy = attrs.evolve(policy, scorer=attrs.evolve(policy.scorer, projection=projection))
+        scorer = {"name": "restkv", "window": 8, "projection": projection}
+        policy = small_policy("restkv", scorer=scorer)
         build = partial(tiny_architecture, name, attn_implementation=attention)
-        line = measure("architectures", name, build, policy)
         note = attention if projection == "output" else f"{attention}, value space"
-        last = attrs.evolve(line, note=note)
+        line = attrs.evolve(measure("architectures", name, build, policy), note=note)
         if line.outcomes.get("one prompt") == "exact":
-            return last
-    assert last is not None
-    return last
+            break
+    return line
 
 
 def _recipe(name: str, changes: dict[str, Any]) -> Line:

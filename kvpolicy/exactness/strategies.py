@@ -1,4 +1,4 @@
-"""Hypothesis strategies for whole policies, and for the models that they are to work in."""
+"""Hypothesis strategies for tiny models, and for policies that work in them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from hypothesis import reject
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from kvpolicy.compose import compose
-from kvpolicy.compose import recipe as policy_of
-from kvpolicy.discovery.registry import installed
+from kvpolicy import Policy, compose, installed
+from kvpolicy import recipe as policy_of
 from kvpolicy.errors import KvpolicyError
-from kvpolicy.policy import Policy
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.testing.models import tiny_model
 
 FAMILIES = ("llama", "llama", "qwen3", "mistral", "gemma2", "gemma3_text")
-WINDOWS = 8
-"""The most queries that a scorer is shown: prompts are to be many times as long."""
+"""llama is drawn twice as often as the others."""
+LARGEST_WINDOW = 8
+"""Prompts are many times as long."""
 
 
 @st.composite
 def models(draw: st.DrawFn, *, double: bool = False) -> PreTrainedModel:
     """Draw a tiny random model: its family, layers, heads, head size and attention.
 
-    In `double` precision rounding decides no score: what is computed twice, in two ways, is
-    ranked alike. transformers' eager attention gives NaN there for a row that is padded.
+    With `double` it is in float64. Rounding is then too small to change a ranking, so two
+    computations of the same scores keep the same positions. Eager attention is left out: in float64
+    transformers' gives NaN for a padded row.
     """
     family = draw(st.sampled_from(FAMILIES).filter(lambda name: not double or name != "gemma2"))
     kv_heads, groups = draw(st.integers(1, 3)), draw(st.integers(1, 8))
     heads, head_dim = kv_heads * groups, draw(st.sampled_from([8, 16, 32, 64, 128]))
-    # Of models with sliding windows every other layer evicts.
+    # In a model with sliding windows only every other layer evicts.
     windowed = family.startswith("gemma")
     layers = 2 * draw(st.integers(1, 2)) if windowed else draw(st.integers(1, 4))
     sizes: dict[str, Any] = {"query_pre_attn_scalar": head_dim} if windowed else {}
@@ -61,10 +61,10 @@ def policies(
     exact: bool = True,
     budgets: tuple[int, int] = (8, 48),
 ) -> Policy:
-    """Draw an installed recipe, with another part or two and with other settings, for a model.
+    """Draw an installed recipe for a model, and change its settings and up to two of its parts.
 
-    With `exact` it can be measured against a masked full cache: keys and values stay as they were
-    read, and slots are renumbered only where the yardstick knows how the model rotates.
+    With `exact` the replay can measure it: the compactor changes no key and no value, and slots are
+    renumbered only in models whose rotation the replay knows.
     """
     recipe = policy_of(draw(st.sampled_from([part.name for part in installed("recipe")])))
     arguments = recipe.to_dict() | draw(_settings(budgets))
@@ -73,7 +73,7 @@ def policies(
     scorer = arguments["scorer"]
     known = {part.name: part.options for part in installed("scorer")}[scorer["name"]]
     if isinstance(known.get("window"), int):
-        arguments["scorer"] = scorer | {"window": draw(st.integers(1, WINDOWS))}
+        arguments["scorer"] = scorer | {"window": draw(st.integers(1, LARGEST_WINDOW))}
     if exact:
         if not isinstance(recipe.compactor, GatherCompactor):
             arguments["compactor"] = "gather"
@@ -88,7 +88,7 @@ def policies(
 
 
 def _settings(budgets: tuple[int, int]) -> st.SearchStrategy[dict[str, Any]]:
-    """Draw settings of `compose` that replace those of a recipe, some of them or all."""
+    """Draw a budget, and some of the other settings of `compose`."""
     return st.fixed_dictionaries(
         {"budget": st.one_of(st.integers(*budgets), st.sampled_from([0.15, 0.4, 0.8]))},
         optional={
@@ -103,7 +103,7 @@ def _settings(budgets: tuple[int, int]) -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def _part(draw: st.DrawFn, kind: str, model: PreTrainedModel) -> dict[str, Any]:
-    """Draw a part; the oracle is left out, since it needs the future."""
+    """Draw a part. The oracle is left out, since it needs recorded queries."""
     names = [part.name for part in installed(kind) if part.name != "oracle"]
     name = draw(st.sampled_from(names))
     if name != "headkv":
