@@ -73,7 +73,9 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     # many times, the second has layers with a recurrent state.
     "hrm_text": {"initializer_range": 0.1},
     "qwen3_5_text": {"initializer_range": 0.2},
-    # These two do not scale their logits down, which multiplies rounding as well.
+    # These do not scale their logits down, which multiplies rounding as well.
+    "granitemoe": {"initializer_range": 0.2},
+    "granitemoeshared": {"initializer_range": 0.2},
     "granite_swa": {"initializer_range": 0.2},
     "granitemoe_swa": {"initializer_range": 0.2},
     "ministral": {
