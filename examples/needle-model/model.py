@@ -1,4 +1,4 @@
-"""The needle model before training: a small Llama whose first weights make copying easy."""
+"""The needle model before training: a small Llama whose initial weights make copying easy."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def build_model() -> LlamaForCausalLM:
 
 @torch.no_grad()
 def _initialise(model: LlamaForCausalLM) -> None:
-    """Let the words speak louder than the layers, and give all of them a direction in common.
+    """Make embeddings larger than what layers add to them, and give all of them a common direction.
 
-    The tied output adds the same to every logit for that direction, so it says nothing there.
+    The tied output adds the same number to every logit for that direction, so no word gains by it.
     """
     embeddings = model.model.embed_tokens.weight
     embeddings.normal_(std=WORD_SCALE)
@@ -54,11 +54,11 @@ def _initialise(model: LlamaForCausalLM) -> None:
 
 
 def _look_back(model: LlamaForCausalLM) -> None:
-    """Start the first layer's groups of heads looking one, two and three tokens back.
+    """Let the first layer's groups of heads attend one, two and three tokens back.
 
-    Llama has no bias, so a head finds a distance only through what all words have in common. The
-    rotary embedding turns the pair (i, i + D/2) by position x frequency i: a key that is ahead by
-    distance x frequency i meets the query, which is not, at exactly that distance.
+    Llama has no bias, so a head finds a distance only through the common direction. The rotary
+    embedding rotates the pair (i, i + D/2) by position x frequency i. A key that is rotated ahead
+    by distance x frequency i matches the query at exactly that distance.
     """
     config, attention = model.config, model.model.layers[0].self_attn
     common = model.model.embed_tokens.weight.mean(0)

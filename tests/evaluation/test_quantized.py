@@ -1,18 +1,18 @@
-"""The table of quantised storage, at toy size."""
+"""The table of quantized storage, with two short prompts."""
+
+import json
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from benchmarks import quantized
-from benchmarks.rows import Row
 from kvpolicy import recipe
-from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.reader import Reader
+from kvpolicy.evaluation import needle, quantized
 
 
 @pytest.fixture(scope="module")
-def found():
+def found(reader):
     """Two prompts, evicted by restkv, in full precision and in few bits."""
-    reader = Reader(*needle.load())
     questions = needle.generate_prompts(tokens=96, facts=4, count=2, seed=0)
     storages = [
         None,
@@ -32,14 +32,6 @@ def test_errors_grow_and_bytes_shrink_with_fewer_bits(found):
     assert full.right == eight.right == 2
 
 
-def test_rows_say_by_themselves_what_was_measured(found):
-    rows = list(quantized.rows_of(found, {"budget": 40}))
-    assert [Row.from_json(row.to_json()) for row in rows] == rows
-    assert {row.name for row in rows} == {"attention output error", "right", "cache"}
-    assert next(row.value for row in rows if row.name == "right") == 1
-    assert rows[-1].settings["storage"]["bits"] == 4
-
-
 def test_the_table_names_every_storage(found):
     names = [each.name for each in found]
     assert names == ["full precision", "8 bits, last 0 in full", "4 bits, last 0 in full"]
@@ -50,3 +42,21 @@ def test_full_precision_comes_first():
     first, *others = quantized.storages()
     assert first is None
     assert {each["bits"] for each in others} == {8, 4}
+
+
+@pytest.mark.parametrize("style", ["--json", None])
+def test_the_command_prints_every_storage(monkeypatch, style):
+    storages = quantized.storages()[:2]
+    monkeypatch.setattr(quantized, "storages", lambda: storages)
+    app = typer.Typer()
+    app.command()(quantized.main)
+    options = "--budget 40 --tokens 96 --facts 4 --prompts 1".split()
+    result = CliRunner().invoke(app, options + ([style] if style else []))
+    assert result.exit_code == 0, result.output
+    if style == "--json":
+        lines = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [line["storage"] for line in lines] == storages
+        assert lines[0]["error"] == 0
+    else:
+        assert "full precision" in result.stdout
+        assert "8 bits, last 0 in full" in result.stdout

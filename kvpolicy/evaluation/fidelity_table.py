@@ -1,24 +1,23 @@
-"""How true each recipe's cache stays to the full one, between chance and an oracle.
+"""How far each recipe's cache is from the full one, between chance and an oracle.
 
-    python -m benchmarks.fidelity [--budgets 40,64,128] [--prompts 32] [--markdown | --json]
+    python -m kvpolicy.evaluation.fidelity_table [--budgets 40,64,128] [--markdown | --json]
 
-On the needle model: after a prompt has been evicted, it is given the right answer word by word.
-The error is ||y - y_full|| / ||y_full|| of each attention block's output y behind the output
-projection, each block judged by itself, averaged over layers and words, then over prompts (± the
-standard error over prompts). "gap closed" is (random - policy) / (random - oracle) of these errors:
-`oracle` knows the queries to come, `random` is the mean of several draws. "right" are the answers
-that greedy decoding gets right, from the first word to the last.
+The needle model reads a prompt, the policy evicts, and the model is given the right answer word by
+word. The error is ||y - y_full|| / ||y_full||, with y the output of an attention block behind its
+output projection. Each block is given the inputs that it has with the full cache. The table shows
+the mean over blocks, words and prompts, and its standard error over prompts. "gap closed" is
+(random - policy) / (random - oracle) of these errors: `oracle` knows the queries to come, `random`
+is the mean of several draws. "right" is the share of prompts that greedy decoding answers right.
 
-Every recipe has its own settings but for the budget. Recipes that evict while decoding (`every`) do
-so here as well, whenever so many words have been read since the prompt.
+A recipe has its own settings, except for the budget. One that evicts while decoding does so here
+too, after so many words as its `every` says.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import typer
 from rich import box
@@ -27,74 +26,13 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from kvpolicy import Policy, compose, installed, recipe
-from kvpolicy.errors import KvpolicyError
+from kvpolicy import installed
 from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.comparison import batches
 from kvpolicy.evaluation.fidelity import Entrant, fidelity
+from kvpolicy.evaluation.fidelity_entrants import BEST, PAIRS, WORST, entrants
 from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
 from kvpolicy.evaluation.reader import Reader
-from kvpolicy.evaluation.results import Refusal
-from kvpolicy.metrics import Recording
-
-WORST, BEST = "random", "oracle"
-DRAWS = 8
-"""How often chance is drawn: one draw may by chance keep a head's attention sink in all prompts."""
-
-JOINT, WITH_WINDOW = {"heads": "joint"}, {"o_includes_window": True}
-UNPOOLED = {"name": "spatiotemporal", "pooling": "none"}
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "restkv, joint": {"scorer": {"name": "restkv", **JOINT}},
-    "restkv, o with window": {"scorer": {"name": "restkv", **WITH_WINDOW}},
-    "restkv, joint, o with window": {"scorer": {"name": "restkv", **JOINT, **WITH_WINDOW}},
-    "restkv, unpooled": {"smoother": UNPOOLED},
-    "restkv, joint, unpooled": {"scorer": {"name": "restkv", **JOINT}, "smoother": UNPOOLED},
-}
-"""Settings of recipe `restkv` that are compared with its defaults."""
-
-PAIRS = (
-    ("restkv, joint", "restkv"),
-    ("restkv, joint, o with window", "restkv, o with window"),
-    ("restkv, joint, unpooled", "restkv, unpooled"),
-    ("restkv, o with window", "restkv"),
-)
-"""Which settings are compared prompt by prompt."""
-
-
-def entrants(recipes: Sequence[str], budgets: Sequence[int]) -> tuple[list[Entrant], list[Refusal]]:
-    """Return everyone, budget by budget, and who refuses a budget, with the reason."""
-    accepted, refused = [], []
-    for budget in sorted(set(budgets)):
-        for title, name, changes in settings(recipes):
-            try:
-                policies = [recipe(name, budget=budget, **each) for each in changes]
-            except KvpolicyError as error:
-                refused.append(Refusal(name=title, budget=budget, reason=str(error)))
-            else:
-                same = partial(_same, policies)
-                accepted.append(Entrant(name=title, budget=budget, policies=same))
-        accepted.append(Entrant(name=BEST, budget=budget, policies=partial(_oracle, budget)))
-    return accepted, refused
-
-
-def settings(
-    recipes: Sequence[str],
-) -> Iterator[tuple[str, str, Sequence[Mapping[str, Any]]]]:
-    """Give each title, its recipe and what is changed of it; chance is always there."""
-    yield WORST, WORST, [{"scorer": {"name": WORST, "seed": seed}} for seed in range(DRAWS)]
-    for name in sorted(set(recipes) - {WORST}):
-        yield name, name, [{}]
-    if "restkv" in recipes:
-        for title, changes in VARIANTS.items():
-            yield title, "restkv", [changes]
-
-
-def _same(policies: Sequence[Policy], recording: Recording) -> Sequence[Policy]:
-    return policies
-
-
-def _oracle(budget: int, recording: Recording) -> Sequence[Policy]:
-    return [compose(scorer={"name": BEST, "future": recording}, recent=0, budget=budget)]
 
 
 def measure(
@@ -106,7 +44,7 @@ def measure(
     facts: int,
     seed: int,
 ) -> Fidelity:
-    """Run everyone on the same prompts, under a progress bar."""
+    """Measure all entrants on the same prompts, under a progress bar."""
     disable_progress_bar()
     reader = Reader(*needle.load())
     questions = needle.generate_prompts(tokens=tokens, facts=facts, count=prompts, seed=seed)
@@ -125,12 +63,12 @@ def measure(
 
 def main(
     name: Annotated[
-        list[str] | None, typer.Option("--recipe", help="Only these; chance is always there.")
+        list[str] | None, typer.Option("--recipe", help="Only these recipes, beside chance.")
     ] = None,
     budgets: Annotated[str, typer.Option(help="Positions for each head.")] = "40,64,128",
     prompts: Annotated[int, typer.Option(min=2, help="How many prompts.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 512,
-    facts: Annotated[int, typer.Option(min=1, help="Facts told in every prompt.")] = 32,
+    tokens: Annotated[int, typer.Option(help="Length of each prompt.")] = 512,
+    facts: Annotated[int, typer.Option(min=1, help="Facts in each prompt.")] = 32,
     seed: Annotated[int, typer.Option(help="Another seed writes other prompts.")] = 0,
     markdown: Annotated[bool, typer.Option(help="Print the tables as Markdown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -179,7 +117,7 @@ def _percent(estimate: Estimate | None) -> str:
 
 
 def notes(found: Fidelity) -> Iterator[str]:
-    """Say what the table does not: the full cache, settings prompt by prompt, and refusals."""
+    """Yield sentences on what the tables leave out: the full cache, pairs of variants, refusals."""
     right, prompts = sum(found.full), len(found.full)
     yield f"The full cache answers {right} of {prompts} prompts right; its error is 0."
     for mine, theirs in PAIRS:

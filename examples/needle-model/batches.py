@@ -1,4 +1,4 @@
-"""Batches to train on: copying at first, then documents with many questions on them."""
+"""Training batches: repeated words at first, then documents with many questions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from kvpolicy.evaluation.needle.prompts import (
 from kvpolicy.evaluation.needle.vocabulary import BOS, EOS, SPECIAL, STOP, vocabulary
 
 IDS = {word: token for token, word in enumerate(vocabulary())}
-ANSWER_LENGTH = CODE_LENGTH + 1  # the end of text too
+ANSWER_LENGTH = CODE_LENGTH + 1  # the end of text as well
 EXCHANGE_LENGTH = QUESTION_LENGTH + ANSWER_LENGTH
 FEWEST_FACTS, MOST_FACTS = 4, 64
 
 
 @attrs.frozen(kw_only=True)
 class Batch:
-    """Token ids, the positions that the model is told, and which tokens are to be recalled."""
+    """Token ids, the positions that the model is given, and which tokens it has to recall."""
 
     ids: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
@@ -36,25 +36,26 @@ class Batch:
 
 
 def repeated_words(rng: Random, *, tokens: int, count: int) -> Batch:
-    """Say a few random words again and again: all but the first round can be copied.
+    """Repeat a few random words. The model can copy all but the first round.
 
-    The length of a round is random, so that words must be found by what they are, not by where.
+    The length of a round is random, so that the model finds a word by the word before it, not by a
+    fixed distance.
     """
     rounds = torch.tensor([[rng.randint(4, tokens // 2)] for _ in range(count)])
     known = range(len(SPECIAL), len(IDS))
     words = torch.tensor([rng.sample(known, tokens) for _ in range(count)])
     positions = torch.arange(tokens).expand(count, tokens)
-    # Nothing tells when the first round ends: what follows it cannot be known.
+    # Nothing tells when the first round ends, so the token after it cannot be known.
     return Batch(
         ids=words.gather(1, positions % rounds), positions=positions, recalled=positions > rounds
     )
 
 
 def documents(rng: Random, *, tokens: int, count: int, farthest: int) -> Batch:
-    """Write documents and ask for as many of their facts as fit.
+    """Write documents, each with questions on as many of its facts as fit.
 
-    Half of them jump ahead between sentences, up to position `farthest`: so the model meets long
-    distances while texts are short.
+    In half of them positions jump ahead between sentences, up to `farthest`. So the model learns
+    long distances from short texts.
     """
     answered = [_answered(rng, tokens) for _ in range(count)]
     ids = torch.tensor([[IDS[word] for word in words] for words, _ in answered])

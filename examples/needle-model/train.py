@@ -1,4 +1,7 @@
-"""Trains the needle model from nothing; without options, it repeats the run that is shipped."""
+"""Trains the needle model from random weights. Without options it repeats the run that ships.
+
+python examples/needle-model/train.py [--seed 0] [--output FOLDER] [--log FILE]
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from typing import TextIO
 
 import attrs
 import torch
+from batches import Batch, documents, repeated_words
+from model import LONGEST, build_model
+from tokenizer import build_tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW, Muon, Optimizer
@@ -20,9 +26,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.needle_model.batches import Batch, documents, repeated_words
-from benchmarks.needle_model.model import LONGEST, build_model
-from benchmarks.needle_model.tokenizer import build_tokenizer
 from kvpolicy.evaluation.needle import MODEL
 
 LOG = Path(__file__).with_name("train.log.jsonl")
@@ -32,14 +35,15 @@ MATRIX_RATE, VECTOR_RATE, WEIGHT_DECAY = 4e-3, 5e-4, 0.01
 BETAS = (0.9, 0.95)
 CLIP = 0.5
 WARMUP_STEPS = 100
-COOLDOWN, LAST_RATE = 0.2, 0.02  # shares: of the steps at the end, of the learning rate there
+COOLDOWN = 0.2  # the last fifth of the steps
+LAST_RATE = 0.02  # share of the learning rate at the last step
 FILLER_WEIGHT = 0.1
 LOG_EVERY = 25
 
 
 @attrs.frozen
 class Stage:
-    """So many steps on batches of one kind."""
+    """A number of steps on batches of one kind."""
 
     name: str
     steps: int
@@ -67,13 +71,13 @@ def main() -> None:
         train(model, Random(options.seed), log)
     disable_progress_bar()
     model.save_pretrained(options.output)
-    # Weights are written for their owner alone, and a wheel would keep them so.
+    # transformers lets only the owner read the weights, and a wheel keeps such rights.
     (options.output / "model.safetensors").chmod(0o644)
     build_tokenizer(LONGEST).save_pretrained(options.output)
 
 
 def train(model: LlamaForCausalLM, rng: Random, log: TextIO) -> None:
-    """Take every step of every stage, and log one in `LOG_EVERY`."""
+    """Take all steps of all stages, and log one of each `LOG_EVERY`."""
     optimizers = _optimizers(model)
     schedules = [LambdaLR(optimizer, _rate) for optimizer in optimizers]
     start = time.perf_counter()
@@ -105,11 +109,11 @@ def _batches(rng: Random) -> Iterator[tuple[str, Batch]]:
 
 
 def _losses(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss on what is to be recalled and on the rest, and the share recalled right."""
+    """Return the loss of the tokens to recall, that of the others, and the share recalled right."""
     logits = model(
         input_ids=batch.ids,
         position_ids=batch.positions,
-        # Without a mask, transformers takes jumps for the borders of packed sequences.
+        # Without a mask, transformers takes a jump for the border between packed sequences.
         attention_mask=torch.ones_like(batch.ids),
         use_cache=False,
     ).logits[:, :-1]
@@ -120,7 +124,7 @@ def _losses(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, Tensor, Tens
 
 
 def _optimizers(model: LlamaForCausalLM) -> list[Optimizer]:
-    """Give the layers' matrices to Muon, the embeddings and the norms to AdamW."""
+    """Return Muon for the matrices of the layers, and AdamW for embeddings and norms."""
     layers = list(model.model.layers.parameters())
     matrices = [weight for weight in layers if weight.ndim == 2]
     others = [weight for weight in layers if weight.ndim == 1]
@@ -130,7 +134,7 @@ def _optimizers(model: LlamaForCausalLM) -> list[Optimizer]:
 
 
 def _rate(step: int) -> float:
-    """Rise, stay, and fall at the end: the share of the learning rate at a step."""
+    """Return the share of the learning rate at a step: it rises, stays, and falls at the end."""
     fall = (STEPS - step) / (COOLDOWN * STEPS)
     return min(1.0, (step + 1) / WARMUP_STEPS, max(LAST_RATE, fall))
 

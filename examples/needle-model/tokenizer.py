@@ -12,7 +12,7 @@ from kvpolicy.evaluation.needle.vocabulary import BOS, EOS, PAD, UNK, vocabulary
 
 
 def build_tokenizer(longest: int) -> PreTrainedTokenizerFast:
-    """Take the words of the vocabulary in order, and start every text with `<s>`."""
+    """Number the words of the vocabulary in order, and start every text with `<s>`."""
     ids = {word: number for number, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=UNK))
     tokenizer.pre_tokenizer = WhitespaceSplit()
