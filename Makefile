@@ -32,9 +32,8 @@ needle-model: $(READY) ## Train the small model of the demo anew, and measure it
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.needle.accuracy
 
 bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performance.md (ten minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q benchmarks/cpu --rows benchmarks/results/cpu.jsonl \
-	    --benchmark-columns=min,median,rounds; \
-	    status=$$?; $(BIN)/python -m benchmarks.performance_page && exit $$status
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.cpu; \
+	    status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
 deep: $(READY) ## Try promises, usages and caches on many random examples: EXAMPLES=1000 of each (an hour).
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \

@@ -1,4 +1,4 @@
-"""Calls of the doors of kvpolicy_kernels with random inputs at real shapes, one each by name."""
+"""A call of each door of kvpolicy_kernels, with random inputs at real shapes."""
 
 # ruff: noqa: D103
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kvpolicy_kernels as doors
-from benchmarks.gpu.inputs import Source
+from benchmarks.layers import Source
 
 Call = Callable[[], Any]
 
@@ -30,7 +30,7 @@ def ema(source: Source) -> Tensor:
 
 
 def attention(source: Source) -> Tensor:
-    """Return what a smoothed attention looks like: few large, many small."""
+    """Return weights like those of smoothed attention: few are large, many are small."""
     logits = source.normal(1, source.scale.heads, source.length, dtype=torch.float32)
     return (logits * 3).softmax(-1)
 
@@ -105,7 +105,7 @@ def rerotate_keys(source: Source) -> Call:
 
 
 def uneven_lengths(source: Source) -> Tensor:
-    """Return lengths from a quarter to seven quarters of the mean; it is `source.length`."""
+    """Return lengths from a quarter to seven quarters of their mean, which is `source.length`."""
     count = source.scale.kv_heads
     steps = torch.linspace(0.25, 1.75, count, dtype=torch.float64)
     lengths = (steps * source.length).long()
@@ -125,7 +125,7 @@ def ragged_attention(source: Source) -> Call:
 
 
 def other_attention(source: Source) -> Mapping[str, Call]:
-    """Return what PyTorch has for one query: to as many tokens evenly, and to uneven heads."""
+    """Return PyTorch's attention of one query: over even heads as long, and over uneven ones."""
     scale, length = source.scale, source.length + source.scale.window
     keys, values, queries = source.rows(length), source.rows(length), source.queries(1)
     folded = queries.reshape(1, scale.kv_heads, -1, scale.dim)
@@ -138,7 +138,7 @@ def other_attention(source: Source) -> Mapping[str, Call]:
 
 
 def _varlen_attention(source: Source) -> Mapping[str, Call]:
-    """Return PyTorch's attention over sequences of unequal length, with heads for sequences."""
+    """Return PyTorch's attention over sequences of uneven length; each head is a sequence."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before torch 2.10
