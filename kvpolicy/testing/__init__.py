@@ -1,4 +1,4 @@
-"""The contract that every plugin's parts are held to, and tools to test with.
+"""The contract of every part of a plugin, and tools to test with.
 
     test_contract = kvpolicy.testing.contract(plugin="myplugin")
 
