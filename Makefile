@@ -35,7 +35,8 @@ bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performa
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.cpu; \
 	    status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
-deep: $(READY) ## Try promises, usages and caches on many random examples: EXAMPLES=1000 of each (an hour).
+deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES=1000 random examples of each (hours).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep
 

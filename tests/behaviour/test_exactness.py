@@ -18,6 +18,7 @@ MODELS = [(family, "eager") for family in FAMILIES] + [
 ]
 
 
+@pytest.mark.sampled(6, "family", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize(("family", "attention"), MODELS)
 def test_every_usage_is_exact_on_every_family(family, attention, usage):
@@ -30,6 +31,7 @@ def test_every_usage_is_exact_on_every_family(family, attention, usage):
         assert USAGES[usage](model, policy) <= (0 if usage in BITWISE else LIMIT)
 
 
+@pytest.mark.sampled(3, "policy", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize(
     "policy",
@@ -54,6 +56,7 @@ UNCHANGING = [
 ]
 
 
+@pytest.mark.sampled(6, "recipe", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize("recipe", UNCHANGING)
 def test_every_usage_is_exact_under_every_recipe(recipe, usage):
@@ -71,6 +74,7 @@ class Funnel:
         return torch.full(scores.shape[:2], min(count, scores.shape[-1]))
 
 
+@pytest.mark.sampled(2, "attention", "usage")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("usage", sorted(set(USAGES) - OF_PLAIN_DATA))
 def test_layers_may_hold_different_numbers_of_positions(usage, attention):

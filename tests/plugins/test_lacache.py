@@ -233,6 +233,7 @@ def test_a_model_holds_the_plan_of_every_layer(every):
 
 
 @torch.no_grad()
+@pytest.mark.sampled(4, "usage")
 @pytest.mark.parametrize("usage", USAGES)
 def test_every_usage_is_exact(usage):
     model = tiny_model("llama", num_hidden_layers=4)
