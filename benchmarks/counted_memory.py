@@ -39,8 +39,9 @@ class Counted(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Start at nothing."""
-        super().__init__()
-        self.live = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -71,7 +72,7 @@ class EvictedLayer(DynamicLayer):
 
     def __init__(self, budget: int) -> None:
         """Start empty."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.budget = budget
 
     def update(
@@ -93,7 +94,7 @@ def peak_of(call: Callable[[], object]) -> int:
     """Return the most bytes that were allocated at once during a call."""
     with Counted() as counted, torch.no_grad():
         call()
-    return counted.peak
+    return int(counted.peak)
 
 
 def model_without_data(name: str, scale: Scale) -> PreTrainedModel:
@@ -102,7 +103,8 @@ def model_without_data(name: str, scale: Scale) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config_of(name, scale, scale.layers), dtype=scale.dtype
         )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def peaks(name: str, scale: Scale, length: int) -> Iterator[tuple[str, int]]:

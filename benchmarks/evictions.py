@@ -39,7 +39,8 @@ def stages(policy: Policy, layer: Observation) -> Iterator[str]:
     scores = policy.smoother.spatial(scores, layer)
     yield "smooth"
     scores = reduce_groups(scores, kv_heads, policy.group)
-    scores = protect(scores, layer, sinks=policy.sinks, recent=policy.recent)
+    recent = policy.recent_of(layer.budget)
+    scores = protect(scores, layer, sinks=policy.sinks, recent=recent)
     yield "reduce, protect"
     budgets = policy.allocator.allocate(scores, layer, layer.budget)
     yield "allocate"

@@ -34,7 +34,8 @@ def growth(costs: Mapping[int, float]) -> Growth:
     1.0
     """
     logs = {log(length): log(cost) for length, cost in costs.items()}
-    return Growth(line=line(costs), exponent=line(logs))
+    lengths = {float(length): cost for length, cost in costs.items()}
+    return Growth(line=line(lengths), exponent=line(logs))
 
 
 def line(points: Mapping[float, float]) -> Line:

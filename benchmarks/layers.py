@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
+from typing import Generic, TypeVar
 
 import attrs
 import torch
@@ -42,12 +44,13 @@ class LayerShape:
         }
 
 
-class Source:
+S = TypeVar("S", bound=LayerShape)
+
+
+class Source(Generic[S]):
     """Random tensors of one layer with `length` positions; the same for the same length."""
 
-    def __init__(
-        self, scale: LayerShape, length: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, scale: S, length: int, dtype: torch.dtype, device: torch.device) -> None:
         """Draw nothing yet."""
         self.scale, self.length, self.dtype, self.device = scale, length, dtype, device
         self._draw = torch.Generator(device).manual_seed(length)
@@ -75,7 +78,7 @@ class Source:
     def output_weight(self) -> Float[Tensor, "M HD"]:
         """Return the weight of an output projection."""
         size = self.scale.model_dim
-        return self.normal(size, self.scale.heads * self.scale.dim) / size**0.5
+        return self.normal(size, self.scale.heads * self.scale.dim) / math.sqrt(size)
 
     def kept(self, count: int) -> Int[Tensor, "1 N K"]:
         """Return `count` random positions of each head, ascending."""

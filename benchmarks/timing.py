@@ -99,12 +99,16 @@ def ratio(
     timing: Timing | str, base: Timing | str, seconds: Callable[[Timing], float] | None = None
 ) -> float | str:
     """Return one median over the other, or `seconds` of one over the other; or the failure."""
-    if isinstance(timing, str):
-        return timing
-    if isinstance(base, str):
-        return base
     take = seconds or (lambda each: each.median)
-    return take(timing) / take(base)
+    numbers = [each if isinstance(each, str) else take(each) for each in (timing, base)]
+    return quotient(*numbers)
+
+
+def quotient(number: float | str, base: float | str) -> float | str:
+    """Return one number over the other, or the failure that stands in place of either."""
+    if isinstance(number, str):
+        return number
+    return base if isinstance(base, str) else number / base
 
 
 def failure_of(call: Call) -> str | None:

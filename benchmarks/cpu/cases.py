@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import attrs
 import torch
@@ -68,7 +69,8 @@ class Decoder:
             # Weights this large make attention uneven.
             initializer_range=0.05,
         )
-        return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+        model: Any = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
+        return cast("LlamaForCausalLM", model.eval())
 
 
 @attrs.frozen(kw_only=True)
@@ -95,7 +97,8 @@ class Narrow:
             num_key_value_heads=self.heads,
             max_position_embeddings=2**17,
         )
-        return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
+        model: Any = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
+        return cast("LlamaForCausalLM", model.eval())
 
     def cache_mib(self, tokens: int) -> float:
         """Return the size of the keys and values of so many tokens."""

@@ -69,10 +69,10 @@ def compare(bench: Bench[Scale], case: Case, names: tuple[str, ...], repeats: in
         note(TIME, times[name], "s", variant=name, failure=failure)
         note(MEMORY, memory[name], "MiB", variant=name, failure=failure)
     for name in theirs:
-        pair = {"variant": ours, "against": name, "failure": red}
-        note(SPEED, ratio(times[name], times[ours], fastest), "ratio", **pair)
+        pair = partial(note, variant=ours, against=name, failure=red)
+        pair(SPEED, ratio(times[name], times[ours], fastest), "ratio")
         if memory[name]:
-            note(MEMORY, memory[ours] / memory[name], "ratio", **pair)
+            pair(MEMORY, memory[ours] / memory[name], "ratio")
 
 
 def fastest(timing: Timing) -> float:

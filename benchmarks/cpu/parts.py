@@ -85,7 +85,7 @@ def _round(layer: Any, module: Any) -> dict[str, float]:
 def seconds_of_a_plain_update(*, held: int, steps: int) -> float:
     """Return the median seconds in which transformers' DynamicCache stores a token."""
     config = tiny_model("llama").config
-    layer = DynamicCache(config=config).layers[0]
+    layer: Any = DynamicCache(config=config).layers[0]
     shape = (2, 1, config.num_key_value_heads)
     layer.update(*torch.randn(*shape, held, config.head_dim))
     seconds = []

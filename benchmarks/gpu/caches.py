@@ -22,8 +22,9 @@ class FixedLayer(DynamicLayer):
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         """Take over buffers with `held` + 1 rows."""
-        super().__init__()
-        self.keys, self.values = keys, values
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: Tensor = keys
+        self.values: Tensor = values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
@@ -53,7 +54,8 @@ def fixed_cache(scale: Scale, held: int, batch: int, layers: int, device: torch.
 def growing_cache(fixed: Cache, config: PreTrainedConfig) -> DynamicCache:
     """Return transformers' own cache with the same tokens; its first step copies them."""
     cache = DynamicCache(config=config)
-    for layer, full in zip(cache.layers, fixed.layers, strict=True):
+    layers: Any = zip(cache.layers, fixed.layers, strict=True)
+    for layer, full in layers:
         held = full.get_seq_length()
         layer.dtype, layer.device, layer.is_initialized = full.dtype, full.device, True
         layer.keys, layer.values = full.keys[:, :, :held], full.values[:, :, :held]

@@ -15,7 +15,7 @@ from benchmarks.gpu.models import MODELS, random_model
 from benchmarks.gpu.scale import Scale
 from benchmarks.layers import random_layer
 from benchmarks.memory import extra_bytes
-from benchmarks.timing import MIB, interleaved, ratio, release
+from benchmarks.timing import MIB, interleaved, quotient, ratio, release
 
 OPERATIONS = {
     "snapkv": ("window_attention", "pool_scores", "select", "gather_kv"),
@@ -116,10 +116,8 @@ def memory_of_eviction(bench: Bench[Scale], length: int) -> None:
         extras[name] = extra = extra_bytes(call, bench.device)
         release()
         note(
-            "extra memory", extra if isinstance(extra, str) else extra / MIB, "MiB", variant=name,
+            "extra memory", quotient(extra, MIB), "MiB", variant=name,
             settings={"layer_kv_mib": length * bench.scale.kv_bytes / MIB},
         )  # fmt: skip
-    theirs, mine = extras[AUTHORS], extras["restkv"]
-    failure = next((each for each in (theirs, mine) if isinstance(each, str)), None)
-    saved = failure or theirs / mine
+    saved = quotient(extras[AUTHORS], extras["restkv"])
     note("memory saved", saved, "ratio", variant="restkv", against=AUTHORS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -56,9 +57,9 @@ def time_operation(bench: Bench[Scale], operation: Operation, length: int) -> No
 
 def shares(
     bench: Bench[Scale], timing: Timing | str, bytes_moved: int, length: int
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """Return a time as shares: of the bandwidth of a copy, and of one layer's prefill."""
-    found: dict[str, float | None] = {"bytes_moved": bytes_moved}
+    found: dict[str, Any] = {"bytes_moved": bytes_moved}
     if not isinstance(timing, str):
         copy, layer = copy_rate(bench), prefill_layer_seconds(bench, length)
         found["share_of_copy"] = copy and bytes_moved / timing.median / 1e9 / copy

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.gpu import calls
 from benchmarks.gpu.calls import Call
+from benchmarks.gpu.scale import Scale
 from benchmarks.layers import Source
 
 
@@ -21,13 +22,13 @@ class Operation:
 
     name: str
     room: str
-    prepare: Callable[[Source], Call]
-    bytes_moved: Callable[[Source], int]
+    prepare: Callable[[Source[Scale]], Call]
+    bytes_moved: Callable[[Source[Scale]], int]
     """The bytes that any implementation reads and writes."""
     tolerance: Mapping[torch.dtype, float]
     """How far a kernel may be from the reference, as a share of the reference's largest number."""
     longest: int = 2**20
-    against: Callable[[Source], Mapping[str, Call]] = lambda source: {}
+    against: Callable[[Source[Scale]], Mapping[str, Call]] = lambda source: {}
     """What else it is compared with."""
 
 
@@ -39,16 +40,16 @@ CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
 
-def _kv(source: Source) -> int:
+def _kv(source: Source[Scale]) -> int:
     return source.scale.kv_heads * source.length * source.scale.dim * source.dtype.itemsize
 
 
-def _floats(source: Source) -> int:
+def _floats(source: Source[Scale]) -> int:
     """Bytes of one float32 number for every query head and position."""
     return 4 * source.scale.heads * source.length
 
 
-def _gathered(source: Source) -> int:
+def _gathered(source: Source[Scale]) -> int:
     kept = min(source.scale.budget, source.length // 2)
     return 4 * _kv(source) * kept // source.length
 

@@ -16,7 +16,7 @@ from benchmarks.gpu.eviction import red
 from benchmarks.gpu.models import prompt, random_model
 from benchmarks.gpu.scale import Scale
 from benchmarks.memory import extra_bytes
-from benchmarks.timing import MIB, interleaved, ratio, release
+from benchmarks.timing import MIB, interleaved, quotient, ratio, release
 
 RECIPES = ("restkv", "snapkv")
 Call = Callable[[], object]
@@ -111,13 +111,12 @@ def note_peak(
         "mlp_chunk": bench.scale.mlp_chunk if "chunked" in variant else None,
     }
     shape = {"B": 1, "L": length, "K": bench.scale.budget}
-    peak, full = peaks[variant], peaks["full"]
-    failure = next((each for each in (peak, full) if isinstance(each, str)), None)
+    peak, share = peaks[variant], quotient(peaks[variant], peaks["full"])
     bench.note(
-        "prefill", "peak memory", peak if isinstance(peak, str) else peak / MIB, "MiB",
+        "prefill", "peak memory", quotient(peak, MIB), "MiB",
         variant=variant, shape=shape, settings=settings,
     )  # fmt: skip
     bench.note(
-        "prefill", "peak memory ratio", failure or peak / full, "ratio",
+        "prefill", "peak memory ratio", share, "ratio",
         variant=variant, against="full", shape=shape, settings=settings,
     )  # fmt: skip

@@ -9,6 +9,8 @@ head, waiting for the device each time. It rounds to the model's dtype where the
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import torch
 import torch.nn.functional as F
@@ -75,7 +77,7 @@ def window_attention(
 ) -> Float[Tensor, "1 H W L"]:
     """Return the causal attention of the window, normalised in float32."""
     window = queries.shape[2]
-    logits = torch.matmul(queries, keys.transpose(2, 3)) / queries.shape[-1] ** 0.5
+    logits = torch.matmul(queries, keys.transpose(2, 3)) / math.sqrt(queries.shape[-1])
     lowest = torch.finfo(logits.dtype).min
     future = torch.full((window, window), lowest, dtype=logits.dtype, device=logits.device).triu(1)
     logits[..., -window:] += future
@@ -102,7 +104,8 @@ def reconstruction_error(
     projected_output = torch.matmul(output, by_head)
     projected_values = torch.matmul(values, by_head)
     difference = projected_output - projected_values
-    return attention / (1 - attention) * difference.norm(dim=-1)
+    errors: Tensor = difference.norm(dim=-1)
+    return attention / (1 - attention) * errors
 
 
 def adaptively_pooled(

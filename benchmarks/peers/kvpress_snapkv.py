@@ -7,6 +7,8 @@ device, take an unsorted top-k, and gather with an expanded index.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -50,7 +52,7 @@ def window_attention(
     """Return the causal attention of the window, normalised in float32."""
     groups, window = queries.shape[1] // keys.shape[1], queries.shape[2]
     repeated = keys.repeat_interleave(groups, dim=1)
-    weights = torch.matmul(queries, repeated.transpose(2, 3)) / queries.shape[-1] ** 0.5
+    weights = torch.matmul(queries, repeated.transpose(2, 3)) / math.sqrt(queries.shape[-1])
     mask = torch.ones_like(weights) * float("-inf")
     weights += torch.triu(mask, diagonal=keys.shape[2] - window + 1)
     return weights.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)

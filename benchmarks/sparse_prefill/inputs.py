@@ -82,8 +82,11 @@ def random_model(size: str, layers: int | None, dtype: torch.dtype, device: str)
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval().requires_grad_(False)
+        model: PreTrainedModel = LlamaForCausalLM._from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
+    model.eval().requires_grad_(False)
+    return model
 
 
 def inputs_of(model: PreTrainedModel, ids: Tensor) -> Inputs:

@@ -69,7 +69,7 @@ def measure(model: PreTrainedModel, tokens: int, prefill: str, plan: Plan) -> It
         warnings.simplefilter("error", PrefillFallbackWarning)
         try:
             pattern = pattern_of(given)
-            settings |= {"pattern": given | attrs.asdict(pattern)}
+            settings |= {"pattern": given | _options(pattern)}
             failure = _failure(inputs, pattern, tokens)
         except PrefillFallbackWarning as warning:
             failure = f"red: {warning}"
@@ -85,6 +85,11 @@ def measure(model: PreTrainedModel, tokens: int, prefill: str, plan: Plan) -> It
             min_seconds=figures[name]["sparse_seconds"],
             settings=settings | figures[name],
         )
+
+
+def _options(pattern: Any) -> dict[str, Any]:
+    """Return the options of a pattern that is an attrs class, as ours are."""
+    return attrs.asdict(pattern)
 
 
 def first_token(model: PreTrainedModel, ids: Tensor, policy: Any, pattern: Any) -> Tensor:
