@@ -28,23 +28,23 @@ oldest: .venv-oldest/.ready ## Run the tests of the cache with the oldest transf
 	@$(OLDEST)/pytest -q -n $(WORKERS) tests/huggingface tests/plugins
 
 needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.needle_model.train
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.needle_model.evaluate
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.needle.accuracy
 
 bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performance.md (ten minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q benchmarks/cpu --rows benchmarks/results/cpu.jsonl \
-	    --benchmark-columns=min,median,rounds; \
-	    status=$$?; $(BIN)/python -m benchmarks.performance_page && exit $$status
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.cpu; \
+	    status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
-deep: $(READY) ## Try promises, usages and caches on many random examples: EXAMPLES=1000 of each (an hour).
+deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES=1000 random examples of each (hours).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep
 
-exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted: every model and usage.
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.exactness
+exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md
 
 fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.fidelity
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.fidelity_table
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance

@@ -1,44 +1,41 @@
-"""What no GPU can do better: bounds from the shapes of a model, and the ceilings of a card.
+"""Bounds of time and memory on a GPU, computed from the shapes of a model and a card's ceilings.
 
-Nothing here was measured. Linear layers and attention cost their products, decoding its reads.
+Nothing here is measured. Linear layers and attention cost their products; decoding costs its reads.
 """
 
 from __future__ import annotations
 
 import attrs
 
-MIB, GB = 2**20, 1e9
+from benchmarks.layers import LayerShape
+
+GB = 1e9
 
 
 @attrs.frozen(kw_only=True)
 class Card:
-    """The ceilings of a GPU, as planned with."""
+    """The ceilings of a GPU."""
 
     name: str
     flops: float
-    """A second, in bfloat16, dense."""
+    """For each second: dense products in bfloat16."""
     bandwidth: float
-    """Bytes a second, read and written."""
+    """Bytes read and written in each second."""
 
 
 @attrs.frozen(kw_only=True)
-class Shape:
-    """A decoder in bfloat16."""
+class Shape(LayerShape):
+    """The sizes of a decoder in bfloat16."""
 
     name: str
     parameters: float
     vocabulary: int
     layers: int = 32
-    heads: int = 32
-    kv_heads: int = 8
-    dim: int = 128
-    model_dim: int = 4096
     mlp_dim: int = 14_336
-    window: int = 32
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer's linear maps."""
+        """The weights of one layer's linear maps."""
         attention = 2 * self.model_dim * (self.heads + self.kv_heads) * self.dim
         return attention + 3 * self.model_dim * self.mlp_dim
 
@@ -54,12 +51,12 @@ MISTRAL = Shape(name="Mistral-7B", parameters=7.24e9, vocabulary=32_000)
 
 
 def linear_flops(shape: Shape, length: int) -> float:
-    """Return the operations of all linear layers over a prompt."""
+    """Return the operations of all linear layers for a prompt."""
     return 2.0 * shape.layers * shape.layer_parameters * length
 
 
 def attention_flops(shape: Shape, length: int) -> float:
-    """Return the operations of causal attention: half of all pairs, twice a product."""
+    """Return the operations of causal attention: half of all pairs, two products each."""
     return 2.0 * shape.layers * shape.heads * shape.dim * length**2
 
 
@@ -79,9 +76,9 @@ def attention_share(shape: Shape, length: int) -> float:
 
 
 def scoring_share(shape: Shape, length: int) -> float:
-    """Return what ReST-KV's exact scores add to a prompt's operations.
+    """Return the operations of ReST-KV's exact scores, as a share of the prompt's.
 
-    For every query head and position: the window's logits twice, its output, and R (o - v).
+    For each query head and position they are the window's logits twice, its output, and R (o - v).
 
     >>> f"{scoring_share(LLAMA, 4096):.2%}"
     '0.39%'
@@ -92,7 +89,7 @@ def scoring_share(shape: Shape, length: int) -> float:
 
 
 def decode_seconds(shape: Shape, held: int, card: Card, *, batch: int = 1) -> float:
-    """Return the least time of a decode step: all weights once, all keys and values once.
+    """Return the least time of a decode step, which reads all weights, keys and values once.
 
     >>> f"{1000 * decode_seconds(LLAMA, 131_072, H200):.2f}"
     '7.49'
@@ -103,29 +100,30 @@ def decode_seconds(shape: Shape, held: int, card: Card, *, batch: int = 1) -> fl
 
 
 def gather_seconds(shape: Shape, kept: int, card: Card) -> float:
-    """Return the least time to compact one layer: what is kept, read and written."""
+    """Return the least time to compact one layer: to read and write what is kept."""
     return 2 * kept * shape.kv_bytes / shape.layers / card.bandwidth
 
 
 def peak_bytes(
     shape: Shape, length: int, *, kept: int | None = None, mlp_chunk: int | None = None
 ) -> float:
-    """Return what a prompt needs at its peak: weights, keys and values, and the widest layer.
+    """Return the bytes at the peak of a prompt: weights, keys and values, and temporaries.
 
-    With `kept` all layers but one are evicted. The widest is the MLP, with three tensors of its
-    size and three of the model's for each token; in chunks of tokens, it is attention.
+    With `kept` all layers but one are evicted. The MLP has the most temporaries: for each token
+    three tensors of its own size and three of the model's. With the MLP in chunks of tokens,
+    attention has the most.
     """
     one_layer = length * shape.kv_bytes / shape.layers
     held = length * shape.kv_bytes if kept is None else kept * shape.kv_bytes + one_layer
     of_mlp = 2.0 * 3 * (min(length, mlp_chunk or length) * shape.mlp_dim + length * shape.model_dim)
-    # Residual, normed input, queries, keys and values, output before and after its projection.
+    # The residual, its norm, queries, keys, values, and the output before and after its projection.
     kv = 2 * shape.kv_heads * shape.dim
     of_attention = 2.0 * length * (3 * shape.model_dim + 2 * shape.heads * shape.dim + kv)
     return 2 * shape.parameters + held + max(of_mlp, of_attention)
 
 
 def sparse_bound(share: float, density: float) -> float:
-    """Return how much faster a prompt can be if attention computes so much of its products.
+    """Return how many times faster a prompt can be if attention computes this share of its pairs.
 
     >>> round(sparse_bound(0.71, 0.15), 1)
     2.5

@@ -1,7 +1,7 @@
-"""Peak memory of a prefill, counted without any device: what is allocated and freed, in order.
+"""Peak memory of a prefill, counted without any device: the sum of all live tensors.
 
-Models of real size run on tensors without data, with an attention that allocates its output alone,
-as fused kernels do. What an allocator wastes, and the workspaces of libraries, come on top.
+Models of real size run on tensors without data. Their attention allocates its output only, as fused
+kernels do. An allocator's waste and the workspaces of libraries are not counted.
 
 python -m benchmarks.counted_memory --length 131072
 """
@@ -22,30 +22,32 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 import kvpolicy
 from benchmarks import rows
 from benchmarks.gpu.models import MODELS, config_of
 from benchmarks.gpu.scale import REAL, Scale
+from kvpolicy.exactness.attention import replaced_attention
 
-ATTENTION = "kvpolicy_benchmark_output_alone"
+ATTENTION = "kvpolicy-benchmark-output-alone"
 
 
 class Counted(TorchDispatchMode):
-    """Counts the bytes of all storages that are made while it is active."""
+    """Counts the bytes of all storages that are made in its block."""
 
     def __init__(self) -> None:
         """Start at nothing."""
-        super().__init__()
-        self.live = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live: int = 0
+        self.peak: int = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation, and take note of what it returns."""
+        """Run an operation, and count what it returns."""
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves((args, result)):
             if isinstance(tensor, Tensor):
@@ -66,17 +68,17 @@ class Counted(TorchDispatchMode):
 
 
 class EvictedLayer(DynamicLayer):
-    """Hands out the whole prompt, and holds only so many of its tokens."""
+    """Hands out the whole prompt, and holds only the budget."""
 
     def __init__(self, budget: int) -> None:
         """Start empty."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.budget = budget
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep the last tokens: which, makes no difference to their size."""
+        """Keep the last tokens; any others would have the same size."""
         self.keys, self.values = (
             each[:, :, -self.budget :].clone() for each in (key_states, value_states)
         )
@@ -92,22 +94,21 @@ def peak_of(call: Callable[[], object]) -> int:
     """Return the most bytes that were allocated at once during a call."""
     with Counted() as counted, torch.no_grad():
         call()
-    return counted.peak
+    return int(counted.peak)
 
 
 def model_without_data(name: str, scale: Scale) -> PreTrainedModel:
-    """Return a model of shapes alone."""
-    AttentionInterface.register(ATTENTION, output_alone)
+    """Return a model whose weights have shapes, but no data."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config_of(name, scale, scale.layers), dtype=scale.dtype
         )
-    model.set_attn_implementation(ATTENTION)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def peaks(name: str, scale: Scale, length: int) -> Iterator[tuple[str, int]]:
-    """Yield the peak of a prefill with each kind of cache: weights, cache, and temporaries."""
+    """Yield the peak of a prefill with each kind of cache: weights, cache and temporaries."""
     model = model_without_data(name, scale)
     prompt = torch.zeros(1, length, dtype=torch.long, device="meta")
     for variant, held in (("full", length), ("evicted", scale.budget)):
@@ -115,7 +116,8 @@ def peaks(name: str, scale: Scale, length: int) -> Iterator[tuple[str, int]]:
             cache = Cache(layers=[EvictedLayer(held) for _ in range(scale.layers)])
             chunks = kvpolicy.chunked_mlp(model, tokens=scale.mlp_chunk)
             read = partial(model, prompt, past_key_values=cache, logits_to_keep=1)
-            with chunks if chunked else nullcontext():
+            attention = replaced_attention(model, output_alone, name=ATTENTION)
+            with attention, chunks if chunked else nullcontext():
                 peak = peak_of(read)
             yield variant + (", chunked MLP" if chunked else ""), peak
 

@@ -1,9 +1,9 @@
-"""Memory over a long generation: a cache that evicts while decoding does not grow.
+"""Memory over a long generation: a cache that evicts while decoding must not grow.
 
     python -m benchmarks.endurance [--recipe h2o] [--tokens 10000] [--budget 64]
 
-A tiny random model decodes one token after another; the bytes that its cache owns are read after
-every eviction. Exit code 1 if they grow after the first eviction of the decoding.
+A tiny random model decodes one token after another. Each token evicts, and the bytes of the cache
+are read after it. Ends with status 1 if they grow after the first tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECIPES = ("h2o", "tova", "streamingllm", "lacache")
 
 
 def sizes(recipe: str, *, tokens_decoded: int, budget: int) -> list[int]:
-    """Return the bytes that the cache owns after every decoded token."""
+    """Return the bytes of the cache after each decoded token."""
     model = tiny_model("llama", num_hidden_layers=2, max_position_embeddings=tokens_decoded + 512)
     cache = policy_of(recipe, budget=budget, every=1).cache(model)
     model(input_ids=tokens(0, 2 * budget), past_key_values=cache, logits_to_keep=1)
@@ -40,7 +40,7 @@ def main(
     length: Annotated[int, typer.Option("--tokens", help="How many tokens.")] = 10_000,
     budget: Annotated[int, typer.Option(help="Positions held.")] = 64,
 ) -> None:
-    """Decode, and print the smallest and the largest size."""
+    """Decode, and print the smallest and the largest size of each recipe's cache."""
     torch.set_grad_enabled(False)
     grew = False
     for name in recipe or RECIPES:

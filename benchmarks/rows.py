@@ -1,6 +1,6 @@
-"""Rows: what a benchmark measured, one JSON object a line, the same for every benchmark.
+"""Rows: what a benchmark measured, one JSON object a line, the same for all benchmarks.
 
-docs/performance.md is made from such lines, so a row says by itself all that is needed to read it.
+docs/performance.md is made from rows, so a row says all that is needed to read its number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = ("kvpolicy", "torch", "triton", "transformers")
 
 @attrs.frozen(kw_only=True)
 class Row:
-    """One measured number, or why there is none.
+    """One number, or the reason why there is none.
 
     >>> row = Row(benchmark="gpu.kernels", name="gather_kv", variant="kernel", value=2.1,
     ...           unit="TB/s", device="cpu", shape={"L": 4096}, against="copy_")
@@ -30,32 +30,32 @@ class Row:
     """
 
     benchmark: str
-    """The module that measured: "gpu.kernels"."""
+    """The program and its section: "gpu.kernels"."""
     name: str
     """What was measured: "gather_kv", "prefill"."""
     variant: str | None = None
     """In which form: "kernel" or "reference", "full" or "restkv"."""
     value: float | None
-    """None where there is no number; `failure` then says why."""
+    """None if there is no number; `failure` then says why."""
     unit: str
-    """s, GB/s, TFLOP/s, MiB, ratio, share, or bool (1: true)."""
+    """s, GB/s, TFLOP/s, MiB, ratio, share, exponent, or bool (1: true)."""
     against: str | None = None
-    """What the value is compared with; of a ratio or share, what it is divided by."""
+    """What the value is compared with. A ratio or share is divided by it."""
     device: str
-    """The card's name, or "cpu"."""
+    """The name of the card, or "cpu"."""
     machine: str = ""
-    """The processor, and how many threads torch used."""
+    """The processor, and the number of torch's threads."""
     dtype: str | None = None
     shape: Mapping[str, int] = attrs.field(factory=dict)
-    """Sizes by the letters of the docs: B H N W S D K, L tokens of a prompt."""
+    """Sizes by the letters of the docs: B H N W S D K; L is the tokens of a prompt."""
     repeats: int | None = None
     median_seconds: float | None = None
     min_seconds: float | None = None
     settings: Mapping[str, Any] = attrs.field(factory=dict)
-    """Anything else that the number depends on."""
+    """Everything else that the number depends on."""
     versions: Mapping[str, str] = attrs.field(factory=dict)
     failure: str | None = None
-    """"out of memory: ...", "red: ..." (the operation's check failed), "no time left"."""
+    """"out of memory: ...", "red: ..." (a check failed), "no time left"."""
     note: str = ""
 
     def to_json(self) -> str:
@@ -64,13 +64,13 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str) -> Row:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` returned."""
         return cls(**json.loads(line))
 
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Return the versions that a number depends on."""
+    """Return the versions of what a number depends on."""
     return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
@@ -82,7 +82,7 @@ def _version(package: str) -> str:
 
 
 def machine() -> str:
-    """Say which processor this is, and how many threads torch uses of it."""
+    """Return the name of the processor, and how many of its threads torch uses."""
     import torch
 
     threads = torch.get_num_threads()
@@ -99,7 +99,7 @@ def _processor() -> str:
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows to a file, which is made if it is not there."""
+    """Append rows to a file; make the file and its folder if they are not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         for row in rows:
@@ -107,5 +107,5 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Read all rows of a file."""
+    """Return all rows of a file."""
     return [Row.from_json(line) for line in path.read_text().splitlines() if line.strip()]

@@ -49,6 +49,10 @@ class UnsupportedModelError(KvpolicyError, TypeError):
     """A model, or a way of using it, that cannot be served exactly."""
 
 
+class MissingPackageError(KvpolicyError, ImportError):
+    """What was asked for needs a package that is not installed."""
+
+
 class CacheStateError(KvpolicyError, RuntimeError):
     """A cache was used in a state in which it cannot answer exactly."""
 

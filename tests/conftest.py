@@ -1,10 +1,11 @@
-"""What every test stands on: checked shapes, one thread, and plugins that a test can install."""
+"""For all tests: checked shapes, one thread, sampled grids, and plugins that a test can install."""
 
 from __future__ import annotations
 
 import os
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,38 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(not torch.cuda.is_available())
 
 InstallPlugin = Callable[..., None]
+MARKERS = (
+    "deep: runs in `make deep` only",
+    "sampled(every, *axes): `make test` runs one case of `every` of the grid of these parameters, "
+    "along its diagonals, so that each value of each of several axes still runs; `make deep` runs "
+    "the others",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers."""
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark as deep what is not in the sample of its grid."""
+    values: dict[tuple[object, str], list[object]] = defaultdict(list)
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker is not None:
+            every, *axes = marker.args
+            places = (_place(item.callspec.params[axis], values[item.obj, axis]) for axis in axes)
+            if sum(places) % every:
+                item.add_marker("deep")
+
+
+def _place(value: object, known: list[object]) -> int:
+    """Return the place of a value among those of its axis; add it if it is new."""
+    if value not in known:
+        known.append(value)
+    return known.index(value)
 
 
 @pytest.fixture

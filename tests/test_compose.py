@@ -124,7 +124,7 @@ def test_junk_is_no_policy(data, error, message):
 
 
 def test_every_error_is_one_of_kvpolicy_and_a_builtin():
-    builtin = (LookupError, TypeError, ValueError, RuntimeError)
+    builtin = (LookupError, TypeError, ValueError, RuntimeError, ImportError)
     raised = [
         each
         for each in vars(errors).values()

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 import kvpolicy
 from kvpolicy import Selection, errors
+from kvpolicy.cache.eviction.one_layer import evicted, selected
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import observation, observations
-from kvpolicy.testing.evicted import evicted, selected
 
 
 @attrs.frozen

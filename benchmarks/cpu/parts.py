@@ -1,7 +1,9 @@
-"""What a PolicyCache adds to one layer's share of a decode step, part by part."""
+"""What a PolicyCache adds to a decode step: the seconds of each part of one layer's share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -10,17 +12,47 @@ import torch
 from transformers import DynamicCache
 
 import kvpolicy
+from benchmarks.bench import Bench, Cell
+from benchmarks.cpu.decode import EVERY_TOKEN
+from benchmarks.cpu.scale import Scale
 from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing.models import tiny_model
 
-EVERY_TOKEN = ("h2o", "tova", "streamingllm", "lacache")
 PLAIN = {"scaling": None, "softcap": None, "sink_logits": None}
 RECIPES = ("snapkv", "restkv", "adakv", *EVERY_TOKEN)
+HELD, LEAST_STEPS = 64, 20
+
+
+def cells() -> Iterator[Cell[Scale]]:
+    """Give each recipe, and transformers' own cache."""
+    for recipe in RECIPES:
+        yield Cell(key=f"parts/{recipe}", measure=partial(note_parts, recipe=recipe))
+    yield Cell(key="parts/DynamicCache", measure=note_plain_update)
+
+
+def note_parts(bench: Bench[Scale], recipe: str) -> None:
+    """Note the median seconds of each part."""
+    steps = max(LEAST_STEPS, bench.scale.steps)
+    for part, seconds in seconds_of_parts(recipe, held=HELD, steps=steps).items():
+        bench.note(
+            "parts", part, seconds, "s", variant=recipe, shape={"K": HELD}, repeats=steps,
+            median_seconds=seconds, failure=bench.red(f"decoding with {recipe}"),
+        )  # fmt: skip
+
+
+def note_plain_update(bench: Bench[Scale]) -> None:
+    """Note the median seconds that transformers' DynamicCache takes."""
+    steps = max(LEAST_STEPS, bench.scale.steps)
+    seconds = seconds_of_a_plain_update(held=HELD, steps=steps)
+    bench.note(
+        "parts", "update", seconds, "s", variant="DynamicCache", shape={"K": HELD},
+        repeats=steps, median_seconds=seconds,
+    )  # fmt: skip
 
 
 @torch.inference_mode()
 def seconds_of_parts(recipe: str, *, held: int, steps: int) -> dict[str, float]:
-    """Return the median seconds of each part; a model this small leaves little but Python."""
+    """Return the median seconds of each part; in so small a model Python takes most of them."""
     model = tiny_model("llama", num_hidden_layers=4, max_position_embeddings=4 * held + steps)
     cache = kvpolicy.recipe(recipe, budget=held).cache(model)
     model(input_ids=tokens(0, 2 * held), past_key_values=cache)
@@ -51,9 +83,9 @@ def _round(layer: Any, module: Any) -> dict[str, float]:
 
 @torch.inference_mode()
 def seconds_of_a_plain_update(*, held: int, steps: int) -> float:
-    """Return the median seconds that transformers' DynamicCache takes for the same."""
+    """Return the median seconds in which transformers' DynamicCache stores a token."""
     config = tiny_model("llama").config
-    layer = DynamicCache(config=config).layers[0]
+    layer: Any = DynamicCache(config=config).layers[0]
     shape = (2, 1, config.num_key_value_heads)
     layer.update(*torch.randn(*shape, held, config.head_dim))
     seconds = []

@@ -1,49 +1,49 @@
-"""Memory at the peak of a whole prompt, with the full cache and with one that is evicted."""
+"""The peak memory of reading whole prompts, with a full and with an evicted cache."""
 
 from __future__ import annotations
 
-import attrs
+from collections.abc import Iterator
+from functools import partial
+
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 import kvpolicy
-from benchmarks.processes import extra_mib
+from benchmarks.bench import Bench, Cell
+from benchmarks.cpu.cases import Narrow
+from benchmarks.cpu.scale import Scale
+from benchmarks.cpu.targets import PROMPT
+from benchmarks.memory import extra_mib
+
+RECIPE = "restkv"
 
 
-@attrs.frozen(kw_only=True)
-class Narrow:
-    """A Llama with little but keys and values, so that a long prompt takes a minute."""
+def cells() -> Iterator[Cell[Scale]]:
+    """Give the one comparison."""
+    yield Cell(key="prompts/peak", measure=note_peaks)
 
-    layers: int = 8
-    heads: int = 2
-    dim: int = 64
 
-    @property
-    def shape(self) -> dict[str, int]:
-        """The sizes by their letters."""
-        return {"H": self.heads, "N": self.heads, "D": self.dim, "layers": self.layers}
-
-    def build(self) -> LlamaForCausalLM:
-        """Return the model, in float32, with random weights."""
-        config = LlamaConfig(
-            vocab_size=128,
-            hidden_size=self.heads * self.dim,
-            intermediate_size=self.heads * self.dim,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=2**17,
-        )
-        return LlamaForCausalLM._from_config(config, attn_implementation="sdpa").eval()
-
-    def cache_mib(self, tokens: int) -> float:
-        """Return the size of the keys and values of so many tokens."""
-        return 2 * self.layers * self.heads * self.dim * tokens * 4 / 2**20
+def note_peaks(bench: Bench[Scale]) -> None:
+    """Note the peaks of a long prompt."""
+    scale = bench.scale
+    shape = {"L": scale.prompt, "K": scale.held, **scale.narrow.shape}
+    red = bench.red(f"decoding with {RECIPE}")
+    full, evicted = (
+        scale.alone(peak_mib, recipe, scale.held, scale.prompt, scale.narrow)
+        for recipe in (None, RECIPE)
+    )
+    note = partial(bench.note, "prompts", shape=shape)
+    cache = scale.narrow.cache_mib(scale.prompt)
+    note("keys and values of a prompt", cache, "MiB", variant="full")
+    note(PROMPT, full, "MiB", variant="full")
+    note(PROMPT, evicted, "MiB", variant=RECIPE, failure=red)
+    if full:
+        note(PROMPT, evicted / full, "ratio", variant=RECIPE, against="full", failure=red)
 
 
 @torch.inference_mode()
 def peak_mib(recipe: str | None, budget: int, tokens: int, narrow: Narrow) -> float:
-    """Return what reading a prompt takes at its peak; None is the full cache. Fresh process."""
+    """Return the MiB that reading a prompt takes at its peak; None is the full cache."""
     model = narrow.build()
 
     def read(length: int) -> None:

@@ -1,4 +1,4 @@
-"""Measure on a GPU, or, as a trial of this program, at toy size on a CPU.
+"""Measure on a GPU; or at toy size on a CPU, to try this program.
 
 python -m benchmarks.gpu --output rows.jsonl --time-limit 540
 """
@@ -16,8 +16,8 @@ import attrs
 import torch
 
 from benchmarks import rows
+from benchmarks.bench import Bench, Cell, run
 from benchmarks.gpu import plan, supervisor, worker
-from benchmarks.gpu.bench import Bench, Cell
 from benchmarks.gpu.scale import REAL, TOY, Scale
 from benchmarks.gpu.tables import show
 
@@ -25,7 +25,9 @@ from benchmarks.gpu.tables import show
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--output", type=Path, help="where rows go; benchmarks/results/gpu-...")
+    parser.add_argument(
+        "--output", type=Path, help="where rows go; by default benchmarks/results/gpu-CARD.jsonl"
+    )
     parser.add_argument("--time-limit", type=float, default=540.0, help="seconds")
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose keys begin so")
     parser.add_argument("--layers", type=int, help="of the models whose prefill is timed")
@@ -42,19 +44,27 @@ def scale_of(options: argparse.Namespace) -> Scale:
     return attrs.evolve(scale, timed_layers=options.layers or scale.timed_layers)
 
 
-def bench_of(options: argparse.Namespace) -> Bench:
-    """Return where rows go; without a GPU only the toy size is for us."""
+def bench_of(options: argparse.Namespace) -> Bench[Scale]:
+    """Return a bench for the card. Without a GPU only toy sizes are measured."""
     if not options.toy and not torch.cuda.is_available():
         raise SystemExit("there is no GPU here; --toy tries the benchmark on the CPU")
     device = torch.device("cpu") if options.toy else torch.device("cuda", 0)
-    bench = Bench(device=device, scale=scale_of(options), path=Path())
+    scale = scale_of(options)
+    bench = Bench(
+        program="gpu",
+        device=device,
+        scale=scale,
+        path=Path(),
+        dtype=scale.dtype,
+        shape=scale.shape,
+    )
     card = re.sub(r"[^a-z0-9]+", "-", bench.card.lower())
     bench.path = options.output or rows.RESULTS / f"gpu-{card}.jsonl"
     return bench
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, write rows as they come, and show them in the end."""
+    """Measure, write each row at once, and show all rows in the end."""
     options = parsed(arguments)
     cells = [
         cell
@@ -78,18 +88,17 @@ def main(arguments: list[str] | None = None) -> None:
     show(rows.read(bench.path))
 
 
-def try_out(bench: Bench, cells: Sequence[Cell]) -> None:
-    """Run all cells in this process, on one thread: at this size others would only wait."""
+def try_out(bench: Bench[Scale], cells: Sequence[Cell[Scale]]) -> None:
+    """Run all cells in this process, on one thread: at this size more threads only wait."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for cell in cells:
-            worker.measured(bench, cell)
+        run(bench, cells)
     finally:
         torch.set_num_threads(threads)
 
 
-def worker_command(options: argparse.Namespace, bench: Bench) -> list[str]:
+def worker_command(options: argparse.Namespace, bench: Bench[Scale]) -> list[str]:
     """Return the command line of a process that measures the same cells."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--output", str(bench.path.resolve())]
     command += ["--only", *options.only]

@@ -1,4 +1,4 @@
-"""The attention of one decoded token alone: to all that was read, and to what is kept."""
+"""Attention of one decoded token in one layer: to all that was read, and to what is kept."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.bench import Bench, Cell
-from benchmarks.gpu.timing import Timing, interleaved, ratio
+from benchmarks.bench import Bench, Cell
+from benchmarks.gpu.scale import Scale
+from benchmarks.timing import Timing, interleaved, ratio
 
 
-def cells(shapes: Sequence[tuple[int, int]]) -> Iterator[Cell]:
-    """Attend with (rows, tokens) read before."""
+def cells(shapes: Sequence[tuple[int, int]]) -> Iterator[Cell[Scale]]:
+    """Give a cell for each (rows, tokens read before)."""
     for batch, length in shapes:
         measure = partial(time_attention, batch=batch, length=length)
         yield Cell(key=f"decode/attention/{batch}x{length}", measure=measure)
 
 
-def forms(bench: Bench, batch: int, held: int) -> dict[str, Callable[[], Any]]:
-    """Return attention to so many tokens in both forms that PyTorch's can take."""
+def forms(bench: Bench[Scale], batch: int, held: int) -> dict[str, Callable[[], Any]]:
+    """Return attention to so many tokens: with grouped heads, and with groups as rows."""
     scale = bench.scale
     shape = (batch, scale.kv_heads, held, scale.dim)
     keys, values = (torch.randn(shape, dtype=scale.dtype, device=bench.device) for _ in range(2))
@@ -35,8 +36,8 @@ def forms(bench: Bench, batch: int, held: int) -> dict[str, Callable[[], Any]]:
 
 
 @torch.no_grad()
-def time_attention(bench: Bench, batch: int, length: int) -> None:
-    """Time one layer's attention, full and evicted, and compare each in its faster form."""
+def time_attention(bench: Bench[Scale], batch: int, length: int) -> None:
+    """Time the attention of one layer, full and evicted; compare each in its faster form."""
     held = {"full": length, "evicted": bench.scale.budget}
     timings = interleaved(
         {
@@ -65,7 +66,7 @@ def time_attention(bench: Bench, batch: int, length: int) -> None:
 
 
 def faster(timings: dict[str, Timing | str], title: str) -> Timing | str:
-    """Return the shorter of the timings whose name begins so."""
+    """Return the faster of the timings whose names begin with a title."""
     return min(
         (timing for name, timing in timings.items() if name.startswith(title)),
         key=lambda timing: torch.inf if isinstance(timing, str) else timing.median,

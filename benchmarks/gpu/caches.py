@@ -1,4 +1,4 @@
-"""Dense caches that are full from the start: what decoding is measured with and against."""
+"""Dense caches that are full from the start, for decode steps to read."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from benchmarks.gpu.scale import Scale
 
 
 class FixedLayer(DynamicLayer):
-    """`held` random tokens and room for one more, which every step writes anew.
+    """Random tokens, and room for one more, which every step writes anew.
 
-    Its shapes never change, so that a step can be captured as a CUDA graph and replayed; it needs
-    no mask, so that attention takes the same path as with a growing cache. (transformers'
-    StaticCache would be masked to its capacity, which rules out the fastest kernels.)
+    Its shapes never change, so a step can be replayed as a CUDA graph. It needs no mask, so
+    attention runs as with a growing cache. transformers' StaticCache would be masked up to its
+    capacity, which rules out the fastest kernels.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         """Take over buffers with `held` + 1 rows."""
-        super().__init__()
-        self.keys, self.values = keys, values
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys: Tensor = keys
+        self.values: Tensor = values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
 
@@ -36,12 +37,12 @@ class FixedLayer(DynamicLayer):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        """Return the tokens before the one that is written."""
+        """Return the number of tokens before the one that is written."""
         return self.keys.shape[-2] - 1
 
 
 def fixed_cache(scale: Scale, held: int, batch: int, layers: int, device: torch.device) -> Cache:
-    """Return a cache that holds random tokens, and a step can be replayed on."""
+    """Return a cache with random tokens for steps that are replayed."""
     shape = (batch, scale.kv_heads, held + 1, scale.dim)
 
     def rows() -> Tensor:
@@ -51,9 +52,10 @@ def fixed_cache(scale: Scale, held: int, batch: int, layers: int, device: torch.
 
 
 def growing_cache(fixed: Cache, config: PreTrainedConfig) -> DynamicCache:
-    """Return transformers' own cache with the same tokens, of which it makes no copy yet."""
+    """Return transformers' own cache with the same tokens; its first step copies them."""
     cache = DynamicCache(config=config)
-    for layer, full in zip(cache.layers, fixed.layers, strict=True):
+    layers: Any = zip(cache.layers, fixed.layers, strict=True)
+    for layer, full in layers:
         held = full.get_seq_length()
         layer.dtype, layer.device, layer.is_initialized = full.dtype, full.device, True
         layer.keys, layer.values = full.keys[:, :, :held], full.values[:, :, :held]

@@ -1,4 +1,4 @@
-"""Calls of the doors of kvpolicy_kernels with random inputs at real shapes, one each by name."""
+"""A call of each door of kvpolicy_kernels, with random inputs at real shapes."""
 
 # ruff: noqa: D103
 from __future__ import annotations
@@ -13,45 +13,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kvpolicy_kernels as doors
-from benchmarks.gpu.inputs import Source
+from benchmarks.gpu.scale import Scale
+from benchmarks.layers import Source
 
 Call = Callable[[], Any]
 
 
-def scaling(source: Source) -> float:
+def scaling(source: Source[Scale]) -> float:
     """Return 1 / sqrt(D)."""
-    return source.scale.dim**-0.5
+    return 1 / math.sqrt(source.scale.dim)
 
 
-def ema(source: Source) -> Tensor:
+def ema(source: Source[Scale]) -> Tensor:
     """Return weights of the window that sum to one, the newest largest."""
     ages = torch.arange(source.scale.window - 1, -1, -1, device=source.device)
     return (0.3 * 0.7**ages).softmax(0)
 
 
-def attention(source: Source) -> Tensor:
-    """Return what a smoothed attention looks like: few large, many small."""
+def attention(source: Source[Scale]) -> Tensor:
+    """Return weights like those of smoothed attention: few are large, many are small."""
     logits = source.normal(1, source.scale.heads, source.length, dtype=torch.float32)
     return (logits * 3).softmax(-1)
 
 
-def factors(source: Source) -> Tensor:
+def factors(source: Source[Scale]) -> Tensor:
     """Return factors of a random output projection."""
     shape = (source.scale.heads, source.scale.dim, source.scale.dim)
     return source.normal(*shape, dtype=torch.float32).triu() / math.sqrt(source.scale.dim)
 
 
-def window_attention(source: Source) -> Call:
+def window_attention(source: Source[Scale]) -> Call:
     queries, keys, weights = source.queries(), source.rows(), ema(source)
     return lambda: doors.window_attention(queries, keys, weights, scaling=scaling(source))
 
 
-def weighted_values(source: Source) -> Call:
+def weighted_values(source: Source[Scale]) -> Call:
     weights, values = attention(source), source.rows()
     return lambda: doors.weighted_values(weights, values)
 
 
-def reconstruction_error(source: Source) -> Call:
+def reconstruction_error(source: Source[Scale]) -> Call:
     weights, values, projection = attention(source), source.rows(), factors(source)
     with torch.no_grad():
         groups = source.scale.heads // source.scale.kv_heads
@@ -61,13 +62,13 @@ def reconstruction_error(source: Source) -> Call:
     return lambda: doors.reconstruction_error(weights, values, output, projection)
 
 
-def row_statistics(source: Source) -> Call:
+def row_statistics(source: Source[Scale]) -> Call:
     queries, keys = source.queries(), source.rows()
     count = min(source.scale.budget - source.scale.window, source.length // 2)
     return lambda: doors.row_statistics(queries, keys, count, scaling=scaling(source))
 
 
-def pool_scores(source: Source) -> Call:
+def pool_scores(source: Source[Scale]) -> Call:
     scores = doors.odds(attention(source))
     shape = scores.shape[:2]
     drift = (source.uniform(*shape) * 6 - 3).long()
@@ -75,7 +76,7 @@ def pool_scores(source: Source) -> Call:
     return lambda: doors.pool_scores(scores, widths, shifts)
 
 
-def select(source: Source) -> Call:
+def select(source: Source[Scale]) -> Call:
     scores = source.uniform(1, source.scale.kv_heads, source.length)
     # Ties at every level, as pooling makes them.
     scores = (scores * source.length / 3).floor()
@@ -85,13 +86,13 @@ def select(source: Source) -> Call:
     return lambda: doors.select(scores, budgets, count=count)
 
 
-def gather_kv(source: Source) -> Call:
+def gather_kv(source: Source[Scale]) -> Call:
     keys, values = source.rows(), source.rows()
     rows = source.kept(min(source.scale.budget, source.length // 2))
     return lambda: doors.gather_kv(keys, values, rows)
 
 
-def rerotate_keys(source: Source) -> Call:
+def rerotate_keys(source: Source[Scale]) -> Call:
     keys = source.rows()
     shape = (1, source.scale.kv_heads, source.length, source.scale.dim // 2)
 
@@ -104,8 +105,8 @@ def rerotate_keys(source: Source) -> Call:
     return lambda: doors.rerotate_keys(keys, old, new)
 
 
-def uneven_lengths(source: Source) -> Tensor:
-    """Return lengths from a quarter to seven quarters of the mean; it is `source.length`."""
+def uneven_lengths(source: Source[Scale]) -> Tensor:
+    """Return lengths from a quarter to seven quarters of their mean, which is `source.length`."""
     count = source.scale.kv_heads
     steps = torch.linspace(0.25, 1.75, count, dtype=torch.float64)
     lengths = (steps * source.length).long()
@@ -113,7 +114,7 @@ def uneven_lengths(source: Source) -> Tensor:
     return lengths[None]
 
 
-def ragged_attention(source: Source) -> Call:
+def ragged_attention(source: Source[Scale]) -> Call:
     lengths = uneven_lengths(source)
     total, tail = int(lengths.sum()), source.scale.window
     prefix_keys, prefix_values = (source.normal(total, source.scale.dim) for _ in range(2))
@@ -124,21 +125,21 @@ def ragged_attention(source: Source) -> Call:
     )
 
 
-def other_attention(source: Source) -> Mapping[str, Call]:
-    """Return what PyTorch has for one query: to as many tokens evenly, and to uneven heads."""
+def other_attention(source: Source[Scale]) -> Mapping[str, Call]:
+    """Return PyTorch's attention of one query: over even heads as long, and over uneven ones."""
     scale, length = source.scale, source.length + source.scale.window
     keys, values, queries = source.rows(length), source.rows(length), source.queries(1)
     folded = queries.reshape(1, scale.kv_heads, -1, scale.dim)
     attend = F.scaled_dot_product_attention
-    found = {
+    found: dict[str, Call] = {
         "sdpa, grouped": partial(attend, queries, keys, values, enable_gqa=True),
         "sdpa, folded": partial(attend, folded, keys, values),
     }
-    return found | (_varlen_attention(source) if source.device.type == "cuda" else {})
+    return {**found, **(_varlen_attention(source) if source.device.type == "cuda" else {})}
 
 
-def _varlen_attention(source: Source) -> Mapping[str, Call]:
-    """Return PyTorch's attention over sequences of unequal length, with heads for sequences."""
+def _varlen_attention(source: Source[Scale]) -> Mapping[str, Call]:
+    """Return PyTorch's attention over sequences of uneven length; each head is a sequence."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before torch 2.10
@@ -156,6 +157,6 @@ def _varlen_attention(source: Source) -> Mapping[str, Call]:
     }
 
 
-def column_attention(source: Source) -> Call:
+def column_attention(source: Source[Scale]) -> Call:
     queries, keys = source.queries(source.length), source.rows()
     return lambda: doors.column_attention(queries, keys, scaling=scaling(source))

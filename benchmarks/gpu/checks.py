@@ -1,4 +1,4 @@
-"""Are the kernels right on this device? Asked at real shapes, before any of them is timed."""
+"""Checks of the kernels on this device at real shapes, before any of them is timed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import torch
 
 import kvpolicy
 import kvpolicy_kernels
-from benchmarks.gpu.bench import Bench, Cell, kernels, under, what_runs
-from benchmarks.gpu.inputs import Source, observation
+from benchmarks.bench import Bench, Cell
+from benchmarks.evictions import kept_positions
+from benchmarks.gpu.choice import kernels, under, what_runs
 from benchmarks.gpu.operations import OPERATIONS, Operation, difference
 from benchmarks.gpu.scale import Scale
-from benchmarks.gpu.timing import release
+from benchmarks.layers import Source, random_layer
+from benchmarks.timing import release
 
 DTYPES = (torch.float32, torch.bfloat16)
 IN_PLACE_REPEATS = 200
 OVERLAP = {torch.float32: 0.999, torch.bfloat16: 0.95}
-"""Kernels round bfloat16 scores otherwise than the reference: some positions at the cut differ."""
+"""Kernels and reference round bfloat16 scores differently, so some positions at the cut differ."""
 
 
-def cells(scale: Scale) -> Iterator[Cell]:
-    """Check every operation, then whole evictions."""
+def cells() -> Iterator[Cell[Scale]]:
+    """Give every operation, then whole evictions."""
     for operation in OPERATIONS:
         measure = partial(check_operation, operation=operation)
         yield Cell(key=f"checks/{operation.name}", measure=measure, seconds=15)
@@ -31,7 +33,7 @@ def cells(scale: Scale) -> Iterator[Cell]:
         yield Cell(key=f"checks/evict_{name}", measure=partial(check_eviction, name=name))
 
 
-def check_operation(bench: Bench, operation: Operation) -> None:
+def check_operation(bench: Bench[Scale], operation: Operation) -> None:
     """Compare a kernel with the reference at an odd and at the greatest length."""
     lengths = bench.scale.lengths
     for length in (lengths[1] - 3, min(operation.longest, lengths[-1])):
@@ -41,7 +43,7 @@ def check_operation(bench: Bench, operation: Operation) -> None:
             release()
 
 
-def check_at(bench: Bench, operation: Operation, length: int, dtype: torch.dtype) -> None:
+def check_at(bench: Bench[Scale], operation: Operation, length: int, dtype: torch.dtype) -> None:
     """Compare one kernel with the reference on the same inputs."""
     call = operation.prepare(Source(bench.scale, length, dtype, bench.device))
     ran = what_runs(operation.room, call, bench.device)
@@ -63,8 +65,8 @@ def check_at(bench: Bench, operation: Operation, length: int, dtype: torch.dtype
 
 
 @torch.no_grad()
-def check_in_place(bench: Bench) -> None:
-    """Compact in place again and again: programs that race would not always end the same."""
+def check_in_place(bench: Bench[Scale]) -> None:
+    """Compact in place many times: programs that race would not give the same rows each time."""
     length = bench.scale.lengths[1]
     source = Source(bench.scale, length, bench.scale.dtype, bench.device)
     keys, values, rows = source.rows(), source.rows(), source.kept(length // 2)
@@ -87,14 +89,15 @@ def check_in_place(bench: Bench) -> None:
     )
 
 
-def check_eviction(bench: Bench, name: str) -> None:
+def check_eviction(bench: Bench[Scale], name: str) -> None:
     """Compare the positions that a recipe keeps with kernels and without."""
     policy = kvpolicy.recipe(name, budget=bench.scale.budget)
     for dtype in DTYPES:
         length = bench.scale.lengths[1]
-        layer = observation(bench.scale, length, dtype, bench.device)
+        scale = bench.scale
+        layer = random_layer(scale, length, scale.budget, dtype, bench.device)
         selected = {
-            choice: under(choice, lambda layer=layer: policy.select(layer).indices)()
+            choice: under(choice, partial(kept_positions, policy, layer))()
             for choice in ("auto", "reference")
         }
         kept = torch.zeros(*layer.keys.shape[:3], 2, dtype=torch.bool, device=bench.device)

@@ -1,10 +1,10 @@
-"""Decoding one token: full, evicted and uneven caches; launched eagerly and as a CUDA graph."""
+"""Decode steps with full, evicted and uneven caches, launched eagerly and as CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
 import torch
@@ -12,41 +12,28 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import kvpolicy
-from benchmarks.gpu.bench import Bench, Cell, kernels, under
+from benchmarks.bench import Bench, Cell
 from benchmarks.gpu.caches import fixed_cache, growing_cache
+from benchmarks.gpu.choice import kernels, under
 from benchmarks.gpu.eviction import red
+from benchmarks.gpu.graphs import captured
 from benchmarks.gpu.models import prompt, random_model
 from benchmarks.gpu.scale import Scale
-from benchmarks.gpu.timing import Timing, captured, free_bytes, interleaved, ratio
+from benchmarks.memory import free_bytes
+from benchmarks.timing import Timing, interleaved, ratio
+from benchmarks.uneven import UnevenAllocator
 
 Call = Callable[[], Any]
 EAGER = ("full, DynamicCache", "full, dense", "evicted, dense", "evicted", "uneven")
 GRAPHS = (("full, dense", "evicted, dense", "evicted"), ("uneven", "evicted, dense"))
-"""What is timed in turns as CUDA graphs; a capture that fails leaves the device in doubt."""
+"""Two groups, since a capture that fails may leave the device unusable."""
 
 RATIOS = (
     ("full, dense", "evicted", "full over evicted"),
     ("evicted", "evicted, dense", "evicted over dense"),
     ("uneven", "evicted, dense", "uneven over dense"),
 )
-"""What is compared: over what, and as what."""
-
-
-@attrs.frozen
-class SteppedAllocator:
-    """Gives a layer's heads a quarter of the budget to seven quarters, in equal steps.
-
-    With random weights an allocator that looks at scores would treat heads nearly alike.
-    """
-
-    uneven: ClassVar[bool] = True
-
-    def allocate(self, scores: Tensor, observation: kvpolicy.Observation, budget: int) -> Tensor:
-        """Return the same counts for every sequence; their mean is the budget."""
-        heads = scores.shape[1]
-        counts = (torch.linspace(0.25, 1.75, heads, dtype=torch.float64) * budget).long()
-        counts[-1] += heads * budget - counts.sum()
-        return counts.to(scores.device).expand(len(scores), -1)
+"""A step, the step that it is divided by, and the name of the ratio."""
 
 
 @attrs.frozen
@@ -58,8 +45,8 @@ class Step:
     note: str = ""
 
 
-def cells(scale: Scale, name: str, shapes: Sequence[tuple[int, int]]) -> Iterator[Cell]:
-    """Decode with (rows, tokens) read before."""
+def cells(name: str, shapes: Sequence[tuple[int, int]]) -> Iterator[Cell[Scale]]:
+    """Give a cell for each (rows, tokens read before)."""
     for batch, length in shapes:
         yield Cell(
             key=f"decode/step/{name}/{batch}x{length}",
@@ -73,8 +60,8 @@ def step_of(model: PreTrainedModel, cache: Any, token: Tensor) -> Call:
     return lambda: model(token, past_key_values=cache, use_cache=True).logits
 
 
-def evicted_cache(bench: Bench, model: PreTrainedModel, batch: int, **parts: Any) -> Any:
-    """Return a cache that has been evicted to the budget; how much it read before is the same."""
+def evicted_cache(bench: Bench[Scale], model: PreTrainedModel, batch: int, **parts: Any) -> Any:
+    """Return a cache that has evicted half of a prompt."""
     budget = bench.scale.budget
     cache = kvpolicy.recipe("snapkv", budget=budget, **parts).cache(model)
     with kernels("auto"):
@@ -82,15 +69,15 @@ def evicted_cache(bench: Bench, model: PreTrainedModel, batch: int, **parts: Any
     return cache
 
 
-def steps(bench: Bench, model: PreTrainedModel, batch: int, length: int) -> dict[str, Step]:
+def steps(bench: Bench[Scale], model: PreTrainedModel, batch: int, length: int) -> dict[str, Step]:
     """Return the steps that are compared, by what the cache is."""
     scale, layers, device = bench.scale, bench.scale.layers, bench.device
     token = prompt(model, 1, batch)
     full = fixed_cache(scale, length, batch, layers, device)
-    # The evicted cache holds a token more with every step; its rival as many at the first.
+    # The evicted cache holds one more token with each step; both hold as many at the first.
     small = fixed_cache(scale, scale.budget, batch, layers, device)
     even = evicted_cache(bench, model, batch)
-    uneven = evicted_cache(bench, model, batch, allocator=SteppedAllocator())
+    uneven = evicted_cache(bench, model, batch, allocator=UnevenAllocator())
     spread = f"layers with uneven heads: {sum(each.is_uneven for each in uneven.policy_layers)}"
     compared = {
         "full, dense": Step(step_of(model, full, token)),
@@ -102,7 +89,7 @@ def steps(bench: Bench, model: PreTrainedModel, batch: int, length: int) -> dict
             note=spread,
         ),
     }
-    # It copies the cache at its first step; half a copy would leave no room for the others.
+    # Its first step copies the cache.
     if free_bytes(device) > 1.2 * layers * batch * length * scale.kv_bytes:
         growing = growing_cache(full, model.config)
         compared["full, DynamicCache"] = Step(step_of(model, growing, token))
@@ -110,8 +97,8 @@ def steps(bench: Bench, model: PreTrainedModel, batch: int, length: int) -> dict
 
 
 @torch.no_grad()
-def time_steps(bench: Bench, name: str, batch: int, length: int) -> None:
-    """Time steps eagerly, in turns, then as graphs, in turns."""
+def time_steps(bench: Bench[Scale], name: str, batch: int, length: int) -> None:
+    """Time steps in turns: launched eagerly, then as CUDA graphs."""
     model = random_model(name, bench.scale, bench.scale.layers, bench.device)
     try:
         compared = steps(bench, model, batch, length)
@@ -123,8 +110,8 @@ def time_steps(bench: Bench, name: str, batch: int, length: int) -> None:
         kvpolicy.restore(model)
 
 
-def timed_in(form: str, calls: dict[str, Call], bench: Bench) -> dict[str, Timing | str]:
-    """Time steps in one form; where one does not have it, say why."""
+def timed_in(form: str, calls: dict[str, Call], bench: Bench[Scale]) -> dict[str, Timing | str]:
+    """Time steps in one form; return the reason for a step that cannot be captured."""
     timings: dict[str, Timing | str] = {}
     ready: dict[str, Call] = {}
     for name, call in calls.items():
@@ -143,14 +130,14 @@ def timed_in(form: str, calls: dict[str, Call], bench: Bench) -> dict[str, Timin
 
 
 def note_steps(
-    bench: Bench,
+    bench: Bench[Scale],
     name: str,
     shape: tuple[int, int],
     form: str,
     compared: dict[str, Step],
     timings: dict[str, Timing | str],
 ) -> None:
-    """Write every step's time in one form, and the ratios."""
+    """Note the times of steps in one form, and their ratios."""
     sizes = {"B": shape[0], "L": shape[1], "K": bench.scale.budget}
     settings = {"model": name, "layers": bench.scale.layers, "form": form}
     plain = form == "CUDA graph" and bench.device.type != "cuda"

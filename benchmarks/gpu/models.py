@@ -1,4 +1,4 @@
-"""Real Hugging Face models of published sizes with random weights, made on the device."""
+"""Hugging Face models of published sizes, with random weights, made on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from benchmarks.gpu.scale import Scale
-from benchmarks.gpu.timing import release
+from benchmarks.timing import release
 
 MODELS = ("Llama-3.1-8B", "Mistral-7B")
 LLAMA_ROPE = {
@@ -33,7 +33,7 @@ MISTRAL_ROPE = {"rope_type": "default", "rope_theta": 1_000_000.0}
 def config_of(name: str, scale: Scale, layers: int) -> PreTrainedConfig:
     """Return the published configuration (meta-llama/Llama-3.1-8B, mistralai/Mistral-7B-v0.3).
 
-    Mistral is given room for the longest prompt; its positions do not end there anyway.
+    Mistral has room for the longest prompt; its rotary positions have no end anyway.
     """
     sizes: dict[str, Any] = {
         "vocab_size": scale.vocabulary[name],
@@ -55,7 +55,7 @@ def config_of(name: str, scale: Scale, layers: int) -> PreTrainedConfig:
 
 
 def random_model(name: str, scale: Scale, layers: int, device: torch.device) -> PreTrainedModel:
-    """Return a model of so many layers; one that was made before it is given back first."""
+    """Return a model with so many layers. It replaces the model that was made before."""
     wanted = (name, scale.toy, layers)
     if wanted not in _made:
         _made.clear()

@@ -1,4 +1,4 @@
-"""The operations behind kvpolicy_kernels' doors: their inputs at real shapes, and what is right."""
+"""The operations behind the doors of kvpolicy_kernels, and how far a kernel may be off."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.gpu import calls
 from benchmarks.gpu.calls import Call
-from benchmarks.gpu.inputs import Source
+from benchmarks.gpu.scale import Scale
+from benchmarks.layers import Source
 
 
 @attrs.frozen(kw_only=True)
@@ -21,34 +22,34 @@ class Operation:
 
     name: str
     room: str
-    prepare: Callable[[Source], Call]
-    bytes_moved: Callable[[Source], int]
-    """What must be read and written at least, in bytes."""
+    prepare: Callable[[Source[Scale]], Call]
+    bytes_moved: Callable[[Source[Scale]], int]
+    """The bytes that any implementation reads and writes."""
     tolerance: Mapping[torch.dtype, float]
     """How far a kernel may be from the reference, as a share of the reference's largest number."""
     longest: int = 2**20
-    against: Callable[[Source], Mapping[str, Call]] = lambda source: {}
-    """What it is compared with beside its reference."""
+    against: Callable[[Source[Scale]], Mapping[str, Call]] = lambda source: {}
+    """What else it is compared with."""
 
 
 EXACT = {torch.float32: 0.0, torch.bfloat16: 0.0}
-# float32: sums in another order, exp2 for exp. bfloat16 inputs are exact in both; a kernel rounds
-# probabilities and factors (8 bits) before the tensor cores.
+# In float32 a kernel adds in another order, and uses exp2 for exp. bfloat16 inputs are exact in
+# both, but a kernel rounds probabilities and factors to 8 bits for the tensor cores.
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-# Outputs of the inputs' type: one rounding.
+# Outputs are rounded once, to the dtype of the inputs.
 ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
 
-def _kv(source: Source) -> int:
+def _kv(source: Source[Scale]) -> int:
     return source.scale.kv_heads * source.length * source.scale.dim * source.dtype.itemsize
 
 
-def _floats(source: Source) -> int:
+def _floats(source: Source[Scale]) -> int:
     """Bytes of one float32 number for every query head and position."""
     return 4 * source.scale.heads * source.length
 
 
-def _gathered(source: Source) -> int:
+def _gathered(source: Source[Scale]) -> int:
     kept = min(source.scale.budget, source.length // 2)
     return 4 * _kv(source) * kept // source.length
 
@@ -69,8 +70,8 @@ OPERATIONS = (
     ),
     Operation(
         name="row_statistics", room="row_statistics", prepare=calls.row_statistics,
-        # Two logits closer than their rounding may change places at the cut: of a thousand
-        # positions averaged, one.
+        # Two logits that are closer than their rounding may change places at the cut. That changes
+        # one of the thousand positions that are averaged.
         bytes_moved=_kv, tolerance={torch.float32: 1e-2, torch.bfloat16: 1e-2},
     ),
     Operation(
@@ -103,7 +104,10 @@ OPERATIONS = (
 
 
 def difference(result: Any, expected: Any) -> float:
-    """Return the largest difference as a share of the largest expected number; inf if unlike."""
+    """Return the largest difference as a share of the largest expected number.
+
+    Infinity if shapes or dtypes differ, or if a number is NaN.
+    """
     worst = 0.0
     for ours, theirs in zip(_tensors(result), _tensors(expected), strict=True):
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:

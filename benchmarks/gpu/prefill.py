@@ -1,4 +1,4 @@
-"""Whole prefills of real models: what eviction adds to their time, and takes from their memory."""
+"""Whole prefills of real models: their time and peak memory, with full and evicted caches."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 import kvpolicy
-from benchmarks.gpu.bench import Bench, Cell, kernels
+from benchmarks.bench import Bench, Cell
+from benchmarks.gpu.choice import kernels
 from benchmarks.gpu.eviction import red
 from benchmarks.gpu.models import prompt, random_model
 from benchmarks.gpu.scale import Scale
-from benchmarks.gpu.timing import MIB, extra_bytes, interleaved, ratio, release
+from benchmarks.memory import extra_bytes
+from benchmarks.timing import MIB, interleaved, quotient, ratio, release
 
 RECIPES = ("restkv", "snapkv")
 Call = Callable[[], object]
 
 
-def time_cells(
-    scale: Scale, name: str, shapes: Sequence[tuple[int, int]], layers: int
-) -> Iterator[Cell]:
-    """Time prefills of (rows, tokens)."""
+def time_cells(name: str, shapes: Sequence[tuple[int, int]], layers: int) -> Iterator[Cell[Scale]]:
+    """Give a cell for the time of each (rows, tokens)."""
     for batch, length in shapes:
         yield Cell(
             key=f"prefill/time/{name}/{batch}x{length}",
@@ -32,8 +32,8 @@ def time_cells(
         )
 
 
-def memory_cells(scale: Scale, name: str, lengths: Sequence[int]) -> Iterator[Cell]:
-    """Find the peak memory of prefills of one row."""
+def memory_cells(name: str, lengths: Sequence[int]) -> Iterator[Cell[Scale]]:
+    """Give a cell for the peak memory of one row, at each length."""
     for length in lengths:
         yield Cell(
             key=f"prefill/memory/{name}/{length}",
@@ -42,8 +42,10 @@ def memory_cells(scale: Scale, name: str, lengths: Sequence[int]) -> Iterator[Ce
         )
 
 
-def reading(bench: Bench, model: PreTrainedModel, recipe: str | None, tokens: torch.Tensor) -> Call:
-    """Return a call that reads a prompt; with a recipe, into a cache that is evicted."""
+def reading(
+    bench: Bench[Scale], model: PreTrainedModel, recipe: str | None, tokens: torch.Tensor
+) -> Call:
+    """Return a call that reads a prompt into a full cache, or into one that a recipe evicts."""
 
     def read() -> None:
         if recipe is None:
@@ -57,7 +59,7 @@ def reading(bench: Bench, model: PreTrainedModel, recipe: str | None, tokens: to
 
 
 @torch.no_grad()
-def time_prefill(bench: Bench, name: str, batch: int, length: int, layers: int) -> None:
+def time_prefill(bench: Bench[Scale], name: str, batch: int, length: int, layers: int) -> None:
     """Time prefills with a full and with evicted caches, in turns."""
     model = random_model(name, bench.scale, layers, bench.device)
     tokens = prompt(model, length, batch)
@@ -82,8 +84,8 @@ def time_prefill(bench: Bench, name: str, batch: int, length: int, layers: int) 
 
 
 @torch.no_grad()
-def memory_of_prefill(bench: Bench, name: str, length: int) -> None:
-    """Find the peak of a whole model's prefill: weights, cache and temporaries."""
+def memory_of_prefill(bench: Bench[Scale], name: str, length: int) -> None:
+    """Measure the peak of a whole model's prefill: weights, cache and temporaries."""
     model = random_model(name, bench.scale, bench.scale.layers, bench.device)
     tokens = prompt(model, length)
     weights = sum(each.nbytes for each in (*model.parameters(), *model.buffers()))
@@ -100,22 +102,21 @@ def memory_of_prefill(bench: Bench, name: str, length: int) -> None:
 
 
 def note_peak(
-    bench: Bench, name: str, length: int, variant: str, peaks: dict[str, int | str]
+    bench: Bench[Scale], name: str, length: int, variant: str, peaks: dict[str, int | str]
 ) -> None:
-    """Write one peak, weights included, and its share of the full cache's without chunks."""
+    """Note one peak, weights included, and its ratio to that of the full cache without chunks."""
     settings = {
         "model": name,
         "layers": bench.scale.layers,
         "mlp_chunk": bench.scale.mlp_chunk if "chunked" in variant else None,
     }
     shape = {"B": 1, "L": length, "K": bench.scale.budget}
-    peak, full = peaks[variant], peaks["full"]
-    failure = next((each for each in (peak, full) if isinstance(each, str)), None)
+    peak, share = peaks[variant], quotient(peaks[variant], peaks["full"])
     bench.note(
-        "prefill", "peak memory", peak if isinstance(peak, str) else peak / MIB, "MiB",
+        "prefill", "peak memory", quotient(peak, MIB), "MiB",
         variant=variant, shape=shape, settings=settings,
     )  # fmt: skip
     bench.note(
-        "prefill", "peak memory ratio", failure or peak / full, "ratio",
+        "prefill", "peak memory ratio", share, "ratio",
         variant=variant, against="full", shape=shape, settings=settings,
     )  # fmt: skip

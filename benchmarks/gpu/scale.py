@@ -1,4 +1,4 @@
-"""How large everything is: as in Llama-3.1-8B and Mistral-7B, or a toy that a CPU runs."""
+"""How large everything is on a GPU: as in Llama-3.1-8B and Mistral-7B, or a toy for a CPU."""
 
 from __future__ import annotations
 
@@ -7,72 +7,36 @@ from collections.abc import Mapping
 import attrs
 import torch
 
+from benchmarks.layers import LayerShape
+
 
 @attrs.frozen(kw_only=True, eq=False)
-class Scale:
-    """Sizes of a layer and its prompt, by the letters of the docs."""
+class Scale(LayerShape):
+    """The sizes of a layer, its model and its prompts; the defaults are those of the models."""
 
-    toy: bool
-    lengths: tuple[int, ...]
-    heads: int
-    kv_heads: int
-    dim: int
-    model_dim: int
-    mlp_dim: int
-    vocabulary: Mapping[str, int]
-    """By model; all else is the same in both."""
-    window: int
-    budget: int
-    layers: int
+    toy: bool = False
+    lengths: tuple[int, ...] = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
+    mlp_dim: int = 14_336
+    vocabulary: Mapping[str, int] = {"Llama-3.1-8B": 128_256, "Mistral-7B": 32_768}
+    """By model; all other sizes are the same in both."""
+    budget: int = 1024
+    layers: int = 32
     """Of a whole model."""
-    timed_layers: int
-    """Of the model whose prefill is timed; overheads in % do not depend on it."""
-    dtype: torch.dtype
-    repeats: int
-    bulk: int
-    """Positions of the cache that bandwidth is measured with: well above a GPU's L2 cache."""
-    mlp_chunk: int
-
-    @property
-    def pooled_width(self) -> int:
-        """The narrowest adaptive pooling of ReST-KV."""
-        return 5
+    timed_layers: int = 4
+    """Of the model whose prefill is timed. Overheads in % do not depend on it."""
+    dtype: torch.dtype = torch.bfloat16
+    repeats: int = 20
+    bulk: int = 16_384
+    """Positions of a cache much larger than the L2 cache of a GPU."""
+    mlp_chunk: int = 4096
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of one position's keys and values in one layer and row."""
         return 2 * self.kv_heads * self.dim * self.dtype.itemsize
 
-    @property
-    def shape(self) -> dict[str, int]:
-        """The sizes that every row repeats."""
-        return {
-            "H": self.heads,
-            "N": self.kv_heads,
-            "D": self.dim,
-            "M": self.model_dim,
-            "W": self.window,
-        }
 
-
-REAL = Scale(
-    toy=False,
-    lengths=(4096, 8192, 16_384, 32_768, 65_536, 131_072),
-    heads=32,
-    kv_heads=8,
-    dim=128,
-    model_dim=4096,
-    mlp_dim=14_336,
-    vocabulary={"Llama-3.1-8B": 128_256, "Mistral-7B": 32_768},
-    window=32,
-    budget=1024,
-    layers=32,
-    timed_layers=4,
-    dtype=torch.bfloat16,
-    repeats=20,
-    bulk=16_384,
-    mlp_chunk=4096,
-)
+REAL = Scale()
 TOY = Scale(
     toy=True,
     lengths=(96, 192),

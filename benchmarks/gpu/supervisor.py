@@ -1,4 +1,4 @@
-"""Run the benchmark in processes of its own: one that breaks the GPU, or hangs, costs one cell."""
+"""Runs the benchmark in worker processes, so that a crash or a hang costs one cell."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.bench import Bench, Cell
-from benchmarks.gpu.worker import begun_cells, note_failure
+from benchmarks.bench import Bench, Cell, note_failure
+from benchmarks.gpu.scale import Scale
+from benchmarks.gpu.worker import begun_cells
 
 ROOT = Path(__file__).parents[2]
 PATIENCE, GRACE = 4.0, 60.0
-"""So many times its estimate, and so many seconds more, may a cell take before it hangs."""
+"""A cell hangs if it takes PATIENCE times its estimate and GRACE seconds more."""
 
 
-def run(bench: Bench, cells: Sequence[Cell], worker: list[str], deadline: float) -> None:
-    """Start workers until every cell has been begun; note those that took a worker with them.
+def run(
+    bench: Bench[Scale], cells: Sequence[Cell[Scale]], worker: list[str], deadline: float
+) -> None:
+    """Start workers until every cell was begun; note the cells that ended a worker.
 
-    `worker` is the command line of one; where it is to note its progress comes behind it.
+    `worker` is the command line of one. The file for its progress is added to it.
     """
     progress = bench.path.with_suffix(".progress")
     progress.unlink(missing_ok=True)
@@ -29,7 +32,7 @@ def run(bench: Bench, cells: Sequence[Cell], worker: list[str], deadline: float)
         reason = _watched(process, cells, progress, deadline)
         begun = begun_cells(progress)
         if reason and begun:
-            # The worker notes what Python can catch; this is what it cannot.
+            # A worker notes what Python can catch. This it cannot catch.
             broken = next(cell for cell in cells if cell.key == begun[-1])
             note_failure(bench, broken, reason)
         if len(begun) == before:
@@ -38,9 +41,9 @@ def run(bench: Bench, cells: Sequence[Cell], worker: list[str], deadline: float)
 
 
 def _watched(
-    process: subprocess.Popen[bytes], cells: Sequence[Cell], progress: Path, deadline: float
+    process: subprocess.Popen[bytes], cells: Sequence[Cell[Scale]], progress: Path, deadline: float
 ) -> str | None:
-    """Wait for a worker; return why its last cell has no numbers, if it died or hung there."""
+    """Wait for a worker; if it died or hung, return why its last cell has no numbers."""
     patience = {cell.key: PATIENCE * cell.seconds + GRACE for cell in cells}
     seen, since = len(begun_cells(progress)), time.time()
     while process.poll() is None:

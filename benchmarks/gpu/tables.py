@@ -1,4 +1,4 @@
-"""Rows as tables for people: one for each section, lengths as columns, then the targets."""
+"""Rows as tables for people: one for each section with a column for each length; then targets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.gpu.targets import Verdict, verdicts
+from benchmarks.gpu.targets import TARGETS
 from benchmarks.rows import Row
+from benchmarks.targets import target_table, verdicts
 
 TITLES = {
     "gpu.ceilings": "What the device can do",
@@ -30,13 +31,12 @@ def show(rows: Sequence[Row], console: Console | None = None) -> None:
     failures = sorted({row.failure for row in rows if row.failure})
     for failure in failures:
         console.print(f"no number: {failure}", markup=False)
-    held = list(verdicts(rows))
-    if held:
-        console.print(target_table(held))
+    if on_a_gpu := [row for row in rows if row.device != "cpu"]:
+        console.print(target_table("GPU targets", verdicts(TARGETS, on_a_gpu)))
 
 
 def table_of(title: str, rows: Sequence[Row]) -> Table:
-    """Return a table with a line for each thing measured and a column for each shape."""
+    """Return a table with a line for each thing that was measured, and a column for each shape."""
     columns = sorted({_column(row) for row in rows})
     lines = list(dict.fromkeys(_line(row) for row in rows))
     cells = {(_line(row), _column(row)): text_of(row) for row in rows}
@@ -70,24 +70,10 @@ def _header(column: tuple[int, int]) -> str:
 
 
 def text_of(row: Row) -> str:
-    """Return a row's number as its table shows it; a dash where there is none."""
+    """Return the number of a row as its table shows it; a dash if there is none."""
     if row.value is None:
         return "-"
     if row.unit == "bool":
         return "right" if row.value else "WRONG"
     scale = {"s": 1e3, "share": 1e2}.get(row.unit, 1.0)
     return f"{row.value * scale:,.4g}"
-
-
-def target_table(held: Sequence[Verdict]) -> Table:
-    """Return the targets with what was measured."""
-    table = Table(title="Targets")
-    for header in ("", "target", "limit", "measured", "met"):
-        table.add_column(header)
-    for verdict in held:
-        target = verdict.target
-        limit = f"{'at most' if target.most else 'at least'} {target.limit:g}"
-        value = verdict.reason if verdict.value is None else f"{verdict.value:.4g}"
-        met = {True: "yes", False: "NO", None: "-"}[verdict.met]
-        table.add_row(target.name, target.text, limit, value, met)
-    return table

@@ -1,19 +1,28 @@
-"""The part of the page on CPUs: targets, one layer, stages, growth, decoding and whole prompts."""
+"""The page's part on CPUs: targets, one layer, stages, growth, decoding, whole prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.cpu.growth import growth
-from benchmarks.cpu.targets import MEMORY, PROMPT, STEP, TIME, amount, costs_by_length, judged
+from benchmarks.cpu.targets import (
+    MEMORY,
+    PROMPT,
+    STEP,
+    TARGETS,
+    TIME,
+    costs_by_length,
+    with_exponents,
+)
+from benchmarks.growth import growth
 from benchmarks.page.markdown import table
 from benchmarks.rows import Row
+from benchmarks.targets import amount, verdicts
 
 PICTURE = "cost-growth.png"
 
 
 def sections(rows: Sequence[Row]) -> Iterator[str]:
-    """Give the paragraphs in order."""
+    """Yield the paragraphs."""
     found = [row for row in rows if row.benchmark.startswith("cpu.")]
     yield "## On a CPU"
     if not found:
@@ -35,30 +44,25 @@ def _circumstances(rows: Sequence[Row]) -> str:
     machines = sorted({row.machine for row in rows})
     versions = ", ".join(f"{name} {found}" for name, found in sorted(rows[0].versions.items()))
     return (
-        f"Measured by `make bench` on {'; '.join(machines)}; {versions}. All contenders of a "
-        "comparison take turns in one process, round by round; the fastest round counts, for whole "
-        "decode steps the median. Memory is what a fresh process needs at its peak on top of the "
-        "layer; in the table of one layer, the most that ours took in any of three. Speed is told "
-        "only if the operation's check was green in the same process."
+        f"Measured by `make bench` on {'; '.join(machines)}; {versions}. Those that are compared "
+        "take turns in one process. The fastest repeat counts; for whole decode steps the median "
+        "does. Memory is what a fresh process needs at its peak beside the layer. In the table of "
+        "one layer ours is the largest of three processes. An operation has a speed only if its "
+        "check passed in the same process."
     )
 
 
 def _failures(rows: Sequence[Row]) -> Iterator[str]:
     failed = [row for row in rows if row.failure]
     if failed:
-        yield "**Not told:**"
+        yield "**Not measured:**"
         yield "\n".join(f"- {row.name}, {row.variant}: {row.failure}" for row in failed)
 
 
 def _targets(rows: Sequence[Row]) -> str:
     cells = [
-        [
-            target.title,
-            target.bound,
-            "" if row is None or row.value is None else amount(row.value, row.unit),
-            judgement,
-        ]
-        for target, row, judgement in judged(rows)
+        [each.target.title, each.target.bound, each.measured, each.judgement]
+        for each in verdicts(TARGETS, with_exponents(rows))
     ]
     return table(["what", "target", "measured", ""], cells)
 
@@ -69,10 +73,11 @@ def _one_layer(rows: Sequence[Row]) -> Iterator[str]:
         return
     yield "### One layer"
     yield (
-        "A layer of Llama-3.1-8B's shape (H 32, N 8, D 128), scored, smoothed, selected and "
-        "gathered to K positions. `authors` is our re-implementation of the authors' algorithm of "
-        "ReST-KV on keys that were repeated before (`benchmarks/authors_restkv.py`), `kvpress` "
-        "that of kvpress' steps of SnapKV (`benchmarks/kvpress_snapkv.py`)."
+        "A layer of the shape of Llama-3.1-8B (H 32, N 8, D 128) is scored, smoothed, selected "
+        "and gathered to K positions. `authors` is the authors' algorithm of ReST-KV, written "
+        "again for this comparison (`benchmarks/peers/authors_restkv.py`); repeating the keys is "
+        "not counted. `kvpress` are the steps of kvpress' SnapKV "
+        "(`benchmarks/peers/kvpress_snapkv.py`)."
     )
     memory = {_key(row): row for row in mine if row.name == MEMORY}
     cells = [
@@ -118,9 +123,9 @@ def _growth(rows: Sequence[Row]) -> Iterator[str]:
     lengths = sorted({length for points in costs.values() for length in points})
     yield "### How cost grows with the prompt"
     yield (
-        f"One layer, float32, {lengths[0]:,} to {lengths[-1]:,} positions. Least squares: "
-        "cost = slope x S + intercept; and the exponent p of cost ~ S^p, which is 1 for linear "
-        "growth and less where a fixed cost shows."
+        f"One layer, float32, {lengths[0]:,} to {lengths[-1]:,} positions, fitted by least "
+        "squares: cost = slope x S + intercept, and the exponent p of cost ~ S^p. p is 1 for "
+        "linear growth; a fixed cost makes it smaller."
     )
     yield f"![Time and memory of evicting a layer by the length of the prompt]({PICTURE})"
     headings = ["cost", "slope", "intercept", "R²", "exponent", "its R²"]
@@ -149,10 +154,9 @@ def _decoding(rows: Sequence[Row]) -> Iterator[str]:
         return
     yield "### Decoding"
     yield (
-        "One token's attention in one layer of that shape, all through the same folded path. Where "
-        "one layer is asked again and again, what it holds stays in the processor's cache; where "
-        "layers take turns, as in a model, it comes from memory like the long one, and a ratio of "
-        "32 is all there is in the bytes."
+        "The attention of one token in one layer of that shape. If one layer attends again and "
+        "again, its keys stay in the processor's cache. If layers take turns, as in a model, keys "
+        "come from memory, as those of the long cache do. The long cache has 32 times the bytes."
     )
     attention = [row for row in mine if row.name == "time of decode attention"]
     yield table(
@@ -165,10 +169,10 @@ def _decoding(rows: Sequence[Row]) -> Iterator[str]:
     shape = steps[0].shape
     yield (
         f"Whole steps of a Llama of {shape['layers']} layers with M {shape['M']}, H {shape['H']}, "
-        f"N {shape['N']}, D {shape['D']} and random weights, {shape['K']:,} positions held by all; "
-        "'no groups' has a key/value head for every query head. Uneven heads hold half and three "
-        "halves of that in turn. The recipes at the end evict at every token, and are compared "
-        "with one that never does."
+        f"N {shape['N']}, D {shape['D']} and random weights. All caches hold {shape['K']:,} "
+        "positions. 'no groups' has a key/value head for each query head. Uneven heads hold half "
+        "and three halves of the positions, in turns. The recipes at the end evict at every token; "
+        "they are compared with one that never does."
     )
     seconds = {(row.variant, row.shape["N"]): row for row in mine if row.unit == "s"}
     cells = [
@@ -188,9 +192,9 @@ def _parts(rows: Sequence[Row]) -> Iterator[str]:
         return
     yield "### What a cache adds to a layer of a decode step"
     yield (
-        f"Median microseconds for each token and layer, on a model so small that little but Python "
-        f"is left ({mine[0].shape['K']} positions held). `attend` is the attention of uneven "
-        "heads, which takes the place of the model's own."
+        f"Median microseconds for each token and layer, with {mine[0].shape['K']} positions held, "
+        "in a model so small that Python takes most of the time. `attend` is the attention over "
+        "uneven heads, which replaces the model's own."
     )
     parts = list(dict.fromkeys(row.name for row in mine))
     cells = []
@@ -210,9 +214,8 @@ def _prompts(rows: Sequence[Row]) -> Iterator[str]:
     size = "" if full is None else f" Its keys and values are {amount(full.value or 0, 'MiB')}."
     yield "### Whole prompts"
     yield (
-        f"Peak resident memory of reading {shape['L']:,} tokens with a Llama of "
-        f"{shape['layers']} layers, N {shape['N']}, D {shape['D']}, on top of the model, each in a "
-        f"fresh process.{size}"
+        f"Peak resident memory, beside the model, of reading {shape['L']:,} tokens with a Llama of "
+        f"{shape['layers']} layers, N {shape['N']}, D {shape['D']}; each in a fresh process.{size}"
     )
     peaks = [row for row in mine if row.name == PROMPT]
     cells = [

@@ -1,4 +1,4 @@
-"""The part of the page on GPUs: what was measured on one, and the bounds."""
+"""The page's part on GPUs: what was measured on them, and the bounds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import groupby
 
 from benchmarks import bounds
 from benchmarks.bounds import GB, H200, LLAMA, MISTRAL
-from benchmarks.cpu.targets import amount
 from benchmarks.page.markdown import length, table
 from benchmarks.rows import Row
+from benchmarks.targets import amount
 
 LENGTHS = tuple(2**power for power in range(12, 18))
 KEPT = 1024
@@ -18,7 +18,7 @@ DENSITIES = (0.15, 0.05)
 
 
 def sections(rows: Sequence[Row]) -> Iterator[str]:
-    """Give the paragraphs in order."""
+    """Yield the paragraphs."""
     found = [row for row in rows if row.device != "cpu"]
     yield "## On a GPU"
     if found:
@@ -26,10 +26,9 @@ def sections(rows: Sequence[Row]) -> Iterator[str]:
         yield from _measured(found)
     else:
         yield (
-            "**No GPU was at hand: nothing below was measured.** `python -m benchmarks.gpu` "
-            "measures kernels, evictions, whole prompts and decoding on one, in a call of less "
-            "than ten minutes, and writes rows that this page then shows. Until then there are "
-            "only bounds."
+            "**Nothing was measured on a GPU yet.** `python -m benchmarks.gpu` measures kernels, "
+            "evictions, whole prompts and decoding in less than ten minutes, and writes rows for "
+            "this page. Until then the page has bounds only."
         )
     yield from _bounds()
 
@@ -58,23 +57,25 @@ def _value(value: float, unit: str) -> str:
 def _bounds() -> Iterator[str]:
     yield "### Bounds"
     yield (
-        f"Computed from shapes by `benchmarks/bounds.py`, in bfloat16, with the ceilings of an "
-        f"{H200.name} that we plan with: {H200.flops / 1e12:.0f} TFLOP/s and "
-        f"{H200.bandwidth / 1e12:.1f} TB/s read and written. {LLAMA.name} and {MISTRAL.name} have "
-        "the same layers, and differ in their vocabulary."
+        f"`benchmarks/bounds.py` computes them from shapes, in bfloat16, for an {H200.name} that "
+        f"is assumed to reach {H200.flops / 1e12:.0f} TFLOP/s and {H200.bandwidth / 1e12:.1f} "
+        f"TB/s. {LLAMA.name} and {MISTRAL.name} have the same layers and different vocabularies."
     )
     yield (
-        "A prompt, one sequence: operations at peak speed; `f`, the share of attention; what "
-        "ReST-KV's exact scores add in operations; and how much faster sparse attention of "
-        "density rho can make it at most, 1 / (1 - f + f rho)."
+        "A prompt of one sequence: its operations at peak speed; `f`, the share of attention; the "
+        "operations that ReST-KV's exact scores add; and by how much sparse attention of density "
+        "rho can shorten it at most, 1 / (1 - f + f rho)."
     )
     yield _prompts()
-    yield f"A decode step: bytes at full bandwidth, full cache against {KEPT:,} positions held."
+    yield (
+        f"A decode step: the full cache's bytes at full bandwidth, and by how much a cache of "
+        f"{KEPT:,} positions shortens it."
+    )
     yield _steps()
     yield (
-        "Memory at the peak of a prompt, one sequence, GB: weights, keys and values, and the "
-        f"widest layer; evicted layer by layer to {KEPT:,} positions; and with the MLP in chunks "
-        f"of {CHUNK:,} tokens."
+        "Memory at the peak of a prompt of one sequence, in GB: weights, keys and values, and the "
+        f"temporaries of the largest layer. 'evicted': layer by layer, to {KEPT:,} positions. 'and "
+        f"in chunks': the MLP also reads {CHUNK:,} tokens at a time."
     )
     yield _peaks()
     moved = 2 * KEPT * LLAMA.kv_bytes / LLAMA.layers / 1e6

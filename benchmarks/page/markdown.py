@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table: the first column is words, the others are numbers.
+    """Return a table whose first column has words; the others have numbers.
 
     >>> print(table(["what", "s"], [["a", "1"]]))
     | what | s |
@@ -22,7 +22,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def length(tokens: int) -> str:
-    """Write a power of two as people call it.
+    """Write a number of tokens; a multiple of 1,024 with "k".
 
     >>> length(131_072), length(1000)
     ('128k', '1,000')

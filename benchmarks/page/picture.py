@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.cpu.growth import growth
+from benchmarks.growth import growth
 from benchmarks.page.markdown import length
 from kvpolicy.evaluation.pictures.theme import LIGHT, Theme, colours, title
 
@@ -18,7 +18,7 @@ PANELS = (("s", 1000, "milliseconds"), ("MiB", 1, "MiB on top of the layer"))
 
 
 def save_growth(path: Path, costs: Costs, subtitle: str, theme: Theme = LIGHT) -> None:
-    """Draw time and memory side by side: what was measured, and the lines through it."""
+    """Draw time and memory side by side: points, and the lines through them."""
     figure = Figure(figsize=(9.6, 4.2), facecolor=theme.ground)
     title(figure, "What it costs to evict a layer, by the length of the prompt", subtitle, theme)
     panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.24})

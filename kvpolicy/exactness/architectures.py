@@ -1,7 +1,8 @@
-"""Every decoder that transformers can build, tiny and random: found by asking it, not listed here.
+"""Every decoder of the installed transformers, built tiny and with random weights.
 
-A model type's own default configuration says which sizes it has; they are set to small ones, and
-layers of every kind that the default has are kept. `SPECIAL` holds what a type needs beyond that.
+transformers is asked for its model types; none is listed here. The default configuration of a type
+says which sizes it has, and small values replace them. The model keeps a layer of each kind that
+the default has. `SPECIAL` holds what a type needs beyond that.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 LARGEST = 20_000_000
-"""Parameters of a model that counts as tiny."""
+"""A model with more parameters does not count as tiny."""
 LAYERS = 4
 
 _MORE_SIZES: Mapping[str, Any] = {
@@ -68,10 +69,13 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "gemma4_text": {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128},
     "gpt_neo": {"attention_types": [[["global"], LAYERS]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
-    # Layers that run many times over, and states that run along, multiply rounding.
+    # Small weights keep rounding small. These two models multiply it: the first runs each layer
+    # many times, the second has layers with a recurrent state.
     "hrm_text": {"initializer_range": 0.1},
     "qwen3_5_text": {"initializer_range": 0.2},
-    # So do logits that nothing is divided by.
+    # These do not scale their logits down, which multiplies rounding as well.
+    "granitemoe": {"initializer_range": 0.2},
+    "granitemoeshared": {"initializer_range": 0.2},
     "granite_swa": {"initializer_range": 0.2},
     "granitemoe_swa": {"initializer_range": 0.2},
     "ministral": {
@@ -86,7 +90,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
 
 
 def model_types() -> list[str]:
-    """Return every model type with a causal language model, encoder-decoders left out."""
+    """Return every model type with a causal language model that is no encoder-decoder."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -98,7 +102,7 @@ def model_types() -> list[str]:
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
-    """Return a small configuration of a model type's decoder."""
+    """Return a small configuration of the decoder of a model type."""
     from transformers import AutoConfig
 
     found = AutoConfig.for_model(model_type)
@@ -118,7 +122,10 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 
 
 def _layers_of_every_kind(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return layers that take turns in the kinds of the default; windows alone are left out."""
+    """Return `layer_types` in which the kinds of the default take turns.
+
+    If all layers of the default have sliding windows, full attention replaces them.
+    """
     name = getattr(config, "attribute_map", {}).get("layer_types", "layer_types")
     derived = isinstance(getattr(type(config), name, None), property)
     if derived:
@@ -133,7 +140,7 @@ def _layers_of_every_kind(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _latent_heads(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the heads of latent attention, whose sizes hang together."""
+    """Return sizes of heads that go together in latent attention."""
     if config.to_dict().get("kv_lora_rank") is None:
         return {}
     return {"head_dim": 4, "num_key_value_heads": 4}
@@ -142,10 +149,10 @@ def _latent_heads(config: PreTrainedConfig) -> dict[str, Any]:
 def tiny_architecture(
     model_type: str, *, seed: int = 0, attn_implementation: str = "sdpa"
 ) -> PreTrainedModel:
-    """Return a random model of any type: float32, on the CPU, in evaluation mode.
+    """Return a random model of a type: float32, on the CPU, in evaluation mode.
 
-    Raises ValueError for a type whose smallest model is not tiny, and whatever transformers raises
-    for one that it cannot build.
+    Raises ValueError if even the smallest model of the type is not tiny, and what transformers
+    raises if it cannot build the type.
     """
     from transformers import AutoModelForCausalLM
 

@@ -1,9 +1,8 @@
-"""One cache in use, with all that was done to it, to be measured against a masked full cache."""
+"""One cache in use, its forwards and changes, and how far its logits are from a full cache's."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,23 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvpolicy import load
+from kvpolicy import Policy, load
 from kvpolicy.errors import CacheStateError
-from kvpolicy.exactness.replay import Call, recorded, replay_difference
+from kvpolicy.exactness.forwards import Change, Forward, recorded
+from kvpolicy.exactness.replay import replay_difference
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.policy import Policy
 
 
 @attrs.define(eq=False)
 class Conversation:
-    """A cache, the forwards that went through it, and the mask of its tokens; None before them."""
+    """A cache, the forwards through it, the changes since the last one, and the tokens' mask."""
 
     model: PreTrainedModel
     cache: PolicyCache
-    calls: list[Call] = attrs.field(factory=list)
-    changes: list[Callable[[Any], None]] = attrs.field(factory=list)
+    forwards: list[Forward] = attrs.field(factory=list)
+    changes: list[Change] = attrs.field(factory=list)
     mask: Int[Tensor, "B T"] | None = None
+    """None before the first turn."""
 
     @classmethod
     def begun(cls, model: PreTrainedModel, policy: Policy) -> Conversation:
@@ -42,46 +42,50 @@ class Conversation:
 
     @property
     def length(self) -> int:
-        """T, the tokens seen, padding included."""
+        """T, the number of tokens seen, padding included."""
         return 0 if self.mask is None else self.mask.shape[1]
 
     @property
     def has_evicted(self) -> bool:
-        """Whether a token that was seen is held no more."""
+        """Whether a layer has evicted a token."""
         return any(layer.held < layer.seen for layer in self.cache.policy_layers)
 
     def read(self, tokens: Int[Tensor, "B Q"], mask: Int[Tensor, "B Q"] | None = None) -> None:
-        """Read a turn; the mask of the first one may hide padding on the left."""
+        """Read a turn. The mask of the first turn may hide padding on the left."""
         new = torch.ones_like(tokens) if mask is None else mask
         whole = new if self.mask is None else torch.cat([self.mask, new], 1)
         inputs: dict[str, Any] = {"input_ids": tokens, "past_key_values": self.cache}
         if not bool(whole.all()):
             inputs["attention_mask"] = whole
             inputs["position_ids"] = (whole.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        with torch.no_grad(), recorded(self.model, self.cache) as calls:
+        with torch.no_grad(), recorded(self.model, self.cache) as forwards:
             self.model(**inputs)
-        self.calls.append(attrs.evolve(calls[0], before=self.changes))
+        self.forwards.append(attrs.evolve(forwards[0], changes=self.changes))
         self.mask, self.changes = whole, []
 
     def crop(self, count: int) -> bool:
-        """Take tokens back; False if the cache refuses, which must leave it as it was."""
-        before = state_of(self.cache)
+        """Take the last tokens back. Return False if the cache refuses, and check it then."""
+        before = contents_of(self.cache)
         try:
             self.cache.crop(-count)
         except CacheStateError:
-            check_same(before, state_of(self.cache))
+            check_equal(before, contents_of(self.cache))
             return False
+        if self.cache.get_seq_length() != self.length - count:
+            raise AssertionError(
+                f"{self.length} tokens less {count} are {self.cache.get_seq_length()} in the cache"
+            )
         self.changes.append(lambda full: full.crop(-count))
         if self.mask is not None:
             self.mask = self.mask[:, :-count]
         return True
 
     def reorder(self, rows: Int[Tensor, " rows"]) -> None:
-        """Let rows change places."""
+        """Put the rows in another order."""
         self._take(rows, "reorder_cache", rows)
 
     def select(self, rows: Int[Tensor, " rows"]) -> None:
-        """Go on with some of the rows."""
+        """Keep some of the rows."""
         self._take(rows, "batch_select_indices", rows)
 
     def repeat(self, times: int) -> None:
@@ -96,34 +100,34 @@ class Conversation:
             self.mask = self.mask[rows]
 
     def twin(self) -> Conversation:
-        """Return a conversation that goes its own way from here."""
+        """Return a copy that goes on independently."""
         return attrs.evolve(
-            self, cache=self.cache.clone(), calls=self.calls[:], changes=self.changes[:]
+            self, cache=self.cache.clone(), forwards=self.forwards[:], changes=self.changes[:]
         )
 
     def reloaded(self) -> Conversation:
-        """Return the conversation as it goes on from a file."""
+        """Save the cache, and return a copy of the conversation that goes on from the file."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "cache.safetensors")
             self.cache.save(path)
             loaded = load(path, self.model)
-        check_same(state_of(self.cache), state_of(loaded))
-        return attrs.evolve(self, cache=loaded, calls=self.calls[:], changes=self.changes[:])
+        check_equal(contents_of(self.cache), contents_of(loaded))
+        return attrs.evolve(self, cache=loaded, forwards=self.forwards[:], changes=self.changes[:])
 
     def reset(self) -> None:
-        """Forget it all and begin anew."""
+        """Reset the cache, and begin anew."""
         self.cache.reset()
         if self.cache.get_seq_length() or self.cache.nbytes:
-            raise AssertionError("something is held after a reset")
-        self.calls, self.changes, self.mask = [], [], None
+            raise AssertionError("the cache holds tokens or memory after a reset")
+        self.forwards, self.changes, self.mask = [], [], None
 
     def difference(self) -> float:
-        """Return the largest difference of any logit so far to the masked full cache."""
-        return replay_difference(self.model, self.calls, self.cache) if self.calls else 0.0
+        """Return the largest difference of a logit so far to those of the masked full cache."""
+        return replay_difference(self.model, self.forwards, self.cache)
 
 
-def state_of(cache: PolicyCache) -> list[Any]:
-    """Return copies of all that a cache holds: tokens seen, positions, keys and values."""
+def contents_of(cache: PolicyCache) -> list[Any]:
+    """Return copies of what a cache holds: tokens seen, positions, keys and values."""
     held = [
         [None if each is None else each.clone() for each in (layer.keys, layer.values)]
         for layer in cache.policy_layers
@@ -131,6 +135,6 @@ def state_of(cache: PolicyCache) -> list[Any]:
     return [cache.get_seq_length(), [each.clone() for each in cache.positions], held]
 
 
-def check_same(before: list[Any], after: list[Any]) -> None:
-    """Raise AssertionError unless two states are equal, bit for bit."""
+def check_equal(before: list[Any], after: list[Any]) -> None:
+    """Raise AssertionError unless two such lists are equal, bit for bit."""
     torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)

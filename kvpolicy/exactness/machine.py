@@ -1,9 +1,9 @@
-"""A Hypothesis machine that uses caches in every order that people may, and measures the answers.
+"""A Hypothesis state machine: uses caches in random orders, and measures their logits.
 
     test_caches = kvpolicy.exactness.machine.CacheMachine.TestCase
 
-Up to three conversations on one model are read, cropped, reordered, repeated, cloned, saved and
-reset at random. In the end each is replayed with a full cache that masks what was evicted.
+Up to three conversations share one model. The machine reads turns into them, crops, reorders,
+repeats, clones, saves and resets them at random. In the end it replays each of them.
 """
 
 from __future__ import annotations
@@ -17,31 +17,30 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from jaxtyping import Int
 from torch import Tensor
 
-from kvpolicy.exactness.composed import models, policies
+from kvpolicy import Policy
 from kvpolicy.exactness.conversation import Conversation
-from kvpolicy.policy import Policy
+from kvpolicy.exactness.limits import LIMIT
+from kvpolicy.exactness.strategies import models, policies
 from kvpolicy.testing.strategies import SEEDS
 
-LIMIT = 1e-4
-"""float32: the order of sums differs between the two, nothing else."""
 LONGEST, MOST_ROWS, MOST_TALKS = 220, 6, 3
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Drives caches of one policy on one model."""
+    """Uses several caches of one policy on one model."""
 
     talks: list[Conversation]
     policy: Policy
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Begin without a conversation."""
         super().__init__()
         self.talks = []
         self.done: Counter[str] = Counter()
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
-        """Draw a model, a policy and a first conversation."""
+        """Draw a model and a policy, and begin the first conversation."""
         model = data.draw(models())
         self.policy = data.draw(policies(model, budgets=(8, 30)))
         self.talks = [Conversation.begun(model, self.policy)]
@@ -53,7 +52,7 @@ class CacheMachine(RuleBasedStateMachine):
     )
     @precondition(lambda self: any(not talk.rows for talk in self.talks))
     def read_first(self, data: st.DataObject, length: int, seed: int) -> None:
-        """Read the first prompt of a batch, some rows of it padded on the left."""
+        """Read the first prompts of a batch; some rows are padded on the left."""
         talk = next(talk for talk in self.talks if not talk.rows)
         batch = data.draw(st.integers(1, 3), label="batch")
         mask = torch.ones(batch, length, dtype=torch.long)
@@ -72,7 +71,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data(), count=st.integers(1, 6), seed=SEEDS)
     @precondition(lambda self: self._used())
     def decode(self, data: st.DataObject, count: int, seed: int) -> None:
-        """Read tokens one by one."""
+        """Decode: read tokens one by one."""
         talk = self._drawn(data)
         for step in range(count):
             talk.read(_tokens(seed + step, talk.rows, 1))
@@ -81,7 +80,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data(), count=st.integers(1, 12))
     @precondition(lambda self: self._used())
     def crop(self, data: st.DataObject, count: int) -> None:
-        """Take tokens back, but not all: that is a reset."""
+        """Take some of the tokens back; to take all of them is a reset."""
         talk = self._drawn(data)
         if count < talk.length:
             self.done["crops" if talk.crop(count) else "refused crops"] += 1
@@ -89,7 +88,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self._used())
     def reorder(self, data: st.DataObject) -> None:
-        """Let rows change places, as beam search does: some may be there twice."""
+        """Put rows in another order, as beam search does; a row may occur several times."""
         talk = self._drawn(data)
         rows = data.draw(st.tuples(*[st.integers(0, talk.rows - 1)] * talk.rows), label="rows")
         talk.reorder(torch.tensor(rows))
@@ -98,7 +97,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self._used())
     def select(self, data: st.DataObject) -> None:
-        """Go on with some rows, in any order."""
+        """Keep some rows, in any order."""
         talk = self._drawn(data)
         some = st.lists(st.integers(0, talk.rows - 1), min_size=1, max_size=talk.rows, unique=True)
         talk.select(torch.tensor(data.draw(some, label="rows")))
@@ -116,14 +115,14 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self._used() and len(self.talks) < MOST_TALKS)
     def clone(self, data: st.DataObject) -> None:
-        """Go on twice from here."""
+        """Copy a conversation; both copies go on."""
         self.talks.append(self._drawn(data).twin())
         self.done["clones"] += 1
 
     @rule(data=st.data())
     @precondition(lambda self: self._used())
     def save_and_load(self, data: st.DataObject) -> None:
-        """Go on from a file."""
+        """Save a conversation, and go on from the file."""
         talk = self._drawn(data)
         self.talks[self.talks.index(talk)] = talk.reloaded()
         self.done["files"] += 1
@@ -131,7 +130,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     @precondition(lambda self: self._used())
     def reset(self, data: st.DataObject) -> None:
-        """Measure a conversation, and begin anew on its cache."""
+        """Measure a conversation, reset its cache, and begin anew."""
         talk = self._drawn(data)
         self._check(talk)
         talk.reset()
@@ -162,8 +161,10 @@ class CacheMachine(RuleBasedStateMachine):
 
     def _check(self, talk: Conversation) -> None:
         difference = talk.difference()
-        assert difference <= LIMIT, f"logits differ by {difference} from a masked full cache's"
-        if talk.calls:
+        assert difference <= LIMIT, (
+            f"logits differ by {difference} from those of a masked full cache"
+        )
+        if talk.forwards:
             self.done["measured conversations"] += 1
             self.done["of them evicted"] += talk.has_evicted
 
@@ -174,13 +175,15 @@ def _tokens(seed: int, batch: int, length: int) -> Int[Tensor, "B T"]:
 
 
 def _check_budget(talk: Conversation, policy: Policy) -> None:
-    """Hold the end of a prompt to the budget: rows are as long as it says, on average."""
+    """Check that each row holds at most the budget, averaged over heads and layers."""
     real: Any = talk.mask
-    # Counted over all heads and layers: a mean of means is rounded.
+    # Counts are compared with counts, since a mean would be rounded.
     held = torch.stack([(layer.positions >= 0).sum((1, 2)) for layer in talk.cache.policy_layers])
     heads = sum(layer.positions.shape[1] for layer in talk.cache.policy_layers)
     for row, (count, seen) in enumerate(
         zip(held.sum(0).tolist(), real.sum(1).tolist(), strict=True)
     ):
         most = seen if policy.keeps_all(seen) else min(seen, policy.positions(seen))
-        assert count <= most * heads, f"row {row} holds {count / heads} of {seen}, not {most}"
+        assert count <= most * heads, (
+            f"row {row} holds {count / heads} of {seen} tokens, not {most}"
+        )

@@ -1,12 +1,12 @@
-"""The contract that every plugin's parts are held to, and tools to test with.
+"""The contract of every part of a plugin, and tools to test with.
 
     test_contract = kvpolicy.testing.contract(plugin="myplugin")
 
 It needs the extra `testing` (`pip install kvpolicy[testing]`).
 """
 
+from kvpolicy.cache.eviction.one_layer import evicted, selected
 from kvpolicy.testing.contract import contract
-from kvpolicy.testing.evicted import evicted, selected
 from kvpolicy.testing.models import FAMILIES, tiny_model
 from kvpolicy.testing.promises import PROMISES, Promise, check
 from kvpolicy.testing.samples import observation

@@ -1,4 +1,4 @@
-"""One line that holds a plugin to the contract of every component it offers."""
+"""The contract of a plugin: one test that checks every promise of every component."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kvpolicy.testing.promises import PROMISES, Promise
 def contract(
     *, plugin: str, options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Callable[..., None]:
-    """Return a pytest test that checks every component of `plugin`, one case per promise.
+    """Return a pytest test of every component of `plugin`, with one case for each promise.
 
-    `options` gives the options of components, by name, that cannot be built without.
+    `options` has the options of the components that need some, by the component's name.
     Raises UnknownComponentError if no such plugin is installed, and InvalidComponentError if it
     cannot be used.
     """

@@ -1,4 +1,4 @@
-"""Tiny random models of real architectures: their layout in full, at a size for tests."""
+"""Tiny models of real architectures, with random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZES: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 512,
-    # Noise this large makes attention far from uniform, so that a wrong position shows.
+    # Weights this large make attention uneven, so that a wrong position changes the logits.
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "bos_token_id": None,
@@ -50,10 +50,10 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 def tiny_model(
     family: str = "llama", *, seed: int = 0, attn_implementation: str = "sdpa", **config: Any
 ) -> PreTrainedModel:
-    """Return a random model of `family`: float32, on the CPU, in evaluation mode.
+    """Return a random model of a family: float32, on the CPU, in evaluation mode.
 
-    The same seed gives the same weights, and the global random state is left alone. `config`
-    changes entries of the model's configuration.
+    The same seed gives the same weights; the global random state stays as it is. `config` replaces
+    entries of the model's configuration.
 
     >>> tiny_model("qwen3").config.num_key_value_heads
     2

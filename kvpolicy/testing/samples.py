@@ -1,4 +1,4 @@
-"""One layer's observation, made of noise, for examples and tests."""
+"""An observation made of noise, for examples and tests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def observation(
     dtype: torch.dtype = torch.float32,
     **fields: Any,
 ) -> Observation:
-    """Return a layer with `heads` key/value heads and `groups` query heads for each of them.
+    """Return a layer with `heads` key/value heads, and `groups` query heads for each of them.
 
-    The same numbers give the same tensors. `fields` replaces fields of Observation.
+    The same arguments give the same tensors. `fields` replaces fields of Observation.
 
     >>> layer = observation(positions=5, window=2)
     >>> layer.queries.shape, layer.keys.shape
@@ -43,5 +43,5 @@ def observation(
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    """Return standard normal noise that depends on nothing but its arguments."""
+    """Return standard normal noise; the same arguments give the same numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

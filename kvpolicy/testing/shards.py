@@ -1,4 +1,4 @@
-"""A layer as several processes have it, each a part of its heads; threads stand for processes."""
+"""One layer whose heads are split among several processes; threads stand for processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.shard import Shard
 
 SECONDS = 10
-"""How long a process waits for another that does not exchange what it does."""
+"""How long a process waits for the others to exchange with it."""
 
 
 class _Meeting:
-    """Lets threads exchange tensors: all of them come, or it breaks."""
+    """Lets threads exchange tensors. It breaks if one of them does not come."""
 
     def __init__(self, count: int) -> None:
         self._brought: list[Tensor] = [torch.empty(0)] * count
@@ -38,10 +38,10 @@ class _Meeting:
 def in_shards(
     observation: Observation, act: Callable[[Observation, slice, slice], Tensor]
 ) -> Tensor:
-    """Do something with each key/value head in a process of its own; join the results.
+    """Call `act` for each key/value head in a process of its own, and join the results by heads.
 
-    `act` is told which query heads and which key/value head it is shown. Raises what it raises, and
-    BrokenBarrierError where processes do not exchange the same things.
+    `act` is given the observation, the query heads and the key/value head of its process. Raises
+    what `act` raises, and BrokenBarrierError if processes do not exchange equally often.
 
     >>> from kvpolicy.testing import observation
     >>> mean = lambda layer, *_: layer.of_all_heads(layer.keys).mean((1, 2, 3))[:, None]
@@ -72,7 +72,7 @@ def in_shards(
 
 
 def _results(started: Sequence[Future[Tensor]]) -> list[Tensor]:
-    """Return what all of them return, or raise the first error that broke the meeting."""
+    """Return all results, or raise the error that broke the meeting."""
     errors = [error for each in started if (error := each.exception()) is not None]
     for error in sorted(errors, key=lambda each: isinstance(each, threading.BrokenBarrierError)):
         raise error

@@ -58,6 +58,7 @@ def cannot(policy_parts):
     return "all heads of a layer" if uneven else None
 
 
+@pytest.mark.sampled(4, "scorer", "allocator", "compactor")
 @pytest.mark.parametrize("compactor", NAMES["compactor"])
 @pytest.mark.parametrize("allocator", NAMES["allocator"])
 @pytest.mark.parametrize("scorer", NAMES["scorer"])

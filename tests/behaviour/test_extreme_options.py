@@ -7,12 +7,12 @@ from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import evicted
 from kvpolicy.discovery.registry import installed
 from kvpolicy.errors import ComponentFailedError, InvalidComponentError, KvpolicyError
 from kvpolicy.kinds import PARTS
 from kvpolicy.options import WIDEST
 from kvpolicy.testing import observation, observations
-from kvpolicy.testing.evicted import evicted
 
 TABLE = [[1.0, 2.0], [3.0, 4.0]]
 

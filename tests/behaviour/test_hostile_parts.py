@@ -10,12 +10,12 @@ import torch
 
 import kvpolicy
 from kvpolicy import Selection, errors
+from kvpolicy.cache.eviction.one_layer import evicted
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.selection import TopKSelector
 from kvpolicy.stages.smoothing import MeanSmoother
 from kvpolicy.testing import observation
-from kvpolicy.testing.evicted import evicted
 
 LAYER = observation(positions=32)
 FULL = torch.zeros(1, 4, 32)

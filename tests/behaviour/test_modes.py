@@ -4,18 +4,20 @@ import pytest
 import torch
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages import MODES, modes, small_policy
 from kvpolicy.testing.models import tiny_model
 
 DRAFTS = ("assisted decoding", "prompt lookup")
 
 
+@pytest.mark.sampled(2, "mode", "recipe")
 @pytest.mark.parametrize("recipe", ["restkv", "h2o"])
 @pytest.mark.parametrize("mode", sorted(set(MODES) - {*DRAFTS}))
 @torch.no_grad()
 def test_what_is_served_is_served_exactly(mode, recipe):
     model = tiny_model("llama", attn_implementation="eager")
-    assert MODES[mode](model, small_policy(recipe)) <= 1e-4
+    assert MODES[mode](model, small_policy(recipe)) <= LIMIT
 
 
 @pytest.mark.parametrize("mode", DRAFTS)
@@ -26,13 +28,13 @@ def test_drafts_are_refused(mode):
 
 
 @torch.no_grad()
-def test_uneven_heads_are_refused_to_who_wants_their_weights():
+def test_attention_weights_of_uneven_heads_are_refused():
     model = tiny_model("llama", attn_implementation="eager")
     with pytest.raises(UnsupportedModelError, match="output_attentions=True"):
         MODES["output attentions"](model, small_policy("adakv"))
 
 
-def test_what_transformers_does_not_offer_is_no_fault_of_the_cache():
+def test_what_transformers_refuses_of_its_own_cache_is_refused():
     def use(cache):
         raise RuntimeError("not with any cache\n and more")
 
@@ -40,7 +42,7 @@ def test_what_transformers_does_not_offer_is_no_fault_of_the_cache():
         modes._offered(tiny_model("llama"), use, small_policy("restkv"))
 
 
-def test_a_failure_with_our_cache_alone_is_one():
+def test_what_fails_with_our_cache_alone_fails():
     def use(cache):
         if hasattr(cache, "policy"):
             raise RuntimeError("only with ours")

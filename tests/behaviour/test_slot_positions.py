@@ -6,7 +6,8 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.exactness.replay import max_logit_difference, recorded
+from kvpolicy.exactness.forwards import recorded
+from kvpolicy.exactness.replay import max_logit_difference
 from kvpolicy.exactness.usages import USAGES, small_policy, tokens
 from kvpolicy.huggingface.model.rotary import rotaries
 from kvpolicy.observation.rotary import PlainRotary
@@ -19,6 +20,7 @@ def slots(**settings):
     return small_policy("streamingllm", **{"slot_positions": True} | settings)
 
 
+@pytest.mark.sampled(4, "settings", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize(
     ("family", "settings"),

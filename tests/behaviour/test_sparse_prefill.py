@@ -14,6 +14,7 @@ from transformers.masking_utils import eager_mask
 
 import kvpolicy
 import kvpolicy.huggingface.attention.masks as masks
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import (
     ComponentFailedError,
     InvalidComponentError,
@@ -24,7 +25,6 @@ from kvpolicy.errors import (
 from kvpolicy.exactness.usages import small_policy, tokens
 from kvpolicy.huggingface import layer as layers
 from kvpolicy.prefill import AShape, VerticalSlash
-from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 
 # One process compiles for all of them.

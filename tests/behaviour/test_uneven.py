@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kvpolicy.errors import CacheStateError, InvalidComponentError, UnsupportedModelError
-from kvpolicy.exactness.replay import max_logit_difference, recorded
+from kvpolicy.exactness.forwards import recorded
+from kvpolicy.exactness.replay import max_logit_difference
 from kvpolicy.exactness.usages import OF_PLAIN_DATA, USAGES, small_policy, tokens
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.testing.models import FAMILIES, tiny_model
@@ -47,6 +48,7 @@ def policy(allocator=None, **settings):
     return small_policy("restkv", allocator=allocator or Uneven(), **settings)
 
 
+@pytest.mark.sampled(4, "family", "usage")
 @pytest.mark.parametrize("usage", OF_ANY_POLICY)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text"])
 def test_every_usage_is_exact_with_uneven_heads(family, usage):
@@ -58,6 +60,7 @@ def test_every_usage_is_exact_with_uneven_heads(family, usage):
     assert USAGES[usage](model, policy()) <= LIMIT
 
 
+@pytest.mark.sampled(4, "settings", "usage")
 @pytest.mark.parametrize("usage", OF_ANY_POLICY)
 @pytest.mark.parametrize(
     "settings",

@@ -7,7 +7,10 @@ import json
 import pytest
 import torch
 
-from benchmarks import rows, sparse_prefill
+from benchmarks import rows
+from benchmarks.sparse_prefill import __main__ as sparse_prefill
+from benchmarks.sparse_prefill.inputs import random_model
+from benchmarks.sparse_prefill.measurement import Plan, measure
 from kvpolicy.prefill import AShape, reference
 
 # One process compiles for all of them.
@@ -56,8 +59,8 @@ def test_wrong_attention_gets_no_speed(capsys, monkeypatch):
 
 
 def test_attention_that_does_not_compile_gets_no_speed():
-    model = sparse_prefill.random_model("toy", None, torch.float64, "cpu")
-    line, *more = sparse_prefill.measure(model, 200, PATTERNS[0], sparse_prefill.Plan())
+    model = random_model("toy", None, torch.float64, "cpu")
+    line, *more = measure(model, 200, PATTERNS[0], Plan())
 
     assert line.value is None
     assert line.failure.startswith("red: ")

@@ -15,6 +15,19 @@ def small(run, tmp_path):
     return lambda *more: (run(*SMALL, "--output", str(page), *more), page)
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Leave some recipes installed: all of them take eight seconds."""
+    from kvpolicy.discovery import registry
+
+    others = {part.plugin for part in registry.installed()} - {"core", "restkv", "streamingllm"}
+    monkeypatch.setenv("KVPOLICY_BLOCK_PLUGINS", ",".join(others))
+    registry.refresh()
+    yield
+    monkeypatch.undo()
+    registry.refresh()
+
+
 def test_the_table_the_page_and_the_next_step_are_given(small):
     result, page = small()
     assert result.exit_code == 0, result.output
@@ -28,6 +41,7 @@ def test_the_table_the_page_and_the_next_step_are_given(small):
     assert "--tokens 64 --facts 3 --prompts 2 --seed 0" in page.read_text()
 
 
+@pytest.mark.usefixtures("few")
 def test_json_is_all_that_stands_on_standard_output(small):
     result, page = small("--json")
     data = json.loads(result.stdout)
@@ -36,12 +50,14 @@ def test_json_is_all_that_stands_on_standard_output(small):
     assert page.exists()
 
 
+@pytest.mark.usefixtures("few")
 def test_the_pictures_are_written_where_they_are_wanted(small, tmp_path):
     result, _ = small("--picture", str(tmp_path / "both.svg"))
     assert result.exit_code == 0
     assert "<svg" in (tmp_path / "both.svg").read_text()
 
 
+@pytest.mark.usefixtures("few")
 def test_an_installed_recipe_takes_part_without_being_named(small, install_plugin):
     install_plugin(
         "latest",

@@ -1,15 +1,9 @@
 """Caches in every order of turns, crops, reorders, repeats, clones, files and resets."""
 
-import pytest
-import torch
-from hypothesis import Phase, settings
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from kvpolicy.cache.memory.contents import Rows
-from kvpolicy.cache.memory.slots import Slots
-from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.machine import CacheMachine
-from kvpolicy.huggingface.layer import PolicyLayer
 
 
 def test_caches_answer_as_masked_full_caches_whatever_is_done_to_them(profile, count):
@@ -22,42 +16,3 @@ def test_caches_answer_as_masked_full_caches_whatever_is_done_to_them(profile, c
 
     runs = settings(profile, max_examples=max(20, profile.max_examples), stateful_step_count=20)
     run_state_machine_as_test(Counted, settings=runs)
-
-
-def crops_one_token_less(crop):
-    return lambda layer, count: crop(layer, count + 1) if count < -1 else crop(layer, count)
-
-
-def forgets_which_rows_are_padded(select_rows):
-    def select(slots, batch):
-        select_rows(slots, batch)
-        slots.seen = [max(slots.seen)] * len(slots.seen)
-
-    return select
-
-
-def keeps_the_rows_as_they_were(select_rows):
-    return lambda rows, batch: select_rows(rows, torch.arange(len(batch)) % len(rows.buffer))
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "fault"),
-    [
-        (PolicyLayer, "crop", crops_one_token_less),
-        (Slots, "select_rows", forgets_which_rows_are_padded),
-        (Rows, "select_rows", keeps_the_rows_as_they_were),
-    ],
-)
-def test_the_machine_finds_a_cache_that_is_wrong(monkeypatch, profile, owner, name, fault):
-    monkeypatch.setattr(owner, name, fault(getattr(owner, name)))
-    found = settings(
-        max_examples=300,
-        phases=[Phase.generate],
-        derandomize=True,
-        database=None,
-        deadline=None,
-        report_multiple_bugs=False,
-        suppress_health_check=profile.suppress_health_check,
-    )
-    with pytest.raises((AssertionError, KvpolicyError)):
-        run_state_machine_as_test(CacheMachine, settings=found)

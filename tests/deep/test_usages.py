@@ -5,8 +5,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kvpolicy.errors import ComponentFailedError, InvalidComponentError, KvpolicyError
-from kvpolicy.exactness.composed import models, policies
-from kvpolicy.exactness.machine import LIMIT
+from kvpolicy.exactness.limits import LIMIT
+from kvpolicy.exactness.strategies import models, policies
 from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, USAGES
 
 TWO_WAYS = {"padded row alone", "long padded row alone"}

@@ -5,12 +5,14 @@ import math
 
 import attrs
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import kvpolicy
-from benchmarks import fidelity as benchmark
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation import fidelity_table
 from kvpolicy.evaluation.fidelity import Entrant, fidelity
+from kvpolicy.evaluation.fidelity_entrants import VARIANTS, entrants
 from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
 from kvpolicy.evaluation.results import Refusal
 from kvpolicy.metrics import reconstruction_error
@@ -29,7 +31,7 @@ def heard():
 
 @pytest.fixture(scope="module")
 def found(reader, questions, heard):
-    accepted, refused = benchmark.entrants(["restkv", "streamingllm"], [16, 40])
+    accepted, refused = entrants(["restkv", "streamingllm"], [16, 40])
     return fidelity(
         reader, questions, accepted, refused, worst="random", best="oracle", on_batch=heard.append
     )
@@ -38,12 +40,12 @@ def found(reader, questions, heard):
 def test_everyone_takes_part_at_the_budgets_they_accept(found):
     names = {budget: {each.name for each in found.at(budget)} for budget in found.budgets}
     everywhere = {"random", "streamingllm", "oracle"}
-    assert names == {16: everywhere, 40: everywhere | {"restkv", *benchmark.VARIANTS}}
+    assert names == {16: everywhere, 40: everywhere | {"restkv", *VARIANTS}}
 
 
 def test_refusals_say_why(found):
     refused = {each.name: each for each in found.refusals}
-    assert set(refused) == {"restkv", *benchmark.VARIANTS}
+    assert set(refused) == {"restkv", *VARIANTS}
     assert refused["restkv"].budget == 16
     assert "smaller than the 32 positions" in refused["restkv"].reason
 
@@ -185,7 +187,7 @@ def test_settings_are_compared_prompt_by_prompt_in_the_notes():
         rows=rows,
         refusals=(Refusal(name="other", budget=40, reason="too small."),),
     )
-    assert list(benchmark.notes(made_up)) == [
+    assert list(fidelity_table.notes(made_up)) == [
         "The full cache answers 1 of 2 prompts right; its error is 0.",
         "'restkv, joint' against 'restkv', prompt by prompt: -0.2500 ± 0.0000 at 40.",
         "other refuses 40: too small.",
@@ -194,8 +196,8 @@ def test_settings_are_compared_prompt_by_prompt_in_the_notes():
 
 @pytest.mark.parametrize("style", ["--json", "--markdown", None])
 def test_the_command_prints_every_row(style):
-    app = benchmark.typer.Typer()
-    app.command()(benchmark.main)
+    app = typer.Typer()
+    app.command()(fidelity_table.main)
     options = "--recipe streamingllm --budgets 12,24 --prompts 2 --tokens 64 --facts 4".split()
     said = CliRunner().invoke(app, options + ([style] if style else []))
     assert said.exit_code == 0, said.output

@@ -104,6 +104,7 @@ KERNEL_SHAPES = [
 ]
 
 
+@pytest.mark.sampled(3, "seq", "causal", "program_order")
 @pytest.mark.parametrize(("batch", "heads", "kv_heads", "queries", "seq", "dim"), KERNEL_SHAPES)
 @both_ways
 @pytest.mark.usefixtures("triton_kernels", "program_order")
@@ -154,6 +155,7 @@ def test_in_the_kernel_a_sequence_ignores_its_batch_mates(causal, device):
     assert torch.equal(alone[0], together[1])
 
 
+@pytest.mark.sampled(3, "layout", "causal", "dtype")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @both_ways
 @pytest.mark.usefixtures("triton_kernels")

@@ -70,6 +70,7 @@ OPERATIONS = {
 }
 
 
+@pytest.mark.sampled(2, "operation", "dtype")
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_block_reaches_32_mib_at_16k(operation, dtype):

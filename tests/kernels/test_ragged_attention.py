@@ -179,6 +179,7 @@ def on(device, given):
     return [each if place == 3 else each.to(device) for place, each in enumerate(given)]
 
 
+@pytest.mark.sampled(3, "tail", "padded", "program_order")
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "queries", "tail", "dim", "value_dim"), KERNEL_SHAPES
 )
@@ -212,6 +213,7 @@ def test_the_kernel_cuts_long_heads_into_tiles(device):
     torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.sampled(2, "dtype", "padded", "program_order")
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.usefixtures("triton_kernels", "program_order", "longer")
@@ -254,6 +256,7 @@ def test_the_kernel_caps_logits(device):
     torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.sampled(3, "layout", "queries", "dtype")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("queries", [1, 5])
 @pytest.mark.usefixtures("triton_kernels", "longer")

@@ -48,6 +48,7 @@ def tolerance(dtype):
     return {"rtol": 2e-3 if rounded else 2e-6, "atol": 1e-6}
 
 
+@pytest.mark.sampled(4, "seq", "dtype", "projected", "program_order")
 @shapes
 @dtypes
 @pytest.mark.parametrize(("projected", "tau"), [(True, 1.0), (True, 0.7), (False, 1.0)])

@@ -82,6 +82,7 @@ def check_kernel(scores, budgets, device, count=None):
     assert torch.equal(actual.cpu(), expected)
 
 
+@pytest.mark.sampled(3, "shape", "dtype", "program_order")
 @shapes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @kernel

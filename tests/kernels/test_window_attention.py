@@ -127,6 +127,7 @@ KERNEL_SHAPES = [
 ]
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "program_order")
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "window", "seq", "dim"), KERNEL_SHAPES, ids=str
 )
@@ -154,6 +155,7 @@ def test_the_kernels_match_the_definition(
     )
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "program_order")
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "window", "seq", "dim"), KERNEL_SHAPES, ids=str
 )
@@ -260,6 +262,7 @@ def test_a_key_that_is_no_number_reaches_the_queries_that_see_it(poison, device)
     assert actual.attention.isnan().all()
 
 
+@pytest.mark.sampled(3, "bad", "sink", "program_order")
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of the interpreter's numpy
 @pytest.mark.parametrize("sink", [None, 2.0, 1e4])
 @pytest.mark.parametrize("bad", [slice(0, 64), slice(64, 128), slice(70, 71)], ids=str)

@@ -31,6 +31,7 @@ def test_another_number_of_heads_has_factors_of_its_own():
 def test_factors_are_forgotten_with_their_weight():
     weight = normal(0, 16, 8)
     output_factors(weight, 2)
+    gc.collect()
     known = len(projection._factors)
     del weight
     gc.collect()

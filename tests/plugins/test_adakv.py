@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_adakv import AdaptiveAllocator
 
 test_contract = contract(plugin="adakv")

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import evicted, selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import evicted, selected
 from kvpolicy.testing.samples import normal
 from kvpolicy_cam import CacheMergingCompactor
 from kvpolicy_cam.merging import Heirs, merge_probabilities, window_attention

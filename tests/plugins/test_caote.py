@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 
 test_contract = contract(plugin="caote")
 

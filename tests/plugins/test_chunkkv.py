@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_chunkkv import ChunkSmoother
 
 test_contract = contract(plugin="chunkkv")

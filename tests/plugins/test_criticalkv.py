@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_criticalkv import CriticalScorer
 from kvpolicy_kernels import projected_norms
 

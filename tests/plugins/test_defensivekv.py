@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_defensivekv import DefensiveScorer, DefensiveSmoother, LayerDefensiveAllocator
 from kvpolicy_kernels import projected_norms

@@ -3,12 +3,12 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.observation.rotary import PlainRotary
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_expectedattention import ExpectedAttentionScorer
 from kvpolicy_kernels import rotate_half
 

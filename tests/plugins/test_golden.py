@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.stages.grouping import reduce_groups
-from kvpolicy.testing.evicted import selected
 from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
 
 POOLING = {"adaptive": "adaptive", "avgpool": "avg", "maxpool": "max", "none": "none"}

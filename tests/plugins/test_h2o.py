@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_h2o import HeavyHitterScorer
 from kvpolicy_kernels import logits
 

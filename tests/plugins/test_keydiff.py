@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_keydiff import KeyDiffScorer
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_knorm import KeyNormScorer, SkippingAllocator
 
 test_contract = contract(plugin="knorm")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.exactness.usages import USAGES, small_policy, tokens
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_lacache import Ladder, LadderAllocator, LadderScorer, Planner
 
@@ -234,6 +234,7 @@ def test_a_model_holds_the_plan_of_every_layer(every):
 
 
 @torch.no_grad()
+@pytest.mark.sampled(4, "usage")
 @pytest.mark.parametrize("usage", USAGES)
 def test_every_usage_is_exact(usage):
     model = tiny_model("llama", num_hidden_layers=4)

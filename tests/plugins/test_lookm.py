@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import evicted, selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.pipeline.capabilities import across_heads
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import evicted, selected
 from kvpolicy.testing.samples import normal
 from kvpolicy_lookm import SimilarityMergingCompactor
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidOptionError, InvalidValueError
 from kvpolicy.evaluation.recording import Future
 from kvpolicy.metrics import record, token_errors
 from kvpolicy.testing import contract, observation, tiny_model
-from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.samples import normal
 from kvpolicy_oracle import OracleScorer
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_pyramidkv import PyramidAllocator
 
 test_contract = contract(plugin="pyramidkv")

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.testing import observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_random import RandomScorer
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import check, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_kernels import joint_reconstruction_error, odds
 from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError, KvpolicyError, UnsupportedModelError
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
 
 NEWEST = fold_of(SpatiotemporalSmoother(averaging="none"))

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_rkv import RedundancyScorer, redundancy
 
 test_contract = contract(plugin="rkv")

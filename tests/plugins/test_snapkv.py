@@ -3,10 +3,10 @@ import torch
 import torch.nn.functional as F
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_snapkv import AttentionScorer, PoolingSmoother
 
 

@@ -3,11 +3,11 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.exactness.usages import tokens
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_streamingllm import RecencyScorer
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import evicted
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.selection import Selection
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import evicted
 from kvpolicy_think import ChannelPruningCompactor
 
 test_contract = contract(plugin="think")

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import kvpolicy
+from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
-from kvpolicy.testing.evicted import selected
 from kvpolicy_tova import OmissionScorer
 
 test_contract = contract(plugin="tova")

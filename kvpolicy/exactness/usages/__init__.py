@@ -1,9 +1,9 @@
-"""Ways in which people use a cache, each measured against what it must equal.
+"""Usages: ways of using a cache. Each returns how far logits are from what they must equal.
 
-Most are compared with a full cache that masks what was evicted (`kvpolicy.exactness.replay`), some
-with the same conversation alone. Every usage takes a model and a policy and returns the largest
-difference of any logit. Prompts are random tokens; the same model, policy and usage always give the
-same figure.
+Most usages compare with a full cache that masks what was evicted (`kvpolicy.exactness.replay`).
+Some compare a conversation with the same conversation alone. A usage takes a model and a policy. It
+returns the largest difference of a logit; NaN if a logit is not finite. Prompts are random tokens,
+the same in each run.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from kvpolicy.exactness.usages.batches import (
     sampling,
     second_turn_of_a_padded_batch,
 )
-from kvpolicy.exactness.usages.company import (
-    after_a_failure,
-    four_threads,
-    interleaved_conversations,
-    questions_to_clones,
-    saved_and_loaded,
-)
 from kvpolicy.exactness.usages.inputs import PROMPT, Usage, small_policy, tokens
 from kvpolicy.exactness.usages.modes import (
     assisted_decoding,
     compiled,
     output_attentions,
     prompt_lookup,
+)
+from kvpolicy.exactness.usages.several_caches import (
+    after_a_failure,
+    four_threads,
+    interleaved_conversations,
+    questions_to_clones,
+    saved_and_loaded,
 )
 from kvpolicy.exactness.usages.turns import (
     after_crop,
@@ -96,12 +96,12 @@ BITWISE = frozenset(
         nothing_to_evict,
     )
 )
-"""Usages that compare the same computation twice: they must be equal bit for bit."""
+"""Usages that do the same computation twice. Both must be equal, bit for bit."""
 AGAINST_ITSELF = BITWISE | set(
     _named(padded_row_alone, long_padded_row_alone, four_threads, saved_and_loaded, after_a_failure)
 )
-"""Usages that compare a policy with itself, or with nothing evicted, and not with a full cache."""
+"""Usages that do not replay: they compare with the same policy, or with nothing evicted."""
 MODES: dict[str, Usage] = _named(compiled, output_attentions, assisted_decoding, prompt_lookup)
-"""Modes that a policy and a model serve exactly, or refuse."""
+"""Modes of a model and of `generate`. Each is served exactly or refused."""
 OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
-"""Usages of policies whose parts are all installed: a file can only name parts."""
+"""Usages that need a policy of installed parts, since a file holds the names of parts."""

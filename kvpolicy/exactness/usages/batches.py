@@ -1,4 +1,4 @@
-"""Several prompts at once, padded on the left, and what `generate` makes of one prompt."""
+"""Usages with several rows: padded batches, samples, beams, repeated and reordered rows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from kvpolicy import Policy
 from kvpolicy.exactness.usages.inputs import PROMPT, generate, largest, padded, replayed, tokens
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.policy import Policy
 
 
 def left_padded_batch(model: PreTrainedModel, policy: Policy) -> float:
-    """Rows longer than, equal to and shorter than the budget, one of a single token."""
+    """A left-padded batch; rows are longer than, equal to and shorter than the budget."""
     ids, mask = padded(_lengths(policy))
     return replayed(model, policy, lambda cache: generate(model, cache, ids, attention_mask=mask))
 
 
 def second_turn_of_a_padded_batch(model: PreTrainedModel, policy: Policy) -> float:
-    """A question to every row of a left-padded batch."""
+    """A question to each row of a left-padded batch, after the first answers."""
 
     def turns(cache: PolicyCache) -> None:
         ids, mask = padded(_lengths(policy))
@@ -34,17 +34,17 @@ def second_turn_of_a_padded_batch(model: PreTrainedModel, policy: Policy) -> flo
 
 
 def padded_row_alone(model: PreTrainedModel, policy: Policy) -> float:
-    """Each row of a left-padded batch against the same prompt alone, several turns."""
+    """Each row of a left-padded batch against the same prompt alone, over several turns."""
     return _rows_alone(model, policy, _lengths(policy))
 
 
 def long_padded_row_alone(model: PreTrainedModel, policy: Policy) -> float:
-    """The same, where every row is longer than the budget and the first is not the longest."""
+    """The same, but each row is longer than the budget, and the first is not the longest."""
     return _rows_alone(model, policy, [PROMPT - 25, PROMPT, PROMPT - 12])
 
 
 def sampling(model: PreTrainedModel, policy: Policy) -> float:
-    """Two answers drawn for each of two prompts."""
+    """Two sampled answers to each of two prompts."""
     ids = tokens(5, batch=2)
 
     def draw(cache: PolicyCache) -> None:
@@ -56,7 +56,7 @@ def sampling(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def beam_search(model: PreTrainedModel, policy: Policy) -> float:
-    """Three beams for each of two prompts, one of them padded."""
+    """Three beams for each of two prompts, one of which is padded."""
     ids, mask = padded([PROMPT, PROMPT - 11])
     return replayed(
         model,
@@ -66,7 +66,7 @@ def beam_search(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def repeated_rows(model: Any, policy: Policy) -> float:
-    """Each prompt asked two questions: its row is repeated after it was evicted."""
+    """Two questions to each of two prompts: rows are repeated after they were evicted."""
 
     def turns(cache: PolicyCache) -> None:
         model(input_ids=tokens(5, batch=2), past_key_values=cache)
@@ -78,7 +78,7 @@ def repeated_rows(model: Any, policy: Policy) -> float:
 
 
 def chosen_and_reordered_rows(model: Any, policy: Policy) -> float:
-    """Rows of a batch change places, and one of them is done."""
+    """Rows of a batch are put in another order, and one of them is dropped."""
 
     def turns(cache: Any) -> None:
         model(input_ids=tokens(5, batch=3), past_key_values=cache)
@@ -92,7 +92,7 @@ def chosen_and_reordered_rows(model: Any, policy: Policy) -> float:
 
 
 def _lengths(policy: Policy) -> list[int]:
-    """Return lengths above, at and below the budget, the last a single token."""
+    """Return lengths above, at and below the budget; the last is a single token."""
     budget = policy.positions(PROMPT)
     return [PROMPT, PROMPT - 7, budget, budget // 2, 1]
 
@@ -112,7 +112,7 @@ def _rows_alone(model: PreTrainedModel, policy: Policy, lengths: list[int]) -> f
 def _last_logits(
     model: Any, policy: Policy, ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]
 ) -> Float[Tensor, "B C V"]:
-    """Return the last logits of a prompt, of decoded tokens and of two later turns."""
+    """Return the last logits of each forward: a prompt, decoded tokens and two later turns."""
     cache, logits = policy.cache(model), []
     for turn, length in enumerate((0, 1, 1, 1, 6, 1, 9, 1)):
         if length:

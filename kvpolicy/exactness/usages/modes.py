@@ -1,4 +1,4 @@
-"""Modes of a model and of `generate` that a cache either serves exactly or refuses by name."""
+"""Usages that are modes of a model or of `generate`: served exactly, or refused."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from kvpolicy import Policy
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.exactness.usages.inputs import PROMPT, difference, generate, read, tokens
-from kvpolicy.policy import Policy
 
 TURNS = (PROMPT, 1, 5)
 
 
 def compiled(model: PreTrainedModel, policy: Policy) -> float:
-    """A conversation with `torch.compile(model)`, against one with the model as it is."""
+    """A conversation with `torch.compile(model)` against one with the model itself."""
     expected = read(model, policy.cache(model), TURNS)
     torch._dynamo.reset()
-    # "eager" runs the captured graphs as they are: what is compared is what was captured.
+    # "eager" runs the captured graphs unchanged, so a difference is one of the capture.
     graphs: Any = torch.compile(model, backend="eager")
     found = _offered(model, lambda cache: read(graphs, cache, TURNS), policy)
     return difference(found, expected)
 
 
 def output_attentions(model: Any, policy: Policy) -> float:
-    """A prompt's weights against those without a cache; logits against those of who asks not."""
+    """Attention weights against those without a cache; logits against those of plain calls."""
 
     def ask(cache: Any) -> Any:
         return model(input_ids=tokens(0), past_key_values=cache, output_attentions=True).attentions
@@ -40,22 +40,24 @@ def output_attentions(model: Any, policy: Policy) -> float:
         for ours, theirs in zip(given or (), plain or (), strict=True)
         if isinstance(theirs, Tensor)
     ]
-    asked, unasked = policy.cache(model), policy.cache(model)
+    with_weights, plain_calls = policy.cache(model), policy.cache(model)
     logits = [
-        model(input_ids=tokens(turn, length), past_key_values=asked, output_attentions=True).logits
+        model(
+            input_ids=tokens(turn, length), past_key_values=with_weights, output_attentions=True
+        ).logits
         for turn, length in enumerate(TURNS)
     ]
-    pairs += zip(logits, read(model, unasked, TURNS), strict=True)
+    pairs += zip(logits, read(model, plain_calls, TURNS), strict=True)
     return difference(*map(list, zip(*pairs, strict=True)))
 
 
 def assisted_decoding(model: PreTrainedModel, policy: Policy) -> float:
-    """Decoding that a draft model runs ahead of: how many tokens differ from greedy decoding."""
+    """Decoding with a draft model: how many tokens differ from greedy decoding."""
     return _tokens_changed(model, policy, assistant_model=deepcopy(model))
 
 
 def prompt_lookup(model: PreTrainedModel, policy: Policy) -> float:
-    """Decoding that copies drafts from the prompt: how many tokens differ from greedy decoding."""
+    """Decoding with drafts copied from the prompt: how many tokens differ from greedy decoding."""
     return _tokens_changed(model, policy, prompt_lookup_num_tokens=3)
 
 
@@ -72,14 +74,14 @@ def _tokens_changed(model: PreTrainedModel, policy: Policy, **drafts: Any) -> fl
 def _offered(model: PreTrainedModel, use: Callable[[Any], Any], policy: Policy) -> Any:
     """Use a policy's cache.
 
-    Raises UnsupportedModelError where transformers' own cache cannot be used like this either.
+    Raises UnsupportedModelError if transformers cannot use its own cache in this way either.
     """
     try:
         return use(policy.cache(model))
     except Exception as ours:
         try:
             use(_plain_cache(model))
-        except Exception as theirs:  # noqa: BLE001 - whatever transformers raises: it is passed on
+        except Exception as theirs:  # noqa: BLE001 - whatever transformers raises is passed on
             reason = str(theirs).strip().partition("\n")[0]
             raise UnsupportedModelError(
                 f"transformers refuses it of its own cache: {type(theirs).__name__}: {reason}"

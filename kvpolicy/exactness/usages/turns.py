@@ -1,16 +1,17 @@
-"""One conversation, turn by turn."""
+"""Usages of one cache in one conversation."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from kvpolicy import Policy
 from kvpolicy.exactness.usages.inputs import (
     NEW_TOKENS,
     PROMPT,
+    changed,
     difference,
     generate,
     read,
@@ -18,7 +19,6 @@ from kvpolicy.exactness.usages.inputs import (
     tokens,
 )
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.policy import Policy
 
 
 def one_prompt(model: PreTrainedModel, policy: Policy) -> float:
@@ -27,7 +27,7 @@ def one_prompt(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def second_turn_by_generate(model: PreTrainedModel, policy: Policy) -> float:
-    """A question asked by `generate(full history)` on the cache of the first answer."""
+    """A second question by `generate`, which is given the whole history and the cache."""
 
     def turns(cache: PolicyCache) -> None:
         answered = generate(model, cache, tokens(1))
@@ -54,28 +54,29 @@ def second_turn_with_position_ids(model: Any, policy: Policy) -> float:
 
 
 def five_turns(model: PreTrainedModel, policy: Policy) -> float:
-    """Five long turns, each of them evicted again, with some decoding between."""
+    """Five long turns, each of which evicts again, with decoded tokens between them."""
     return replayed(
         model, policy, lambda cache: read(model, cache, (PROMPT, 1, 40, 1, 33, 1, 50, 1, 27, 1, 1))
     )
 
 
 def system_prompt_first(model: PreTrainedModel, policy: Policy) -> float:
-    """A short prompt that is kept whole, and the long document in the second turn."""
+    """A first prompt within the budget, and a long document in the second turn."""
     return replayed(model, policy, lambda cache: read(model, cache, (9, PROMPT, 1, 1)))
 
 
 def chunked_prefill(model: PreTrainedModel, policy: Policy) -> float:
-    """A prompt read in chunks of 13 tokens; every chunk ends a prompt."""
+    """A prompt read in chunks of 13 tokens. Each chunk counts as a prompt of its own."""
     return replayed(
         model, policy, lambda cache: generate(model, cache, tokens(1), prefill_chunk_size=13)
     )
 
 
 def after_crop(model: PreTrainedModel, policy: Policy) -> float:
-    """Two tokens are taken back before another turn; as many recent ones are always kept."""
+    """Two tokens are taken back before another turn."""
+    # A cache refuses to take back tokens that it may have evicted.
     if isinstance(policy.recent, int):
-        policy = attrs.evolve(policy, recent=max(policy.recent, 2))
+        policy = changed(policy, recent=max(policy.recent, 2))
 
     def turns(cache: PolicyCache) -> None:
         read(model, cache, (PROMPT, 1, 1, 1))
@@ -86,7 +87,7 @@ def after_crop(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def reset_and_reused(model: PreTrainedModel, policy: Policy) -> float:
-    """A conversation after `reset`, against one on a new cache: equal bit for bit."""
+    """A conversation after `reset` against one on a new cache."""
     cache = policy.cache(model)
     read(model, cache, (PROMPT, 1, 9), first_seed=30)
     cache.reset()
@@ -95,11 +96,11 @@ def reset_and_reused(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def nothing_to_evict(model: PreTrainedModel, policy: Policy) -> float:
-    """A prompt within the budget against DynamicCache, which must be equal bit for bit."""
+    """A prompt within the budget, against transformers' DynamicCache."""
     if isinstance(policy.budget, float):
-        policy = attrs.evolve(policy, budget=1.0)
+        policy = changed(policy, budget=1.0)
     room = policy.positions(PROMPT)
-    # What is decoded counts where it is evicted, too.
+    # A policy that evicts while decoding counts decoded tokens as well.
     decoded = min(NEW_TOKENS, room - 1) if policy.every else NEW_TOKENS
     prompt = min(PROMPT, room - decoded) if policy.every else min(PROMPT, room)
     turns = (prompt, *[1] * decoded)

@@ -68,6 +68,7 @@ def lossless(monkeypatch):
     monkeypatch.setattr(RowFormat, "decoded", decoded)
 
 
+@pytest.mark.sampled(4, "recipe", "bits", "usage")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("usage", sorted(AGAINST_ITSELF))
@@ -78,6 +79,7 @@ def test_a_cache_that_is_used_otherwise_gives_the_same(usage, recipe, bits, alwa
     assert difference <= (0 if usage in BITWISE else 1e-4)
 
 
+@pytest.mark.sampled(4, "recipe", "usage")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("usage", sorted(USAGES))
 def test_rows_stay_with_their_positions_in_every_usage(usage, recipe, always, lossless):

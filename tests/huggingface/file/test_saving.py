@@ -43,6 +43,9 @@ def rewritten(path, change):
     save_file(tensors, path, {"kvpolicy": json.dumps(text)})
 
 
+OTHERS = ("restkv", "h2o", "streamingllm")
+
+
 def with_digest(path, change):
     """Change the text, and make the digest fit: what another program might write."""
     with safe_open(path, framework="pt") as file:
@@ -54,7 +57,9 @@ def with_digest(path, change):
     save_file(tensors, path, {"kvpolicy": json.dumps(text)})
 
 
-@pytest.mark.parametrize("recipe", ["restkv", "adakv", "h2o", "streamingllm"])
+@pytest.mark.parametrize(
+    "recipe", ["adakv", *(pytest.param(each, marks=pytest.mark.deep) for each in OTHERS)]
+)
 def test_another_process_goes_on_where_this_one_stood(recipe, path):
     model, cache = saved(path, recipe=recipe)
     script = (

@@ -1,0 +1,1 @@
+"""The benchmark of sparse prefill: how much sooner the first token comes."""

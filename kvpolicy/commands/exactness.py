@@ -1,0 +1,99 @@
+"""`kvpolicy exactness`: compares evicted caches with full ones that mask what was evicted."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kvpolicy.errors import InvalidValueError, MissingPackageError, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from kvpolicy.exactness.cells import Line
+
+TABLES = ("architectures", "recipes", "attentions", "precisions")
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def exactness(
+    table: Annotated[
+        list[str] | None, typer.Option(help=f"Only this table: {', '.join(TABLES)}.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 2,
+    rows: Annotated[
+        Path | None, typer.Option(help="Write what was measured, as JSON lines.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a page of Markdown.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option("--from", help="Measure nothing; read the rows of this file.")
+    ] = None,
+) -> None:
+    """Compare evicted caches with full ones that mask what was evicted, on tiny random models.
+
+    Prints a line for each model and policy. Ends with status 1 if a cell is wrong. All tables
+    together take long; `--table` measures one.
+    """
+    for name in table or ():
+        if name not in TABLES:
+            raise InvalidValueError(
+                f"no table named {name!r}.{suggest(name, TABLES)} Tables: {', '.join(TABLES)}."
+            )
+    for package in ("hypothesis", "pytest"):
+        if find_spec(package) is None:
+            raise MissingPackageError(
+                f"kvpolicy exactness needs {package}: pip install 'kvpolicy[testing]'."
+            )
+    from kvpolicy.exactness.page import counts, read, rendered, write
+
+    lines = []
+    for line in _measured(table or TABLES, workers) if measured is None else read(measured):
+        typer.echo(_described(line))
+        lines.append(line)
+    total = counts(lines)
+    typer.echo(
+        f"{total['exact']} cells are exact, {total['wrong']} wrong, {total['refused']} refused; "
+        f"{sum(line.refused is not None for line in lines)} models are refused"
+    )
+    if rows is not None:
+        write(lines, rows)
+    if page is not None:
+        page.write_text(rendered(lines))
+    raise typer.Exit(1 if total["wrong"] else 0)
+
+
+def _measured(tables: Sequence[str], workers: int) -> Iterator[Line]:
+    """Measure tables, under a progress bar if somebody watches."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from kvpolicy.exactness.tables import measured
+
+    console = Console(stderr=True)
+    yield from track(
+        measured(tables, workers),
+        "measuring",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _described(line: Line) -> str:
+    from kvpolicy.exactness.page import counts
+
+    start = f"{line.table:14} {line.subject:34} "
+    if line.refused is not None:
+        return start + line.refused
+    found = counts([line])
+    numbers = [cell for cell in line.cells.values() if isinstance(cell, float)]
+    largest = f"; largest difference {max(numbers):.0e}" if numbers else ""
+    return (
+        f"{start}{found['exact']} exact, {found['wrong']} WRONG, {found['refused']} refused, "
+        f"{found['changed']} not comparable{largest}"
+    )

@@ -1,0 +1,124 @@
+"""A full cache, and an attention over it that sees only what another cache held."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import DynamicCache
+
+from kvpolicy.exactness.forwards import Forward
+from kvpolicy.exactness.slot_rotation import at_their_slots
+
+
+class FullCache(DynamicCache):
+    """Remembers which layer was updated last: the attention of that layer follows at once.
+
+    A module that runs several times in a forward has a layer of the cache for each run, so its
+    own index does not say which layer it attends to.
+    """
+
+    last_updated = -1
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new rows, and note the layer."""
+        self.last_updated = layer_idx
+        found: tuple[Tensor, Tensor] = super().update(
+            key_states, value_states, layer_idx, *args, **kwargs
+        )
+        return found
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
+        updated: Any = self.layers[self.last_updated]
+        rows: Any = torch.arange(len(updated.keys)).repeat_interleave(repeats)
+        self.reorder_cache(rows)
+
+    def batch_select_indices(self, indices: Any) -> None:
+        """Keep these rows of the batch, in this order."""
+        self.reorder_cache(indices)
+
+
+def masked_attention(
+    forward: Forward,
+    full: FullCache,
+    evicting: set[int],
+    frequencies: Float[Tensor, " pairs"] | None,
+) -> Callable[..., Any]:
+    """Return an attention that sees what the layers held before `forward`, and its new tokens.
+
+    Layers that are not `evicting` use the model's own eager attention. `frequencies` are those of
+    the model's rotary embedding if the policy renumbers slots; None if it does not.
+    """
+
+    def attention(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        layer = full.last_updated
+        if layer not in evicting:
+            eager = sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
+            own: tuple[Tensor, Tensor | None] = eager(
+                module, query, key, value, attention_mask, **kwargs
+            )
+            return own
+        if frequencies is not None:
+            key = at_their_slots(key, forward, layer, frequencies)
+        groups = query.shape[1] // key.shape[1]
+        seen = _seen(forward, layer, key.shape[1]).repeat_interleave(groups, 1)
+        key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+        weights = _softmax(query @ key.mT, seen, query.shape[-1], **kwargs)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def _softmax(
+    products: Float[Tensor, "B H Q T"],
+    seen: Bool[Tensor, "B H Q T"],
+    dim: int,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " H"] | None = None,
+    **kwargs: Any,
+) -> Float[Tensor, "B H Q T"]:
+    """Scale, cap, mask and normalise; `s_aux` are learned sinks, by transformers' name."""
+    logits = products * (dim**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    # A padding query may see nothing. Its output is never compared, but must not be NaN.
+    seen = seen | ~seen.any(-1, keepdim=True)
+    logits = logits.masked_fill(~seen, -torch.inf)
+    # In float32, as transformers' eager attention does it in half precision.
+    weights = logits.softmax(-1, dtype=torch.float32).to(logits.dtype)
+    if s_aux is not None:
+        # With Z the sum of a row's exponentials, a sink leaves the share Z / (Z + exp(sink)).
+        weights = weights * (logits.logsumexp(-1) - s_aux[:, None]).sigmoid()[..., None]
+    return weights
+
+
+def _seen(forward: Forward, layer: int, heads: int) -> Bool[Tensor, "B N Q T"]:
+    """Return which tokens each new token sees: those held, and the new ones up to itself."""
+    real = forward.real
+    batch, total = real.shape
+    held = torch.zeros((batch, heads, forward.seen + 1), dtype=torch.bool)
+    if forward.seen:
+        positions = forward.positions[layer]
+        padding = total - real.sum(1)
+        column = positions + padding[:, None, None]
+        held.scatter_(2, column.masked_fill(positions < 0, forward.seen), True)
+    new = torch.ones((forward.length, forward.length), dtype=torch.bool).tril()
+    new = new & real[:, None, None, forward.seen :]
+    old = held[:, :, None, : forward.seen].expand(-1, -1, forward.length, -1)
+    return torch.cat([old, new.expand(-1, heads, -1, -1)], -1)

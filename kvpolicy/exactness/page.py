@@ -1,0 +1,97 @@
+"""The page and the rows: measured lines as JSON lines, and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import attrs
+
+from kvpolicy.exactness.cells import Line
+
+TEMPLATE = Path(__file__).with_name("page.md")
+SIGNS = {"refused": "-", "changed": "~"}
+
+
+def write(lines: Iterable[Line], path: Path) -> None:
+    """Write measured lines, one JSON object a line."""
+    path.write_text("".join(json.dumps(attrs.asdict(line)) + "\n" for line in lines))
+
+
+def read(path: Path) -> list[Line]:
+    """Read what `write` wrote."""
+    return [Line(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def counts(lines: Iterable[Line]) -> Counter[str]:
+    """Count cells by outcome.
+
+    >>> counts([Line(table="recipes", subject="h2o", cells={"one prompt": 2e-6})])
+    Counter({'exact': 1})
+    """
+    return Counter(outcome for line in lines for outcome in line.outcomes.values())
+
+
+def rendered(lines: Sequence[Line]) -> str:
+    """Return the page: the template with its fields in braces filled in."""
+    served = [line for line in lines if line.refused is None]
+    usages = list(dict.fromkeys(usage for line in served for usage in line.outcomes))
+    total = counts(lines)
+    parts = {
+        **{outcome: str(total[outcome]) for outcome in ("exact", "wrong", "refused", "changed")},
+        "types_served": str(sum(line.table == "architectures" for line in served)),
+        "types_refused": str(sum(line.refused is not None for line in lines)),
+        "usages": "\n".join(f"{number}. {usage}" for number, usage in enumerate(usages, 1)),
+        "reasons": "\n".join(_reasons(served)),
+        "not_served": "\n".join(_not_served(lines)),
+    }
+    for table in ("architectures", "recipes", "attentions", "precisions"):
+        parts[table] = "\n".join(_table([line for line in served if line.table == table], usages))
+    text = TEMPLATE.read_text()
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", part)
+    return text
+
+
+def _table(lines: Sequence[Line], usages: Sequence[str]) -> Iterator[str]:
+    yield "| | " + " | ".join(str(number) for number, _ in enumerate(usages, 1)) + " |"
+    yield "|---" * (len(usages) + 1) + "|"
+    for line in lines:
+        name = f"{line.subject} ({line.note})" if line.note not in ("", "sdpa") else line.subject
+        cells = (_cell(line, usage) for usage in usages)
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _cell(line: Line, usage: str) -> str:
+    cell, outcome = line.cells[usage], line.outcomes[usage]
+    if isinstance(cell, str):
+        return SIGNS.get(outcome, "**crashed**")
+    number = "0" if cell == 0 else f"{cell:.0e}".replace("e-0", "e-")
+    return number if outcome == "exact" else f"**{number}**"
+
+
+def _reasons(lines: Sequence[Line]) -> Iterator[str]:
+    """Give each reason for a refused cell once, with its usages and subjects."""
+    subjects: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        for usage, outcome in line.outcomes.items():
+            if isinstance(line.cells[usage], str) and outcome != "changed":
+                # transformers adds the name of the model.
+                reason = str(line.cells[usage]).partition(", such as ")[0].rstrip(".")
+                subjects.setdefault((usage, reason), []).append(line.subject)
+    usages: dict[tuple[str, str], list[str]] = {}
+    for (usage, reason), found in subjects.items():
+        whom = "all others" if 2 * len(found) > len(lines) else ", ".join(found)
+        usages.setdefault((whom, reason), []).append(f"*{usage}*")
+    for (whom, reason), names in usages.items():
+        yield f"- {', '.join(names)}, {whom}: {reason}."
+
+
+def _not_served(lines: Sequence[Line]) -> Iterator[str]:
+    yield "| model type | why |"
+    yield "|---|---|"
+    for line in lines:
+        if line.refused is not None:
+            yield f"| {line.subject} | {line.refused.replace('|', '/')} |"

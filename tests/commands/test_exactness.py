@@ -1,0 +1,75 @@
+"""`kvpolicy exactness` prints what was measured, and writes rows and a page."""
+
+import pytest
+
+from kvpolicy.commands import exactness
+from kvpolicy.exactness import tables
+from kvpolicy.exactness.cells import Line
+from kvpolicy.exactness.page import rendered, write
+
+EXACT = Line(table="recipes", subject="h2o", cells={"one prompt": 2e-6, "sampling": "E: no."})
+WRONG = Line(table="recipes", subject="tova", cells={"one prompt": 2e-3})
+REFUSED = Line(table="architectures", subject="mamba", refused="UnsupportedModelError: no.")
+
+
+@pytest.fixture
+def rows(tmp_path):
+    def written(*lines):
+        write(lines, tmp_path / "rows.jsonl")
+        return str(tmp_path / "rows.jsonl")
+
+    return written
+
+
+def test_every_line_and_the_sums_are_printed(run, rows):
+    result = run("exactness", "--from", rows(EXACT, REFUSED))
+    assert result.exit_code == 0, result.output
+    first, second, last = result.stdout.splitlines()
+    assert first.split()[:4] == ["recipes", "h2o", "1", "exact,"]
+    assert first.endswith("largest difference 2e-06")
+    assert second.endswith("mamba                              UnsupportedModelError: no.")
+    assert last == "1 cells are exact, 0 wrong, 1 refused; 1 models are refused"
+
+
+def test_a_wrong_cell_ends_with_status_1(run, rows):
+    result = run("exactness", "--from", rows(EXACT, WRONG))
+    assert result.exit_code == 1
+    assert "0 exact, 1 WRONG" in result.stdout
+
+
+def test_rows_and_page_are_written_where_they_are_wanted(run, rows, tmp_path):
+    page, again = tmp_path / "page.md", tmp_path / "again.jsonl"
+    source = rows(EXACT)
+    run("exactness", "--from", source, "--page", str(page), "--rows", str(again))
+    assert page.read_text() == rendered([EXACT])
+    assert again.read_text() == (tmp_path / "rows.jsonl").read_text()
+
+
+def test_one_table_is_measured(run, monkeypatch):
+    asked = []
+
+    def measured(names, workers):
+        asked.append((list(names), workers))
+        yield EXACT
+
+    monkeypatch.setattr(tables, "measured", measured)
+    result = run("exactness", "--table", "recipes", "--workers", "3")
+    assert asked == [(["recipes"], 3)]
+    assert result.exit_code == 0
+
+
+def test_an_unknown_table_is_refused_with_the_tables_there_are(run):
+    result = run("exactness", "--table", "recipe")
+    assert result.exit_code == 2
+    assert "no table named 'recipe'. Did you mean 'recipes'?" in result.stderr
+
+
+def test_the_command_offers_every_table():
+    assert tuple(tables.TABLES) == exactness.TABLES
+
+
+def test_without_the_packages_of_the_extra_the_command_says_what_to_install(run, monkeypatch):
+    monkeypatch.setattr(exactness, "find_spec", lambda package: None)
+    result = run("exactness")
+    assert result.exit_code == 2
+    assert "pip install 'kvpolicy[testing]'" in result.stderr
