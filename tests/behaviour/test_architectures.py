@@ -1,14 +1,14 @@
-"""Every decoder of the installed transformers is served exactly, or turned away at once."""
+"""Every decoder of the installed transformers is served exactly, or refused at once."""
 
 import pytest
 import torch
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.exactness.architectures import model_types, tiny_architecture
+from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.turns import second_turn_by_forward
 
-LIMIT = 1e-4
 SERVED = """
     cohere cohere2 exaone4 gemma gemma2 gemma3_text glm4 gpt2 gpt_neox gpt_oss granite jamba llama
     llama4_text ministral mistral mixtral olmo olmo2 phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe
@@ -32,7 +32,7 @@ def _quiet():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_type", model_types())
-def test_a_model_is_served_exactly_or_turned_away_at_once(model_type):
+def test_a_model_is_served_exactly_or_refused_at_once(model_type):
     try:
         model = tiny_architecture(model_type, attn_implementation="eager")
     except Exception:  # noqa: BLE001 - transformers cannot make it small
@@ -48,13 +48,13 @@ def test_a_model_is_served_exactly_or_turned_away_at_once(model_type):
 
 
 @pytest.mark.parametrize("model_type", SERVED)
-def test_models_that_people_use_are_known(model_type):
+def test_models_in_common_use_are_known(model_type):
     assert model_type in model_types()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_the_reason_is_named(model_type):
+def test_a_refusal_says_the_reason(model_type):
     model = tiny_architecture(model_type, attn_implementation="eager")
     with pytest.raises(UnsupportedModelError, match=REFUSED[model_type]):
         small_policy("snapkv").cache(model)

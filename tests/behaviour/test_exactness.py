@@ -1,4 +1,4 @@
-"""An evicted cache answers as a full cache does whose evicted entries are masked."""
+"""Logits are those of a full cache whose evicted entries are masked."""
 
 import attrs
 import pytest
@@ -60,14 +60,14 @@ UNCHANGING = [
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize("recipe", UNCHANGING)
 def test_every_usage_is_exact_under_every_recipe(recipe, usage):
-    # Four layers leave room for a ladder over them.
+    # The ladder of recipe `lacache` needs several layers.
     model = tiny_model("llama", num_hidden_layers=4)
     assert USAGES[usage](model, small_policy(recipe)) <= LIMIT
 
 
 @attrs.frozen
 class Funnel:
-    """Gives each layer half of what the layer before it has."""
+    """Gives each layer half of what it gives the layer before."""
 
     def allocate(self, scores, observation, budget):
         count = max(budget // 2**observation.layer, 8)

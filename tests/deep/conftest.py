@@ -1,7 +1,7 @@
-"""Counts the examples that ran, of every promise, usage and machine, and prints the counts.
+"""Counts the random examples of each promise, usage and machine, and prints the counts.
 
-`make deep` runs as many of each as KVPOLICY_DEEP_EXAMPLES says, chosen anew each time; `make test`
-a few, always the same.
+`make deep` draws KVPOLICY_DEEP_EXAMPLES new examples of each. `make test` draws a few, always the
+same.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def is_deep():
 
 @pytest.fixture
 def profile():
-    """The settings with which examples are drawn."""
+    """Return the settings by which examples are drawn."""
     return settings.get_profile("deep" if is_deep() else "shallow")
 
 
 @pytest.fixture
 def count():
-    """Count examples of something, by how they went."""
+    """Return a function that counts examples by their outcome."""
 
     def add(kind, name, outcome="ran", number=1):
         COUNTS[kind, name, outcome] += number

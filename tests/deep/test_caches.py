@@ -1,4 +1,4 @@
-"""Caches in every order of turns, crops, reorders, repeats, clones, files and resets."""
+"""Caches are exact in any order of turns, crops, reorders, repeats, clones, files and resets."""
 
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -6,7 +6,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from kvpolicy.exactness.machine import CacheMachine
 
 
-def test_caches_answer_as_masked_full_caches_whatever_is_done_to_them(profile, count):
+def test_caches_are_exact_whatever_is_done_to_them(profile, count):
     class Counted(CacheMachine):
         def teardown(self):
             super().teardown()

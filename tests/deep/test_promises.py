@@ -1,4 +1,4 @@
-"""Every promise of `kvpolicy.testing`, made by every part that is installed."""
+"""Every installed part keeps every promise of its kind."""
 
 import pytest
 from hypothesis import settings
@@ -7,12 +7,12 @@ from kvpolicy.discovery.registry import installed
 from kvpolicy.evaluation.recording import Future
 from kvpolicy.testing import PROMISES
 
-# Drawn layers have one, two or three key/value heads; in this table all layers matter as much.
+# Drawn layers have one, two or three key/value heads. In this table all layers weigh the same.
 TABLE = [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [0, 0, 21, 0, 0, 0], [3.5] * 6]
 
 
 class Repeats:
-    """A future that fits every layer: its newest token comes once more."""
+    """A future for any layer: its newest token, once more."""
 
     def future_of(self, layer):
         newest = (slice(None), slice(None), slice(-1, None))
@@ -22,7 +22,7 @@ class Repeats:
 
 
 NEEDED = {"headkv": {"importance": TABLE}, "oracle": {"future": Repeats()}}
-# The plugins' own contracts are in `make test`; here, that this runs.
+# `make test` has the contracts of the plugins. Here it only shows that this test runs.
 IS_DEEP = settings.get_current_profile_name() == "deep"
 PARTS = [part for part in installed() if IS_DEEP or part.plugin == "core"]
 

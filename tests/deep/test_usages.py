@@ -1,4 +1,4 @@
-"""Every usage of the yardstick, with policies and on models that are drawn at random."""
+"""Every usage is exact or refused, with random policies in random models."""
 
 import pytest
 from hypothesis import assume, given
@@ -10,11 +10,11 @@ from kvpolicy.exactness.strategies import models, policies
 from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, USAGES
 
 TWO_WAYS = {"padded row alone", "long padded row alone"}
-"""Usages whose sides are computed in two ways, so that rounding may rank positions otherwise."""
+"""Usages that compute scores in two ways, so that rounding may change which positions are kept."""
 
 
 def ranks_rounding(model, policy):
-    """Whether keys are ranked by their norms, which a new model makes all the same, in float32."""
+    """Whether scores are norms of keys that the model has normalised: they differ by rounding."""
     normalised = any(name.endswith("k_norm") for name, _ in model.named_modules())
     return normalised and policy.to_dict()["scorer"]["name"] == "knorm"
 
