@@ -14,7 +14,7 @@ from benchmarks.peers import authors_restkv, kvpress_snapkv
 from kvpolicy import Observation, Policy
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages import one_prompt, small_policy
-from kvpolicy.huggingface.attention.grouped import folded_attention
+from kvpolicy.huggingface.attention.grouped import grouped_attention
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing.models import tiny_model
 
@@ -84,7 +84,7 @@ def grouped_attention_is_attention() -> None:
     query = torch.randn(1, HEADS, 1, DIM, generator=draw, dtype=torch.float64)
     shape = (2, 1, KV_HEADS, POSITIONS, DIM)
     keys, values = torch.randn(shape, generator=draw, dtype=torch.float64)
-    output = folded_attention(query, keys, values, 0.3)
+    output = grouped_attention(query, keys, values, 0.3)
     for head in range(HEADS):
         of_group = head // (HEADS // KV_HEADS)
         weights = (0.3 * query[0, head] @ keys[0, of_group].T).softmax(-1)

@@ -19,7 +19,7 @@ SOURCES = [
     for file in sorted((ROOT / folder).rglob("*.py"))
 ]
 ENGINES = {"transformers", "vllm"}
-BESIDE = {"behaviour", "benchmarks", "deep", "docs", "kernels", "plugins"}
+BESIDE = {"behaviour", "benchmarks", "deep", "docs", "examples", "kernels", "plugins"}
 """Folders of tests that do not mirror a folder of kvpolicy: see the tests below."""
 
 

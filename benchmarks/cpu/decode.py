@@ -21,7 +21,7 @@ from benchmarks.cpu.targets import ATTENTION, STEP
 from benchmarks.layers import LayerShape
 from benchmarks.timing import Timing, interleaved, ratio
 from benchmarks.uneven import UnevenAllocator
-from kvpolicy.huggingface.attention.grouped import folded_attention
+from kvpolicy.huggingface.attention.grouped import grouped_attention
 from kvpolicy.huggingface.cache import PolicyCache
 
 Call = Callable[[], object]
@@ -51,7 +51,7 @@ def attention(held: int, dtype: torch.dtype, *, layers: int, calls: int) -> Call
 
     def attend() -> None:
         for keys, values in islice(cycle(caches), calls):
-            folded_attention(query, keys, values, None)
+            grouped_attention(query, keys, values, query.shape[-1] ** -0.5)
 
     return attend
 

@@ -16,9 +16,9 @@ from benchmarks.bench import Bench, Cell
 from benchmarks.cpu.decode import EVERY_TOKEN
 from benchmarks.cpu.scale import Scale
 from kvpolicy.exactness.usages import tokens
+from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.testing.models import tiny_model
 
-PLAIN = {"scaling": None, "softcap": None, "sink_logits": None}
 RECIPES = ("snapkv", "restkv", "adakv", *EVERY_TOKEN)
 HELD, LEAST_STEPS = 64, 20
 
@@ -68,12 +68,13 @@ def _round(layer: Any, module: Any) -> dict[str, float]:
     started = perf_counter()
     layer.update(keys, values)
     updated = perf_counter()
-    layer.mask_for(None, query, "sdpa")
+    listener, call = layer.forward, Call(module, {})
+    logits = call.logits(query)
+    listener.mask_for(None, query)
     masked = perf_counter()
-    if layer.is_uneven:
-        layer.attend(query, **PLAIN)
+    listener.attend(call, query, None, logits)
     attended = perf_counter()
-    layer.observe(module, query, **PLAIN)
+    listener.observe(module, query, logits)
     observed = perf_counter()
     parts = {"update": updated - started, "mask": masked - updated}
     if layer.is_uneven:

@@ -32,6 +32,6 @@ def test_decoding_fails_its_check_if_logits_are_nan(monkeypatch):
 def test_grouped_attention_fails_its_check_if_it_is_off(monkeypatch):
     check = checks.CHECKS["grouped attention"]
     assert reason_against(check) is None
-    right = checks.folded_attention
-    monkeypatch.setattr(checks, "folded_attention", lambda *args: right(*args) * 1.01)
+    right = checks.grouped_attention
+    monkeypatch.setattr(checks, "grouped_attention", lambda *args: right(*args) * 1.01)
     assert reason_against(check).startswith("AssertionError")

@@ -71,4 +71,4 @@ def test_a_prompt_that_is_read_densely_gets_no_speed(capsys):
     sparse_prefill.main([*TOY, "--tokens", "30", "--prefill", "ashape", "--table"])
     table = capsys.readouterr().out
 
-    assert f"| 30 | a-shape | prefill | the pattern leaves nothing out of up to {LEAST} to" in table
+    assert f"| 30 | ashape | prefill | the pattern leaves nothing out of up to {LEAST} to" in table

@@ -12,46 +12,11 @@ from torch import Tensor
 from kvpolicy.cache.memory.contents import Contents, Rows
 from kvpolicy.cache.memory.ragged import RaggedRows
 from kvpolicy.cache.memory.saved import SAVED
+from kvpolicy.cache.storage.residual import BOTH, Residual
 from kvpolicy.cache.storage.row_matching import flat, last_rows, sources
 from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.options import count, natural, one_of
 from kvpolicy.quantization import BACKENDS, RowFormat, check_backend
-
-_BOTH = ("keys", "values")
-
-
-@attrs.define(eq=False)
-class Residual:
-    """The last C rows of every head, right-aligned, as the model made them."""
-
-    keys: Float[Tensor, "B N C D"] = attrs.field(metadata=SAVED)
-    values: Float[Tensor, "B N C Dv"] = attrs.field(metadata=SAVED)
-
-    @property
-    def count(self) -> int:
-        """C, the rows of a head."""
-        return self.keys.shape[2]
-
-    def of(self, name: str) -> Tensor:
-        """Return "keys" or "values"."""
-        rows: Tensor = getattr(self, name)
-        return rows
-
-    def select_rows(self, batch: Tensor) -> None:
-        """Keep, repeat or reorder the sequences of the batch."""
-        for name in _BOTH:
-            rows = self.of(name)
-            setattr(self, name, rows.index_select(0, batch.to(rows.device)))
-
-    def forget_last(self, dropped: Int[Tensor, "B N"]) -> None:
-        """Drop the last rows of each head, and the first ones of those that have more left."""
-        left = max(0, self.count - int(dropped.max()))
-        first = self.count - left - dropped.clamp(max=self.count - left)
-        places = (first[..., None] + torch.arange(left))[..., None]
-        for name in _BOTH:
-            rows = self.of(name)
-            index = places.expand(-1, -1, -1, rows.shape[-1]).to(rows.device)
-            setattr(self, name, rows.gather(2, index))
 
 
 @attrs.define(eq=False)
@@ -140,7 +105,7 @@ class Quantized:
     def extend(self, stored: QuantizedContents, contents: Contents) -> None:
         """Quantize the rows behind those that are stored."""
         layout, residual = stored.layout, stored.residual
-        for name in _BOTH:
+        for name in BOTH:
             rows: Rows = getattr(layout, name)
             new = getattr(contents, name).behind(rows.held)
             rows.append(self.format.encoded(new))
@@ -169,14 +134,14 @@ class Quantized:
     def _carried(self, contents: Contents, before: QuantizedContents | None) -> dict[str, Tensor]:
         """Return the bytes of all rows, one after another."""
         if before is None:
-            return {name: self.format.encoded(flat(contents, name)) for name in _BOTH}
+            return {name: self.format.encoded(flat(contents, name)) for name in BOTH}
         known = self.load(before)
         places, found = sources(contents, known)
         return {
             name: self._codes(
                 flat(contents, name), flat(known, name), flat(before.layout, name), places, found
             )
-            for name in _BOTH
+            for name in BOTH
         }
 
     def _codes(
@@ -198,7 +163,7 @@ class Quantized:
             )
         count = min(self.residual, ragged.longest)
         places = last_rows(ragged, count)
-        return Residual(*(_right_aligned(ragged, name, count, places) for name in _BOTH))
+        return Residual(*(_right_aligned(ragged, name, count, places) for name in BOTH))
 
     def _dense(self, codes: Rows, residual: Float[Tensor, "B N C D"]) -> Rows:
         """Return numbers for all rows, with room for the next ones."""
@@ -216,7 +181,7 @@ class Quantized:
         count = max(0, residual.count - later)
         into, where = last_rows(ragged, count)
         decoded = {}
-        for name in _BOTH:
+        for name in BOTH:
             exact = residual.of(name)[:, :, :count]
             dim = exact.shape[-1]
             rows = self.format.decoded(getattr(ragged, name), dim, exact.dtype)
@@ -244,9 +209,9 @@ def _laid_out(contents: Contents, codes: dict[str, Tensor]) -> Contents:
     ragged = contents.ragged
     count = 0 if ragged is None else len(ragged.positions)
     shape = contents.keys.view.shape[:3]
-    keys, values = (Rows(codes[name][count:].view(*shape, codes[name].shape[-1])) for name in _BOTH)
+    keys, values = (Rows(codes[name][count:].view(*shape, codes[name].shape[-1])) for name in BOTH)
     if ragged is not None:
-        ragged = attrs.evolve(ragged, **{name: codes[name][:count] for name in _BOTH})
+        ragged = attrs.evolve(ragged, **{name: codes[name][:count] for name in BOTH})
     return Contents(
         keys=keys, values=values, slots=contents.slots, state=contents.state, ragged=ragged
     )

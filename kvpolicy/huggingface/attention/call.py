@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.graphs import between_graphs
-from kvpolicy.huggingface.attention.grouped import grouped_attention
+from kvpolicy.huggingface.attention.grouped import attend_grouped
 from kvpolicy.huggingface.attention.marks import MARK, listener_of
 from kvpolicy.huggingface.attention.points import Function
 
@@ -54,7 +54,7 @@ def _observed(
         mask = layer.mask_for(mask, query)
         output = layer.attend(call, query, mask, logits)
         if output is None and layer.has_evicted:
-            output = grouped_attention(own, query, key, value, mask, logits, kwargs)
+            output = attend_grouped(own, query, key, value, mask, logits, kwargs)
         if output is None:
             result = own(module, query, key, value, mask, *args, **kwargs)
         else:

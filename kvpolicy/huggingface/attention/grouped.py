@@ -20,6 +20,25 @@ from kvpolicy.observation.logits import Logits
 
 
 def grouped_attention(
+    query: Float[Tensor, "B H 1 D"],
+    key: Float[Tensor, "B N S D"],
+    value: Float[Tensor, "B N S Dv"],
+    scaling: float,
+) -> Float[Tensor, "B 1 H Dv"]:
+    """Attend with the query heads of a group as that many queries of one head.
+
+    >>> import torch
+    >>> values = torch.arange(4.0).view(1, 2, 2, 1)
+    >>> grouped_attention(torch.zeros(1, 4, 1, 1), torch.ones(1, 2, 2, 1), values, 1.0).flatten()
+    tensor([0.5000, 0.5000, 2.5000, 2.5000])
+    """
+    batch, heads, _, dim = query.shape
+    rows = query.reshape(batch, key.shape[1], -1, dim)
+    output = F.scaled_dot_product_attention(rows, key, value, scale=scaling)
+    return output.reshape(batch, 1, heads, value.shape[-1])
+
+
+def attend_grouped(
     own: Callable[..., Any],
     query: Float[Tensor, "B H Q D"],
     key: Float[Tensor, "B N S D"],
@@ -28,16 +47,10 @@ def grouped_attention(
     logits: Logits,
     kwargs: dict[str, Any],
 ) -> Float[Tensor, "B 1 H Dv"] | None:
-    """Attend with the query heads of a group as that many queries of one head.
+    """Return `grouped_attention` in place of a call of `own`, the model's attention function.
 
-    Returns None unless a call of `own`, the model's attention function, is plain attention of one
-    unmasked query of grouped heads on a CPU.
-
-    >>> import torch
-    >>> query, values = torch.zeros(1, 4, 1, 1), torch.arange(4.0).view(1, 2, 2, 1)
-    >>> own, logits = sdpa_attention_forward, Logits(scaling=1.0)
-    >>> grouped_attention(own, query, torch.ones(1, 2, 2, 1), values, None, logits, {}).flatten()
-    tensor([0.5000, 0.5000, 2.5000, 2.5000])
+    Returns None unless that call is plain attention of one unmasked query of grouped heads on a
+    CPU.
     """
     if (
         own is not sdpa_attention_forward
@@ -49,7 +62,4 @@ def grouped_attention(
         or any(kwargs.get(extra) is not None for extra in ("s_aux", "sinks", "position_bias"))
     ):
         return None
-    batch, heads, _, dim = query.shape
-    rows = query.reshape(batch, key.shape[1], -1, dim)
-    output = F.scaled_dot_product_attention(rows, key, value, scale=logits.scaling)
-    return output.reshape(batch, 1, heads, value.shape[-1])
+    return grouped_attention(query, key, value, logits.scaling)

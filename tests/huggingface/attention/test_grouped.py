@@ -4,19 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import kvpolicy
 from kvpolicy.exactness.usages import small_policy, tokens
 from kvpolicy.huggingface.attention import call as attention
-from kvpolicy.huggingface.attention.grouped import grouped_attention
-from kvpolicy.observation.logits import Logits
+from kvpolicy.huggingface.attention.grouped import attend_grouped, grouped_attention
 from kvpolicy.testing.models import tiny_model
-
-
-def grouped(query, keys, values, scaling):
-    logits = Logits(scaling=scaling)
-    return grouped_attention(sdpa_attention_forward, query, keys, values, None, logits, {})
 
 
 @pytest.fixture
@@ -25,12 +18,12 @@ def grouped_calls(monkeypatch):
     calls = []
 
     def noted(own, query, key, *rest):
-        output = grouped_attention(own, query, key, *rest)
+        output = attend_grouped(own, query, key, *rest)
         if output is not None:
             calls.append(key.shape[2])
         return output
 
-    monkeypatch.setattr(attention, "grouped_attention", noted)
+    monkeypatch.setattr(attention, "attend_grouped", noted)
     return calls
 
 
@@ -48,7 +41,7 @@ def test_it_is_the_attention_of_each_query_head(heads, kv_heads, dim, dtype, tol
     shape = (2, kv_heads, 40, dim)
     keys, values = torch.randn(2, *shape, generator=draw).to(dtype)[:, :, :, 3:]
 
-    output = grouped(query, keys, values, 0.2)
+    output = grouped_attention(query, keys, values, 0.2)
 
     expected = F.scaled_dot_product_attention(
         query.double(), keys.double(), values.double(), scale=0.2, enable_gqa=True
@@ -59,7 +52,7 @@ def test_it_is_the_attention_of_each_query_head(heads, kv_heads, dim, dtype, tol
 
 def test_values_may_have_another_size_than_keys():
     values = torch.ones(1, 2, 5, 3)
-    output = grouped(torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8), values, 1.0)
+    output = grouped_attention(torch.randn(1, 4, 1, 8), torch.randn(1, 2, 5, 8), values, 1.0)
     torch.testing.assert_close(output, torch.ones(1, 1, 4, 3))
 
 
