@@ -7,14 +7,13 @@ from typing import Literal, NoReturn
 import attrs
 import torch
 import torch.nn.functional as F
-from attrs.validators import and_, instance_of, le
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.observation.fold import Reduce, weights_of
 from kvpolicy.observation.observation import Observation
-from kvpolicy.options import as_float, count, one_of, positive
+from kvpolicy.options import as_float, at_most, boolean, count, one_of, positive
 from kvpolicy_kernels import (
     joint_reconstruction_error,
     odds,
@@ -55,9 +54,9 @@ class ReconstructionScorer:
         default="output", validator=one_of("output", "value")
     )
     # Beyond, norms that models have overflow float32.
-    tau: float = attrs.field(default=1.0, converter=as_float, validator=and_(positive, le(8)))
-    normalize: bool = attrs.field(default=False, validator=instance_of(bool))
-    o_includes_window: bool = attrs.field(default=False, validator=instance_of(bool))
+    tau: float = attrs.field(default=1.0, converter=as_float, validator=[positive, at_most(8)])
+    normalize: bool = attrs.field(default=False, validator=boolean)
+    o_includes_window: bool = attrs.field(default=False, validator=boolean)
     heads: Literal["alone", "joint"] = attrs.field(
         default="alone", validator=one_of("alone", "joint")
     )
@@ -65,15 +64,21 @@ class ReconstructionScorer:
     def __attrs_post_init__(self) -> None:
         """Refuse an option that the mode would ignore."""
         if self.mode == "after" and self.normalize:
-            raise ValueError("normalize=True acts on each query's own output: give mode='before'")
+            raise InvalidValueError(
+                "normalize=True acts on each query's own output: give mode='before'"
+            )
         if self.mode == "before" and self.o_includes_window:
-            raise ValueError("in mode='before' o has the window in it: drop o_includes_window=True")
+            raise InvalidValueError(
+                "in mode='before' o has the window in it: drop o_includes_window=True"
+            )
         if self.mode == "before" and self.tau != 1:
-            raise ValueError(f"tau={self.tau} acts on the averaged output only: give mode='after'")
+            raise InvalidValueError(
+                f"tau={self.tau} acts on the averaged output only: give mode='after'"
+            )
         if self.mode == "before" and self.heads == "joint":
-            raise ValueError("heads='joint' takes the averaged attention: give mode='after'")
+            raise InvalidValueError("heads='joint' takes the averaged attention: give mode='after'")
         if self.heads == "joint" and self.tau != 1:
-            raise ValueError(f"tau={self.tau} acts on a head's own norm: give heads='alone'")
+            raise InvalidValueError(f"tau={self.tau} acts on a head's own norm: give heads='alone'")
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the window's too; `reduce` folds attention or errors, by `mode`.
