@@ -41,14 +41,14 @@ WORST, BEST = "random", "oracle"
 DRAWS = 8
 """How often chance is drawn: one draw may by chance keep a head's attention sink in all prompts."""
 
-JOINT, WITH_WINDOW = {"heads": "joint"}, {"o_includes_window": True}
+JOINT, WITH_WINDOW = {"name": "jointrestkv"}, {"o_includes_window": True}
 UNPOOLED = {"name": "spatiotemporal", "pooling": "none"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "restkv, joint": {"scorer": {"name": "restkv", **JOINT}},
+    "restkv, joint": {"scorer": JOINT},
     "restkv, o with window": {"scorer": {"name": "restkv", **WITH_WINDOW}},
-    "restkv, joint, o with window": {"scorer": {"name": "restkv", **JOINT, **WITH_WINDOW}},
+    "restkv, joint, o with window": {"scorer": JOINT | WITH_WINDOW},
     "restkv, unpooled": {"smoother": UNPOOLED},
-    "restkv, joint, unpooled": {"scorer": {"name": "restkv", **JOINT}, "smoother": UNPOOLED},
+    "restkv, joint, unpooled": {"scorer": JOINT, "smoother": UNPOOLED},
 }
 """Settings of recipe `restkv` that are compared with its defaults."""
 
