@@ -32,7 +32,7 @@ from kvpolicy.stages.compaction import Compactor
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
 from kvpolicy.stages.smoothing import Smoother, fold_of
-from kvpolicy_kernels.precision import sums_dtype
+from kvpolicy_kernels import sums_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,22 +7,22 @@ S positions, oldest first.
 """
 
 from kvpolicy_kernels.column_attention import column_attention
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.odds import odds
+from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
+from kvpolicy_kernels.head_factors import head_factors
+from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
 from kvpolicy_kernels.ragged_attention import ragged_attention
-from kvpolicy_kernels.reconstruction_error import (
-    head_factors,
-    joint_reconstruction_error,
-    odds,
-    reconstruction_error,
-    weighted_values,
-    windowed_reconstruction_error,
-)
+from kvpolicy_kernels.reconstruction_error import reconstruction_error
 from kvpolicy_kernels.rerotate_keys import rerotate_keys, rotate_half
 from kvpolicy_kernels.row_statistics import row_statistics
 from kvpolicy_kernels.select import select
+from kvpolicy_kernels.weighted_values import weighted_values
 from kvpolicy_kernels.window_attention import WindowAttention, window_attention
+from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
 
 __all__ = [
     "WindowAttention",
@@ -39,7 +39,10 @@ __all__ = [
     "rerotate_keys",
     "rotate_half",
     "row_statistics",
+    "rows_per_block",
     "select",
+    "spans",
+    "sums_dtype",
     "weighted_values",
     "window_attention",
     "windowed_reconstruction_error",

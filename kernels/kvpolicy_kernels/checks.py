@@ -39,3 +39,22 @@ def require_sinks(sinks: Tensor | None, queries: Tensor) -> None:
         sinks is None or sinks.shape == queries.shape[1:2],
         f"sinks {None if sinks is None else tuple(sinks.shape)} for {queries.shape[1]} query heads",
     )
+
+
+def require_attention(attention: Tensor, values: Tensor) -> None:
+    """Raise ValueError unless attention [B H S] is over the positions of values [B N S D]."""
+    require(
+        (attention.shape[0], attention.shape[2]) == (values.shape[0], values.shape[2]),
+        f"attention {tuple(attention.shape)} and values {tuple(values.shape)} differ in batch "
+        "or positions",
+    )
+    require_groups(attention.shape[1], values.shape[1])
+
+
+def require_factors(factors: Tensor | None, heads: int, dim: int) -> None:
+    """Raise ValueError unless factors [heads R dim], where given, fit heads and dim."""
+    if factors is not None:
+        require(
+            factors.shape[0] == heads and factors.shape[-1] == dim,
+            f"factors {tuple(factors.shape)} do not fit {heads} heads of dim {dim}",
+        )

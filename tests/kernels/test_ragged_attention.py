@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import backend, chunking, ragged_attention
+from kvpolicy_kernels import backend, ragged_attention
+from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.ragged_attention import reference, tiles
 
 SHAPES = [
@@ -126,7 +127,7 @@ def test_the_size_of_a_block_does_not_matter(size, monkeypatch):
     monkeypatch.setattr(reference, "LOGITS_BYTES", size)
 
     torch.testing.assert_close(ragged_attention(*given, scaling=0.3), whole)
-    assert size < chunking.LOGITS_BYTES
+    assert size < blocks.LOGITS_BYTES
 
 
 def test_queries_in_any_layout_give_the_same():

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import logits, row_statistics
+from kvpolicy_kernels import row_statistics
+from kvpolicy_kernels.common.pytorch import logits
 
 
 def naive(logits, count):

@@ -1,7 +1,5 @@
 """Scorer `jointrestkv`: a group loses a position at once, and that error is exact."""
 
-from importlib import import_module
-
 import attrs
 import pytest
 import torch
@@ -11,7 +9,6 @@ from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.policy import reduce_groups
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import check, observation
-from kvpolicy_kernels import joint_reconstruction_error, odds
 from kvpolicy_restkv import (
     JointReconstructionScorer,
     ReconstructionScorer,
@@ -47,20 +44,6 @@ def exactly(layer):
     # What was rounded to float32 does not sum to 1.
     attention = attention / attention.sum(-1, keepdim=True)
     return attention, layer.values.double(), blocks.transpose(0, 1)
-
-
-@pytest.mark.parametrize("model_dim", [7, 16, 64])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_the_error_of_a_group_is_that_of_renormalising_without_the_position(groups, model_dim):
-    layer = observation(groups=groups, positions=20, batch=2, model_dim=model_dim)
-    attention, values, blocks = exactly(layer)
-    output = attention.unflatten(1, (2, groups)) @ values
-    stacked = blocks.unflatten(0, (2, groups)).transpose(1, 2).flatten(2)
-
-    errors = joint_reconstruction_error(odds(attention), values, output.flatten(1, 2), stacked)
-
-    expected = leave_one_out(attention, values, blocks)
-    torch.testing.assert_close(errors, expected, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("model_dim", [7, 16, 64])
@@ -106,15 +89,6 @@ def test_errors_of_heads_can_cancel_and_never_add_up_to_more_than_their_sum():
     twins = attrs.evolve(layer, queries=queries, output_weight=opposite.flatten(1))
     cancelled = JointReconstructionScorer().score(twins, EMA)
     torch.testing.assert_close(cancelled, torch.zeros_like(cancelled), rtol=0, atol=1e-6)
-
-
-def test_blocks_of_positions_give_what_one_block_gives(monkeypatch):
-    layer = observation(positions=50)
-    scorer = JointReconstructionScorer()
-    whole = scorer.score(layer, EMA)
-    joint = import_module("kvpolicy_kernels.reconstruction_error.joint")
-    monkeypatch.setattr(joint, "rows_per_block", lambda floats, device: 7)
-    torch.testing.assert_close(scorer.score(layer, EMA), whole)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])

@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy_kernels import launching
+from kvpolicy_kernels.common.triton import launch
 
 BLOCK_K = 32
 MOVED_ROWS = 128
@@ -24,7 +24,7 @@ def unsupported(*tensors: Tensor) -> str | None:
     """Say why these keys, values and rows are not for the kernel; None if they are."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "it has no gradient"
-    return launching.refusal(*tensors, largest_dim=1024)
+    return launch.refusal(*tensors, largest_dim=1024)
 
 
 @triton.jit

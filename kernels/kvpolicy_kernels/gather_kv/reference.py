@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 
 
 def gather_kv(

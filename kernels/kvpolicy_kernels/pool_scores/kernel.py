@@ -14,7 +14,7 @@ import triton.language as tl
 from jaxtyping import Float32, Int
 from torch import Tensor
 
-from kvpolicy_kernels import launching
+from kvpolicy_kernels.common.triton import launch
 from kvpolicy_kernels.pool_scores.reference import require_odd
 
 BLOCK_S = 1024
@@ -24,7 +24,7 @@ def unsupported(scores: Tensor, *options: Tensor) -> str | None:
     """Say why these scores, widths and shifts are not for the kernel; None if they are."""
     if scores.dtype != torch.float32:
         return f"it pools float32, not {scores.dtype}"
-    return launching.refusal(scores, *options, largest_dim=2**30)
+    return launch.refusal(scores, *options, largest_dim=2**30)
 
 
 @triton.jit

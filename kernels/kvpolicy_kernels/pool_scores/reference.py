@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.precision import sums_dtype
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 
 
 @torch.no_grad()

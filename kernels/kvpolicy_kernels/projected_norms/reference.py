@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.matmul import transposed_product
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-from kvpolicy_kernels.products import (
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.logits import (
     base_2,
     capped,
     finite_or_zero,
@@ -40,7 +40,7 @@ def unsupported(queries: Tensor, *tensors: Tensor) -> str | None:
     if others != {queries.dtype}:
         return f"its queries are {queries.dtype}, its keys and values {sorted(map(str, others))}"
     vectors = (tensor[:, None] for tensor in tensors if tensor.ndim == 1)
-    return launching.refusal(queries, *tables, *vectors)
+    return launch.refusal(queries, *tables, *vectors)
 
 
 def blocks_of(rows: int, block_dim: int, *, exact: bool) -> tuple[int, int]:
@@ -191,11 +191,11 @@ def ragged_attention(
     outputs = torch.empty(programs, rows, value_dim, dtype=torch.float32, device=keys.device)
     totals = outputs.new_empty(programs, rows)
     # The interpreter cuts digits off where a GPU rounds.
-    dtype = torch.float32 if launching.INTERPRETED else values.dtype
+    dtype = torch.float32 if launch.INTERPRETED else values.dtype
     merged = torch.empty(batch, heads, count, value_dim, dtype=dtype, device=keys.device)
     if sinks is not None:
         sinks = sinks.contiguous()
-    precision = launching.precision(keys)
+    precision = launch.product_precision(keys)
     block_d, block_dv = (max(16, triton.next_power_of_2(size)) for size in (dim, value_dim))
     block_r, block_s = blocks_of(rows, max(block_d, block_dv), exact=precision == "ieee")
     with torch.cuda.device_of(keys):
@@ -206,7 +206,7 @@ def ragged_attention(
             prefix_values.stride(0), *keys.stride()[:3], *values.stride()[:3],
             D=dim, DV=value_dim, BLOCK_D=block_d, BLOCK_DV=block_dv, BLOCK_R=block_r,
             BLOCK_S=block_s, CHANNELS=16 if precision == "ieee" else block_d,
-            PRECISION=precision, UP=launching.INTERPRETED,
+            PRECISION=precision, UP=launch.INTERPRETED,
         )  # fmt: skip
         _merge_kernel[(places * rows,)](
             outputs, totals, tiles.bounds, sinks, merged,

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, rows_per_block, spans
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from kvpolicy_kernels.launching import PROGRAMS
+from kvpolicy_kernels.common.triton.launch import PROGRAMS
 
 SMALLEST = 64
 PARTIAL_NUMBERS = 2**24

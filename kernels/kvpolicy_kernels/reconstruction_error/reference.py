@@ -8,21 +8,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.matmul import transposed_product
-
-LEAST_REST = 2.0**-20
-"""A sink can hold all attention but a rounding error: its odds must stay finite."""
-
-
-def odds(attention: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Odds a / (1 - a) of being attended, where 1 - a counts as at least 2 ** -20.
-
-    >>> import torch
-    >>> odds(torch.tensor([0.0, 0.5, 1.0]))
-    tensor([0.0000e+00, 1.0000e+00, 1.0486e+06])
-    """
-    return attention / (1 - attention).clamp_min(LEAST_REST)
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.odds import odds
+from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 
 @torch.no_grad()
@@ -55,19 +43,3 @@ def reconstruction_error(
                 norm = torch.linalg.vector_norm(missing, dim=-1).pow_(tau)
                 errors[b, h, s] = norm.mul_(odds(attention[b, h, s].float()))
     return errors
-
-
-@torch.no_grad()
-def weighted_values(
-    attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
-) -> Float32[Tensor, "B H D"]:
-    """One product per key/value head, over blocks of positions that are converted on the way."""
-    batch, kv_heads, positions, dim = values.shape
-    heads = attention.shape[1]
-    group = heads // kv_heads
-    sums = values.new_zeros(batch, heads, dim, dtype=torch.float32)
-    for b, n in product(range(batch), range(kv_heads)):
-        h = slice(n * group, (n + 1) * group)
-        for s in spans(0, positions, rows_per_block(dim, values.device)):
-            sums[b, h] += attention[b, h, s].float() @ values[b, n, s].float()
-    return sums

@@ -12,7 +12,7 @@ import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels import launching
+from kvpolicy_kernels.common.triton import launch
 
 BLOCK_NUMBERS = 2048
 """Numbers in a block of keys or of a table: a program holds six, in registers of four warps."""
@@ -20,7 +20,7 @@ BLOCK_NUMBERS = 2048
 
 def unsupported(*tensors: Tensor) -> str | None:
     """Say why these keys and tables are not for the kernel; None if they are."""
-    return launching.refusal(*tensors)
+    return launch.refusal(*tensors)
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def rerotate_keys(
     """Turn by the difference of the two angles, in one launch."""
     batch, heads, positions, dim = keys.shape
     # The interpreter cuts digits off where a GPU rounds.
-    dtype = torch.float32 if launching.INTERPRETED else keys.dtype
+    dtype = torch.float32 if launch.INTERPRETED else keys.dtype
     turned = torch.empty(keys.shape, dtype=dtype, device=keys.device)
     if turned.numel() == 0:
         return turned.to(keys.dtype)

@@ -12,10 +12,10 @@ import triton.language as tl
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-from kvpolicy_kernels.chunking import LOGITS_BYTES, spans
-from kvpolicy_kernels.products import products_by_parts
-from kvpolicy_kernels.select.kernel import BLOCK_S, STAGES, WARPS, read, taken, threshold_of
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, spans
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.largest import BLOCK_S, STAGES, WARPS, read, taken, threshold_of
+from kvpolicy_kernels.common.triton.logits import products_by_parts
 
 MOST_ROWS = 128
 """Rows of a tile. It reads every key once: a group's window should fit, and rarely is larger."""
@@ -25,7 +25,7 @@ def unsupported(*tensors: Tensor) -> str | None:
     """Say why these queries and keys are not for the kernel; None if they are."""
     if len({tensor.dtype for tensor in tensors}) > 1:
         return "it multiplies queries and keys of one dtype only"
-    return launching.refusal(*tensors)
+    return launch.refusal(*tensors)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -114,7 +114,7 @@ def row_statistics(
             _logits_kernel[(held, triton.cdiv(positions, block["BLOCK_S"]))](
                 queries, keys, logits, scaling, part.start, kv_heads, *sizes,
                 *queries.stride(), *keys.stride(), D=dim, ROWS=rows,
-                PRECISION=launching.precision(queries, keys), UP=launching.INTERPRETED, **block,
+                PRECISION=launch.product_precision(queries, keys), UP=launch.INTERPRETED, **block,
             )  # fmt: skip
             _sums_kernel[(held, min(rows, group * window))](
                 logits, sums, part.start, count, *sizes,

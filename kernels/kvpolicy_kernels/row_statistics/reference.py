@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
-from kvpolicy_kernels.largest import largest, without_nan
-from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.common.pytorch.largest import largest, without_nan
+from kvpolicy_kernels.common.pytorch.logits import query_blocks
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from kvpolicy_kernels.largest import largest, without_nan
+from kvpolicy_kernels.common.pytorch.largest import largest, without_nan
 
 
 @torch.no_grad()

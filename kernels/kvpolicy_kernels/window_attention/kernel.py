@@ -20,8 +20,8 @@ import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-from kvpolicy_kernels.products import (
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.logits import (
     base_2,
     capped,
     finite_or_zero,
@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 
 def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
     """Say why these queries, keys, weights and sinks are not for the kernels; None if they are."""
-    return launching.refusal(queries, keys, *(vector[:, None] for vector in vectors))
+    return launch.refusal(queries, keys, *(vector[:, None] for vector in vectors))
 
 
 def tile_of(group: int, window: int, block_dim: int, *, exact: bool) -> Tile:
@@ -189,14 +189,14 @@ def window_attention(
     kv_heads, positions = keys.shape[1:3]
     group = heads // kv_heads
     mixed = queries.dtype != keys.dtype
-    precision = "ieee" if mixed else launching.precision(queries, keys)
+    precision = "ieee" if mixed else launch.product_precision(queries, keys)
     block_dim = max(16, triton.next_power_of_2(dim))
     tile = tile_of(group, window, block_dim, exact=precision == "ieee")
     group_blocks = triton.cdiv(group, tile.heads)
     row_tiles, places = triton.cdiv(window, tile.queries), kv_heads * group_blocks
     blocks = triton.cdiv(positions, tile.positions)
     # Not by the batch: a sequence's sums must not depend on its mates.
-    span = tile.positions * triton.cdiv(blocks, launching.splits(row_tiles * places, blocks))
+    span = tile.positions * triton.cdiv(blocks, launch.splits(row_tiles * places, blocks))
     splits = triton.cdiv(positions, span)
     past = positions - window if causal else positions
     sizes = (kv_heads, group, window, positions, past, group_blocks)
@@ -205,7 +205,7 @@ def window_attention(
         "D": dim, "BLOCK_D": block_dim,
         "BLOCK_G": tile.heads, "BLOCK_W": tile.queries, "BLOCK_S": tile.positions,
         "CHANNELS": tile.channels, "PRECISION": precision,
-        "UP": launching.INTERPRETED or mixed, "num_warps": tile.warps,
+        "UP": launch.INTERPRETED or mixed, "num_warps": tile.warps,
     }  # fmt: skip
     if sinks is not None:
         sinks = sinks.contiguous()

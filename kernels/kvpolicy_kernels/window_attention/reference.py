@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.logits import exponentials, query_blocks
+from kvpolicy_kernels.common.pytorch.logits import exponentials, query_blocks
 
 
 class WindowAttention(NamedTuple):

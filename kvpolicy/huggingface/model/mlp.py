@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy_kernels.chunking import spans
+from kvpolicy_kernels import spans
 
 NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 """What decoder layers call their MLP."""

@@ -28,7 +28,7 @@ def refusal(*tensors: Tensor, largest_dim: int = LARGEST_DIM) -> str | None:
     return None
 
 
-def precision(*tensors: Tensor) -> str:
+def product_precision(*tensors: Tensor) -> str:
     """How exactly a kernel multiplies in float32: as exactly as its inputs deserve."""
     return "ieee" if any(tensor.dtype == torch.float32 for tensor in tensors) else "tf32"
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import LOGITS_BYTES, spans
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, spans
 
 
 @torch.no_grad()

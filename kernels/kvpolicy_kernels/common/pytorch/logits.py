@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
-from kvpolicy_kernels.matmul import transposed_product
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 
 class QueryBlock(NamedTuple):

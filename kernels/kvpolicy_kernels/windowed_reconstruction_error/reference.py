@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.logits import exponentials, query_blocks
-from kvpolicy_kernels.reconstruction_error.reference import odds
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.logits import exponentials, query_blocks
+from kvpolicy_kernels.common.pytorch.odds import odds
 
 LEAST_NORM = 2.0**-60
 """Keeps the relative error of a vanishing output finite."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 
 
 @torch.no_grad()
