@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -20,27 +22,36 @@ from kvpolicy_kernels.checks import require
 VARIABLE = "KVPOLICY_KERNELS"
 CHOICES = ("auto", "reference", "triton")
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class KernelFallbackWarning(UserWarning):
     """A GPU does without a Triton kernel: the same numbers, more slowly."""
 
 
-def implementation(room: str, *tensors: Tensor) -> ModuleType:
-    """Return the module of a room that is to run on these tensors: `kernel`, or `reference`.
+def implementation(door: Callable[P, R], *tensors: Tensor) -> Callable[P, R]:
+    """Return the function that runs on these tensors: the room's kernel or its reference.
 
-    A kernel module says by `unsupported(*tensors)` why it does not take some tensors, or None; the
-    reference then runs in its place, and the first time for each reason a warning says so.
+    `door` is the public function. Its room's modules `reference` and `kernel` have functions of the
+    same name and signature. `kernel.unsupported(*tensors)` returns why the kernel cannot take
+    the tensors, or None. If it cannot, the reference runs, and the first time for each reason a
+    KernelFallbackWarning says so.
 
     Raises ValueError if KVPOLICY_KERNELS is none of the choices, or asks for what cannot run here.
     """
-    if not _wants_kernel(tensors):
-        return import_module(f"{room}.reference")
-    kernel = import_module(f"{room}.kernel")
-    reason = kernel.unsupported(*tensors)
-    if reason is None:
-        return kernel
-    _warn_once(room.rpartition(".")[2], reason)
-    return import_module(f"{room}.reference")
+    if _wants_kernel(tensors):
+        kernel = import_module(f"{door.__module__}.kernel")
+        reason = kernel.unsupported(*tensors)
+        if reason is None:
+            return _function(kernel, door)
+        _warn_once(door.__name__, reason)
+    return _function(import_module(f"{door.__module__}.reference"), door)
+
+
+def _function(module: ModuleType, door: Callable[P, R]) -> Callable[P, R]:
+    found: Callable[P, R] = getattr(module, door.__name__)
+    return found
 
 
 def _wants_kernel(tensors: tuple[Tensor, ...]) -> bool:

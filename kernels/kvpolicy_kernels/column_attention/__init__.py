@@ -37,7 +37,6 @@ def column_attention(
     require_window(queries, keys)
     require_sinks(sinks, queries)
     given = (queries, keys) if sinks is None else (queries, keys, sinks)
-    attention: Tensor = implementation(__name__, *given).column_attention(
+    return implementation(column_attention, *given)(
         queries, keys, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     )
-    return attention

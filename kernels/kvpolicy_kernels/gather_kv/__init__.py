@@ -25,10 +25,7 @@ def gather_kv(
     tensor([2., 0.])
     """
     _require_fit(keys, values, rows)
-    kept: tuple[Tensor, Tensor] = implementation(__name__, keys, values, rows).gather_kv(
-        keys, values, rows
-    )
-    return kept
+    return implementation(gather_kv, keys, values, rows)(keys, values, rows)
 
 
 def compact_in_place(
@@ -58,7 +55,7 @@ def compact_in_place(
         not (_broadcasts(keys) or _broadcasts(values)) and keys.data_ptr() != values.data_ptr(),
         "keys and values must not share memory with each other or, expanded, with themselves",
     )
-    implementation(__name__, keys, values, rows).compact_in_place(keys, values, rows)
+    implementation(compact_in_place, keys, values, rows)(keys, values, rows)
 
 
 def _require_fit(keys: Tensor, values: Tensor, rows: Tensor) -> None:

@@ -42,7 +42,6 @@ def pool_scores(
             f"{name} {tuple(getattr(option, 'shape', ()))} do not fit scores {tuple(scores.shape)}",
         )
     options = [option for option in (widths, shifts) if isinstance(option, Tensor)]
-    pooled: Tensor = implementation(__name__, scores, *options).pool_scores(
+    return implementation(pool_scores, scores, *options)(
         scores, widths, shifts, mode=mode, edges=edges
     )
-    return pooled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
@@ -12,7 +14,10 @@ from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 @torch.no_grad()
 def projected_norms(
-    values: Float[Tensor, "B N S Dv"], weights: Float[Tensor, "H R Dv"], *, order: int
+    values: Float[Tensor, "B N S Dv"],
+    weights: Float[Tensor, "H R Dv"],
+    *,
+    order: Literal[1, 2] = 1,
 ) -> Float32[Tensor, "B N S"]:
     """Project a block of positions at a time, head by head."""
     batch, kv_heads, positions, _ = values.shape

@@ -57,8 +57,7 @@ def ragged_attention(
     require_sinks(sinks, queries)
     tensors = (queries, prefix_keys, prefix_values, keys, values)
     given = (*tensors, *(extra for extra in (padding, sinks) if extra is not None))
-    attended: Tensor = implementation(__name__, *given).ragged_attention(
+    return implementation(ragged_attention, *given)(
         queries, prefix_keys, prefix_values, lengths, keys, values,
         scaling=scaling, softcap=softcap, sinks=sinks, padding=padding,
     )  # fmt: skip
-    return attended

@@ -172,9 +172,9 @@ def ragged_attention(
     values: Float[Tensor, "B N T Dv"],
     *,
     scaling: float,
-    softcap: float | None,
+    softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
-    padding: Int[Tensor, " B"] | None,
+    padding: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend in one launch, tile by tile, and merge in a second one."""
     batch, heads, count, dim = queries.shape

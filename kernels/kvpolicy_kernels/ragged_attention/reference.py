@@ -19,9 +19,9 @@ def ragged_attention(
     values: Float[Tensor, "B N T Dv"],
     *,
     scaling: float,
-    softcap: float | None,
+    softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
-    padding: Int[Tensor, " B"] | None,
+    padding: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Take a block of queries at a time: one softmax over the tail and every head's own rows."""
     batch, heads, count, _ = queries.shape

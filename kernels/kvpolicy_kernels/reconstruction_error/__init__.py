@@ -41,7 +41,6 @@ def reconstruction_error(
         f"and values {tuple(values.shape)}",
     )
     tensors = (values, output) if factors is None else (values, output, factors)
-    errors: Tensor = implementation(__name__, *tensors).reconstruction_error(
+    return implementation(reconstruction_error, *tensors)(
         attention, values, output, factors, tau=tau
     )
-    return errors

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.rerotate_keys.reference import rotate_half
+from kvpolicy_kernels.rerotate_keys.reference import Tables, rotate_half
 
 __all__ = ["rerotate_keys", "rotate_half"]
-
-Tables = tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]]
-"""Cosines and sines of unit norm, one for each of the first R channels."""
 
 
 def rerotate_keys(
@@ -38,7 +35,4 @@ def rerotate_keys(
             table.shape[-1] == size and size % 2 == 0 and size <= keys.shape[-1],
             f"tables of {table.shape[-1]} and {size} channels do not fit keys {tuple(keys.shape)}",
         )
-    turned: Tensor = implementation(__name__, keys, *old, *new).rerotate_keys(
-        keys, old, new, interleaved=interleaved
-    )
-    return turned
+    return implementation(rerotate_keys, keys, *old, *new)(keys, old, new, interleaved=interleaved)

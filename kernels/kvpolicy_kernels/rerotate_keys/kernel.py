@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.rerotate_keys.reference import Tables
 
 BLOCK_NUMBERS = 2048
 """Numbers in a block of keys or of a table: a program holds six, in registers of four warps."""
@@ -63,11 +64,7 @@ def _rerotate_keys_kernel(
 
 
 def rerotate_keys(
-    keys: Float[Tensor, "B N S D"],
-    old: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    new: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    *,
-    interleaved: bool,
+    keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
 ) -> Float[Tensor, "B N S D"]:
     """Turn by the difference of the two angles, in one launch."""
     batch, heads, positions, dim = keys.shape

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
+
+Tables: TypeAlias = tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]]
+"""Cosines and sines of unit norm, one for each of the first R channels."""
 
 
 def rotate_half(
@@ -26,11 +31,7 @@ def rotate_half(
 
 @torch.no_grad()
 def rerotate_keys(
-    keys: Float[Tensor, "B N S D"],
-    old: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    new: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    *,
-    interleaved: bool,
+    keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
 ) -> Float[Tensor, "B N S D"]:
     """Turn by the difference of the two angles."""
     (old_cos, old_sin), (new_cos, new_sin) = old, new

@@ -32,7 +32,6 @@ def row_statistics(
     """
     require_window(queries, keys)
     require(count >= 1, f"count must be at least 1: {count}")
-    means: Tensor = implementation(__name__, queries, keys).row_statistics(
-        queries, keys, count, scaling=scaling
+    return implementation(row_statistics, queries, keys)(
+        queries, keys, count, scaling=scaling, softcap=softcap
     )
-    return means

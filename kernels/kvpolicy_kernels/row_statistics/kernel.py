@@ -89,7 +89,12 @@ def tiles_at_once(keys: Float[Tensor, "B N S D"], logits: int) -> int:
 
 
 def row_statistics(
-    queries: Float[Tensor, "B H W D"], keys: Float[Tensor, "B N S D"], count: int, *, scaling: float
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    count: int,
+    *,
+    scaling: float,
+    softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
     """Sum in two launches for every `tiles_at_once`."""
     batch, heads, window, dim = queries.shape

@@ -18,6 +18,7 @@ def row_statistics(
     count: int,
     *,
     scaling: float,
+    softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
     """Take the largest logits of each row: softmax and softcap would not change their order."""
     window, positions = queries.shape[2], keys.shape[2]

@@ -31,7 +31,4 @@ def select(
         f"budgets {tuple(budgets.shape)} do not fit scores {tuple(scores.shape)}",
     )
     require(count is None or count >= 0, f"count must not be negative: {count}")
-    selected: Tensor = implementation(__name__, scores, budgets).select(
-        scores, budgets, count=count
-    )
-    return selected
+    return implementation(select, scores, budgets)(scores, budgets, count=count)

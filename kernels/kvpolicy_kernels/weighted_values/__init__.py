@@ -22,5 +22,4 @@ def weighted_values(
              [3.]]])
     """
     require_attention(attention, values)
-    sums: Tensor = implementation(__name__, values).weighted_values(attention, values)
-    return sums
+    return implementation(weighted_values, values)(attention, values)

@@ -40,7 +40,6 @@ def window_attention(
     require_sinks(sinks, queries)
     tensors = (queries, keys, weights)
     given = tensors if sinks is None else (*tensors, sinks)
-    averaged: WindowAttention = implementation(__name__, *given).window_attention(
-        *tensors, scaling=scaling, softcap=softcap, sinks=sinks
+    return implementation(window_attention, *given)(
+        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks
     )
-    return averaged

@@ -182,7 +182,22 @@ def window_attention(
     scaling: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
-    causal: bool = True,
+) -> WindowAttention:
+    """Fold over the queries of the window, which see the positions before them."""
+    return folded_attention(
+        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks, causal=True
+    )
+
+
+def folded_attention(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    weights: Float[Tensor, " W"],
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Float[Tensor, " H"] | None,
+    causal: bool,
 ) -> WindowAttention:
     """Read the keys twice: what a row's logits weigh is known only with their sum."""
     batch, heads, window, dim = queries.shape
