@@ -6,6 +6,8 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import jaxtyping
@@ -19,8 +21,22 @@ PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").glob("kvpolicy_*")
 CHECKED = ("a_shape", "blocks", "last_attention", "reference", "vertical_slash")
 PREFILL = [f"kvpolicy.prefill.{module}" for module in CHECKED]  # flex compiles its functions
 jaxtyping.install_import_hook(
-    ["kvpolicy.observation", "kvpolicy.stages", *PREFILL, *PLUGINS], "beartype.beartype"
+    ["kvpolicy.observation", "kvpolicy.stages", *PREFILL, "kvpolicy_kernels", *PLUGINS],
+    "beartype.beartype",
 )
+
+
+class AsWritten(MetaPathFinder):
+    """Imports modules that Triton compiles as they are written, without checks."""
+
+    def find_spec(self, name, path=None, target=None):
+        compiled = name.endswith(".kernel") or name.startswith("kvpolicy_kernels.common.triton")
+        if name.startswith("kvpolicy_kernels.") and compiled:
+            return PathFinder.find_spec(name, path, target)
+        return None
+
+
+sys.meta_path.insert(0, AsWritten())
 
 # Triton reads it when it is first imported, which torch.use_deterministic_algorithms does.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")

@@ -149,11 +149,11 @@ def test_queries_in_any_layout_give_the_same():
         ({0: torch.ones(2, 3, 5, 8)}, "3 query heads do not divide"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(change, message):
+def test_arguments_that_do_not_fit_are_named(change, message, refused):
     given = list(example(2, 4, 2, 5, 9, 8, 8))
     for place, value in change.items():
         given[place] = value
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         ragged_attention(*given, scaling=0.3)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
@@ -14,18 +14,20 @@ __all__ = ["pool_scores"]
 
 
 def pool_scores(
-    scores: Float32[Tensor, "B H S"],
+    scores: Float[Tensor, "B H S"],
     widths: Int[Tensor, "B H"] | int,
     shifts: Int[Tensor, "B H"] | int = 0,
     *,
     mode: Literal["avg", "max"] = "avg",
     edges: Literal["replicate", "zero"] = "replicate",
-) -> Float32[Tensor, "B H S"]:
+) -> Float[Tensor, "B H S"]:
     """Average (or maximum) over `width` positions around each, moved by `shift`, per head.
 
     out_j reduces scores_u over u = j - width // 2 + shift .. j + width // 2 + shift. Positions
     outside the scores repeat the nearest score; with edges="zero" they count as zeros in an average
     and do not take part in a maximum (-inf if no position does). A peak at p appears at p - shift.
+
+    The result has the dtype of the scores.
 
     Raises ValueError if a width is even or below 1; on a GPU, where asking a tensor of widths would
     synchronise, an even one counts as 1 more and one below 1 as 1.

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.common.triton import launch
@@ -71,13 +71,13 @@ def _pool_scores_kernel(
 
 
 def pool_scores(
-    scores: Float32[Tensor, "B H S"],
+    scores: Float[Tensor, "B H S"],
     widths: Int[Tensor, "B H"] | int,
     shifts: Int[Tensor, "B H"] | int = 0,
     *,
     mode: Literal["avg", "max"] = "avg",
     edges: Literal["replicate", "zero"] = "replicate",
-) -> Float32[Tensor, "B H S"]:
+) -> Float[Tensor, "B H S"]:
     """Pool in one launch, summing every window afresh: a huge score stays in its windows."""
     if isinstance(widths, int):
         require_odd(widths)

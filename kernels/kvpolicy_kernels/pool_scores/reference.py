@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,13 +16,13 @@ from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 
 @torch.no_grad()
 def pool_scores(
-    scores: Float32[Tensor, "B H S"],
+    scores: Float[Tensor, "B H S"],
     widths: Int[Tensor, "B H"] | int,
     shifts: Int[Tensor, "B H"] | int = 0,
     *,
     mode: Literal["avg", "max"] = "avg",
     edges: Literal["replicate", "zero"] = "replicate",
-) -> Float32[Tensor, "B H S"]:
+) -> Float[Tensor, "B H S"]:
     """Pool the heads of equal width and shift together; most layers have few such groups."""
     rows = scores.flatten(0, 1)
     groups = _groups(widths, shifts, len(rows))
@@ -57,8 +57,8 @@ def _groups(
 
 
 def _pool(
-    rows: Float32[Tensor, "n S"], width: int, shift: int, mode: str, edges: str
-) -> Float32[Tensor, "n S"]:
+    rows: Float[Tensor, "n S"], width: int, shift: int, mode: str, edges: str
+) -> Float[Tensor, "n S"]:
     outside = None if edges == "replicate" else 0.0 if mode == "avg" else -torch.inf
     padded = _window(rows, shift - width // 2, shift + width // 2, outside)
     if mode == "max":
@@ -67,8 +67,8 @@ def _pool(
 
 
 def _window(
-    rows: Float32[Tensor, "n S"], first: int, last: int, outside: float | None
-) -> Float32[Tensor, "n P"]:
+    rows: Float[Tensor, "n S"], first: int, last: int, outside: float | None
+) -> Float[Tensor, "n P"]:
     """Columns first .. S - 1 + last, where those outside 0 .. S - 1 hold a number or the edge."""
     columns = rows.shape[1]
     length = columns + last - first
