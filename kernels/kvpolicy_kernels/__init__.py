@@ -1,9 +1,11 @@
-"""Operations that plugins share; each room has a PyTorch reference, some a Triton kernel.
+"""Operations that plugins share. Each room has a PyTorch reference, some have a Triton kernel.
 
-Letters in the shapes: B batch, H query heads, N key/value heads (query head h reads key/value
-head h // (H // N)), W observation window, S positions, D head dim, R rank of a head's output
-projection, K kept, M model dim, T dense tail behind uneven heads. The window is the last W of the
-S positions, oldest first.
+Letters in the shapes: B batch, H query heads, N key/value heads, W observation window, S positions,
+D head dimension of keys, Dv of values, R rank of a head's output projection, K kept positions,
+M model dimension, Q queries, T positions of a dense tail behind uneven heads. Query head h reads
+key/value head h // (H // N). The window's queries are those of the last W positions, oldest first.
+
+Also here: `spans` and `rows_per_block`, which keep temporary tensors small, and `sums_dtype`.
 """
 
 from kvpolicy_kernels.column_attention import column_attention

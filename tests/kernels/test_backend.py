@@ -36,7 +36,7 @@ def test_the_variable_asks_for_the_reference(device, monkeypatch):
 
 def test_a_misspelt_choice_is_an_error(monkeypatch):
     monkeypatch.setenv("KVPOLICY_KERNELS", "tritn")
-    with pytest.raises(ValueError, match="one of auto, reference, triton: 'tritn'"):
+    with pytest.raises(ValueError, match="one of auto, reference, triton, not 'tritn'"):
         implementation(gather_kv, torch.zeros(1))
 
 

@@ -79,5 +79,5 @@ def test_shapes_that_do_not_fit_are_an_error(refused):
         reconstruction_error(attention, values, output, torch.zeros(2, 5, 6))
     with refused("output .* does not fit"):
         reconstruction_error(attention, values, output[:, :1], None)
-    with refused("tau must be positive: 0"):
+    with refused("tau must be above 0, not 0"):
         reconstruction_error(attention, values, output, None, tau=0)

@@ -68,7 +68,7 @@ def test_a_sink_may_be_of_any_size(naive_rows):
 
 def test_every_head_has_one_sink(refused):
     queries, keys, weights = example(1, 4, 2, 3, 9, 8)
-    with refused(r"sinks \(2,\) for 4 query heads"):
+    with refused(r"sinks \(2,\) do not fit 4 query heads"):
         window_attention(queries, keys, weights, scaling=0.3, sinks=torch.zeros(2))
 
 
@@ -108,7 +108,7 @@ def test_inputs_stay_as_they_are_even_when_they_carry_gradients():
     [
         ((1, 3, 2, 4), (1, 2, 5, 4), 2, "3 query heads do not divide among 2"),
         ((1, 2, 6, 4), (1, 2, 5, 4), 6, "a window of 6 queries .* positions, which are 5"),
-        ((1, 2, 2, 4), (1, 2, 5, 4), 3, r"\(3,\) weights for a window of 2"),
+        ((1, 2, 2, 4), (1, 2, 5, 4), 3, r"weights \(3,\) do not fit a window of 2"),
         ((2, 2, 2, 4), (1, 2, 5, 4), 2, "differ in batch or dim"),
     ],
 )

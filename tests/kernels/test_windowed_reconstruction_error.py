@@ -146,9 +146,9 @@ def test_a_sequence_ignores_its_batch_mates():
 
 def test_shapes_that_do_not_fit_are_an_error(refused):
     queries, keys, ones = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4), torch.ones(3)
-    with refused("differ in positions"):
+    with refused("differ in batch, heads or positions"):
         windowed_reconstruction_error(queries, keys, keys[:, :, :4], ones, None, scaling=1.0)
-    with refused("weights for a window of 3 queries"):
+    with refused("do not fit a window of 3 queries"):
         windowed_reconstruction_error(queries, keys, keys, ones[:2], None, scaling=1.0)
     with refused("do not fit 2 heads of dim 4"):
         factors = torch.zeros(2, 4, 5)

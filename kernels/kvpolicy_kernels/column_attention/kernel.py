@@ -1,4 +1,4 @@
-"""The Triton kernels: those of a window's attention, with weights of one."""
+"""The Triton kernels: those of `window_attention`, with weights of 1."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def column_attention(
     sinks: Float[Tensor, " H"] | None = None,
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
-    """Fold over all queries as one window."""
+    """Sum over all queries as if they were one window."""
     ones = torch.ones(queries.shape[2], device=queries.device)
     return folded_attention(
         queries, keys, ones, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal

@@ -1,4 +1,4 @@
-"""Triangular factors of the output projection, one per head."""
+"""Triangular factors of the output projection, one for each head."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ __all__ = ["head_factors"]
 
 
 def head_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float32[Tensor, "H R D"]:
-    """Factor the output projection: |R_h x| = |W_h x| for every head h and every x.
+    """Return a factor R_h of each head's projection W_h: ||R_h x|| = ||W_h x|| for all x.
 
-    `weight` is that of the projection, [M, H D]; W_h are its columns of head h. R_h has
-    R = min(M, D) rows, so norms in the model's M dimensions cost D of them. Compute once per model.
+    `weight` is that of the output projection, [M, H D]; W_h are the columns of head h. R_h has
+    R = min(M, D) rows, so a norm in the model's M dimensions costs no more than D of them. The
+    factors depend on the model only: compute them once.
+
+    Raises ValueError if the columns do not divide among the heads evenly.
 
     >>> import torch
     >>> head_factors(torch.randn(64, 4 * 8), heads=4).shape
@@ -23,6 +26,6 @@ def head_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float32[Tens
     """
     require(
         heads >= 1 and weight.shape[1] % heads == 0,
-        f"{weight.shape[1]} columns do not divide among {heads} heads",
+        f"{weight.shape[1]} columns do not divide among {heads} heads evenly",
     )
     return reference.head_factors(weight, heads)

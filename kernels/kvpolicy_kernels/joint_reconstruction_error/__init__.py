@@ -1,4 +1,4 @@
-"""How much the outputs of all query heads of a group would change without a position."""
+"""The error that losing a position causes in all query heads of a group together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ def joint_reconstruction_error(
     output: Float[Tensor, "B H D"],
     factors: Float[Tensor, "N R GD"] | None,
 ) -> Float[Tensor, "B N S"]:
-    """Norm of sum_h odds_hi R_h (output_h - v_i) over the query heads h that share a position.
+    """Return || sum_h odds_hi W_h (output_h - v_i) ||, over the query heads h of each group.
 
-    What the output loses behind the projection, exactly, if one key/value head loses position i.
-    `factors` are `head_factors(weight, heads=N)`: of the G D columns that a group's heads own. None
-    measures in value space, where heads do not mix. In the precision of `odds`.
+    That is exactly how much the layer's output changes if one key/value head loses position i.
+    `odds` are those of the attention, `output` is each head's output. `factors` are
+    `head_factors(weight, heads=N)`, of the G D columns that the G heads of a group own together.
+    None measures in value space, where heads do not mix. The result has the dtype of `odds`.
+
+    Raises ValueError if the shapes do not fit.
 
     >>> import torch
     >>> odds, values = torch.ones(1, 2, 2), torch.tensor([[[[0.0], [3.0]]]])

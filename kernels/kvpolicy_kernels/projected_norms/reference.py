@@ -1,4 +1,4 @@
-"""Norms of projected values in PyTorch: the specification, and the CPU path."""
+"""Norms of projected values in PyTorch, on every device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def projected_norms(
     *,
     order: Literal[1, 2] = 1,
 ) -> Float32[Tensor, "B N S"]:
-    """Project a block of positions at a time, head by head."""
+    """Project head by head, in blocks of positions."""
     batch, kv_heads, positions, _ = values.shape
     group = weights.shape[0] // kv_heads
     step = rows_per_block(batch * weights.shape[1], values.device)

@@ -1,8 +1,8 @@
-"""How much a head's output would change without a position.
+"""The error that losing a position causes in a head's output.
 
-Without position i, renormalised attention changes the output o of a head by odds(a_i) (o - v_i)
-exactly: the leave-one-out error that ReST-KV (An et al., ICLR 2026,
-https://openreview.net/forum?id=PhEHuo7oMm) ranks positions by.
+Without position i, and with the attention renormalised, the output o of a head changes by exactly
+odds(a_i) (o - v_i). ReST-KV (An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm)
+ranks positions by the size of this leave-one-out error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ def reconstruction_error(
     *,
     tau: float = 1.0,
 ) -> Float32[Tensor, "B H S"]:
-    """odds(attention_i) |R_h (output_h - v_i)| ** tau; `factors` None measures in value space.
+    """Return odds(attention_i) ||R_h (output_h - v_i)|| ** tau for each query head and position.
+
+    `output` is each head's output o_h. `factors` are those of `head_factors`; None measures in
+    value space, without R_h. `tau` is above 0.
+
+    Raises ValueError if the shapes do not fit, or for a `tau` of 0 or below.
 
     >>> import torch
     >>> values = torch.tensor([[[[0.0, 0.0], [3.0, 4.0]]]])
@@ -34,7 +39,7 @@ def reconstruction_error(
     """
     require_attention(attention, values)
     require_factors(factors, attention.shape[1], values.shape[-1])
-    require(tau > 0, f"tau must be positive: {tau}")
+    require(tau > 0, f"tau must be above 0, not {tau}")
     require(
         output.shape == (*attention.shape[:2], values.shape[-1]),
         f"output {tuple(output.shape)} does not fit attention {tuple(attention.shape)} "

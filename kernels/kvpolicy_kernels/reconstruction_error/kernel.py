@@ -1,4 +1,4 @@
-"""The Triton kernels: a block of values, read once, serves every query head of its group."""
+"""The Triton kernel: a program reads a block of values once, for all query heads of the group."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -31,15 +31,15 @@ class ErrorTile(NamedTuple):
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these values, outputs and factors are not for the kernels; None if they are."""
+    """Return why the kernel cannot take these values, outputs and factors; None if it can."""
     return launch.refusal(*tensors)
 
 
 def error_tile(block_dim: int, exact: bool, projected: bool) -> ErrorTile:
-    """Choose by shape alone: what spills nothing, and fits 99 KiB where a GPU shares no more.
+    """Choose a tile by shape alone. It spills no registers and fits 99 KiB of shared memory.
 
-    While they fit, all channels of the values stay in registers from head to head. Exact products
-    in float32 run without tensor cores, and hold all their channels in registers at once.
+    If all channels of the values fit into registers, they stay there from head to head. Exact
+    products in float32 run without tensor cores and hold all their channels in registers.
     """
     if not projected:
         return ErrorTile(64, 1, block_dim)
@@ -137,7 +137,7 @@ def reconstruction_error(
     *,
     tau: float = 1.0,
 ) -> Float32[Tensor, "B H S"]:
-    """One program takes a block of positions through all heads of their group."""
+    """Launch one program for each block of positions of a key/value head."""
     batch, heads, positions = attention.shape
     kv_heads, dim = values.shape[1], values.shape[-1]
     precision = launch.product_precision(values)

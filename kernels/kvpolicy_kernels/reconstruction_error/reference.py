@@ -1,4 +1,4 @@
-"""The error of the averaged attention in PyTorch: the specification, and the CPU path."""
+"""The error of averaged attention in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def reconstruction_error(
     *,
     tau: float = 1.0,
 ) -> Float32[Tensor, "B H S"]:
-    """Take one key/value head at a time: a block of its values serves the whole group from cache.
+    """Compute block by block, so that the values stay in the CPU's cache for the whole group.
 
-    R (o - v), not R o - R v: slower, and as exact for values close to o, where the
-    difference of projections has lost its digits.
+    The difference is projected: R (o - v). R o - R v would be faster, but it loses the digits of
+    values close to o.
     """
     batch, kv_heads, positions, dim = values.shape
     group = attention.shape[1] // kv_heads
     output = output.float()
     errors = output.new_empty(attention.shape)
-    # What is in the cache at a time: values, their distance from o, and that projected.
+    # The cache holds the values, their distance from o, and its projection.
     step = rows_per_block(3 * dim, values.device)
     for b, n in product(range(batch), range(kv_heads)):
         for s in spans(0, positions, step):

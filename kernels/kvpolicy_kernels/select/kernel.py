@@ -1,4 +1,4 @@
-"""The Triton kernel: one program finds the best of one row by radix, eight bits at a time."""
+"""The Triton kernel: one program finds the best positions of one head by radix."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -24,7 +24,7 @@ from kvpolicy_kernels.common.triton.largest import (
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these scores and budgets are not for the kernel; None if they are."""
+    """Return why the kernel cannot take these scores and budgets; None if it can."""
     return launch.refusal(*tensors, largest_dim=2**30)
 
 
@@ -58,14 +58,14 @@ def _select_kernel(
 def select(
     scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"], *, count: int | None = None
 ) -> Int64[Tensor, "B N K"]:
-    """Select in one launch; it reads each row five times, from the GPU's cache."""
+    """Select in one launch, which reads each head's scores five times, from the GPU's cache."""
     if count is None:
         count = int(budgets.max()) if budgets.numel() else 0
     batch, heads, positions = scores.shape
     kept = torch.empty(batch, heads, count, dtype=torch.int64, device=scores.device)
     if kept.numel() == 0:
         return kept
-    # Triton launches on the current device, which need not be the one that holds this layer.
+    # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(scores):
         _select_kernel[(batch * heads,)](
             scores, budgets, kept, heads, positions, count, *scores.stride(), *budgets.stride(),

@@ -1,4 +1,4 @@
-"""Values summed by attention."""
+"""Values summed by attention: a head's output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ __all__ = ["weighted_values"]
 def weighted_values(
     attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
 ) -> Float32[Tensor, "B H D"]:
-    """Sum the values by attention, per query head: sum_i attention_i v_i.
+    """Return sum_i attention_i v_i for each query head.
+
+    Raises ValueError if the shapes do not fit.
 
     >>> import torch
     >>> weighted_values(torch.ones(1, 2, 3), torch.ones(1, 1, 3, 1))

@@ -1,4 +1,4 @@
-"""The Triton kernel: parts of the positions are summed side by side, then the parts."""
+"""The Triton kernel: programs sum parts of the positions in parallel, then PyTorch the parts."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -19,7 +19,7 @@ from kvpolicy_kernels.common.triton.logits import load_rows
 
 
 class SumTile(NamedTuple):
-    """How many heads and positions a program multiplies at once, and how exactly."""
+    """How many heads and positions a program multiplies at once, and in which precision."""
 
     heads: int
     positions: int
@@ -28,17 +28,17 @@ class SumTile(NamedTuple):
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these values are not for the kernel; None if they are."""
+    """Return why the kernel cannot take these values; None if it can."""
     return launch.refusal(*tensors)
 
 
 def sum_tile(group: int, exact: bool) -> SumTile:
-    """Choose by shape alone, again.
+    """Choose a tile by shape alone.
 
-    The sum waits for memory and can afford three products in tf32, which keep the attention's
-    digits; those of values in half precision fit one.
+    Memory limits the sum, not arithmetic. So with values in half precision, attention is multiplied
+    as three tf32 products, which keep its digits.
     """
-    # Tensor cores multiply 16 rows at least.
+    # Tensor cores multiply at least 16 rows.
     heads = max(16, min(32, triton.next_power_of_2(group)))
     return SumTile(heads, 16, "ieee", 4) if exact else SumTile(heads, 32, "tf32x3", 8)
 
@@ -72,16 +72,16 @@ def _weighted_values_kernel(
 def weighted_values(
     attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
 ) -> Float32[Tensor, "B H D"]:
-    """Sum parts of the positions at once, then the parts."""
+    """Sum parts of the positions in one launch, then add up the parts."""
     batch, heads, positions = attention.shape
     kv_heads, dim = values.shape[1], values.shape[-1]
     group = heads // kv_heads
     tile = sum_tile(group, exact=launch.product_precision(values) == "ieee")
     group_blocks, blocks = triton.cdiv(group, tile.heads), triton.cdiv(positions, tile.positions)
     places = kv_heads * group_blocks
-    # Not by the batch: a sequence's sums must not depend on its mates.
+    # The batch size must not count: a sequence's sums may not depend on the rest of the batch.
     span = tile.positions * triton.cdiv(blocks, launch.splits(places, blocks))
-    # Without positions there still is a sum: zero.
+    # Without positions the sum is zero; one split writes it.
     splits = max(1, triton.cdiv(positions, max(1, span)))
     partials = torch.empty(splits, batch, heads, dim, dtype=torch.float32, device=values.device)
     with torch.cuda.device_of(values):

@@ -1,4 +1,4 @@
-"""Values summed by attention in PyTorch: the specification, and the CPU path."""
+"""Values summed by attention in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 def weighted_values(
     attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
 ) -> Float32[Tensor, "B H D"]:
-    """One product per key/value head, over blocks of positions that are converted on the way."""
+    """Multiply once for each key/value head and block of positions, in float32."""
     batch, kv_heads, positions, dim = values.shape
     heads = attention.shape[1]
     group = heads // kv_heads

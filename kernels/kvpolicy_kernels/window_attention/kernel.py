@@ -1,8 +1,8 @@
-"""The Triton kernels: the logsumexp of every query, then the attention folded over the queries.
+"""The Triton kernels: the logsumexp of each query, then the attention folded over the queries.
 
-A tile of rows holds a few queries of every head of a group, BLOCK_W x BLOCK_G, so that the group
-reads its keys once. The queries are the outer axis: those of a tile see almost the same positions.
-Query w sees the positions up to PAST + w, as far as there are any.
+A tile of rows holds BLOCK_W queries of each of BLOCK_G heads of a group, so that the group reads
+its keys once. The queries of a tile are neighbours: they see almost the same positions. Query w
+sees the positions up to PAST + w, as far as they exist.
 """
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
@@ -36,7 +36,7 @@ BLOCK_M = 16
 
 
 class Tile(NamedTuple):
-    """How many heads, queries, positions and channels a program multiplies, and by what warps."""
+    """How many heads, queries, positions and channels a program multiplies, and its warps."""
 
     heads: int
     queries: int
@@ -46,18 +46,18 @@ class Tile(NamedTuple):
 
 
 def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
-    """Say why these queries, keys, weights and sinks are not for the kernels; None if they are."""
+    """Return why the kernels cannot take these queries, keys, weights, sinks; None if they can."""
     return launch.refusal(queries, keys, *(vector[:, None] for vector in vectors))
 
 
 def tile_of(group: int, window: int, block_dim: int, *, exact: bool) -> Tile:
-    """Choose by shape alone: what spills nothing, and fits 99 KiB where a GPU shares no more.
+    """Choose a tile by shape alone. It spills no registers and fits 99 KiB of shared memory.
 
-    Exact products in float32 run without tensor cores, and hold all channels in registers at once.
+    Exact products in float32 run without tensor cores, and hold all channels in registers.
     """
     rows = 64 if exact or block_dim > 128 else 128
     heads = min(rows, triton.next_power_of_2(group))
-    # Tensor cores multiply 16 rows at least.
+    # Tensor cores multiply at least 16 rows.
     queries = max(min(rows // heads, triton.next_power_of_2(window)), 16 // heads)
     warps = 8 if heads * queries == (64 if exact else 128) else 4
     return Tile(heads, queries, 64, 16 if exact else block_dim, warps)
@@ -73,7 +73,7 @@ def _logsumexp_kernel(
     BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
-    # The last tiles see most: they start first.
+    # The last tiles see the most positions, so they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
     place = tl.program_id(2).to(tl.int64)
@@ -87,7 +87,7 @@ def _logsumexp_kernel(
         block = load_rows(rows, valid, d, queries_d, D, UP)
     peak = tl.full([BLOCK_W * BLOCK_G], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_W * BLOCK_G], tl.float32)
-    # Not `and`: without sinks this must not be compiled at all.
+    # Two conditions, not `and`: without sinks Triton must not compile the second.
     if sinks is not None:  # noqa: SIM102
         if split == 0:
             peak, mass = sink_of(sinks, h, valid)
@@ -165,7 +165,7 @@ def _fold_kernel(
             )
         logits = capped(product, scale, softcap)
         sees = valid[:, None] & (s[None, :] <= (PAST + w)[:, None])
-        # Masked before the exponential, which a large logit out of sight overflows.
+        # Mask before the exponential: a large logit that is not seen would overflow.
         share = tl.exp2(tl.where(sees, logits - total[:, None], float("-inf")))
         folded += share * weight[:, None]
     by_head = tl.sum(tl.reshape(folded, [BLOCK_W, BLOCK_G, BLOCK_S]), 0)
@@ -183,7 +183,7 @@ def window_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
 ) -> WindowAttention:
-    """Fold over the queries of the window, which see the positions before them."""
+    """Sum over the queries of the window; each sees the positions up to its own."""
     return folded_attention(
         queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks, causal=True
     )
@@ -199,7 +199,10 @@ def folded_attention(
     sinks: Float[Tensor, " H"] | None,
     causal: bool,
 ) -> WindowAttention:
-    """Read the keys twice: what a row's logits weigh is known only with their sum."""
+    """Sum the attention of queries that see the positions up to their own, or all if not `causal`.
+
+    The keys are read twice: first for the sum of each softmax, then for the weights.
+    """
     batch, heads, window, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
     group = heads // kv_heads
@@ -210,7 +213,7 @@ def folded_attention(
     group_blocks = triton.cdiv(group, tile.heads)
     row_tiles, places = triton.cdiv(window, tile.queries), kv_heads * group_blocks
     blocks = triton.cdiv(positions, tile.positions)
-    # Not by the batch: a sequence's sums must not depend on its mates.
+    # The batch size must not count: a sequence's sums may not depend on the rest of the batch.
     span = tile.positions * triton.cdiv(blocks, launch.splits(row_tiles * places, blocks))
     splits = triton.cdiv(positions, span)
     past = positions - window if causal else positions

@@ -1,4 +1,4 @@
-"""How much each query's own output would change without a position, averaged over the window."""
+"""The error that losing a position causes in the output of each query, averaged over them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ def windowed_reconstruction_error(
     sinks: Float[Tensor, " H"] | None = None,
     normalize: bool = False,
 ) -> Float32[Tensor, "B H S"]:
-    """Average the error of every query's own output over the window.
+    """Return the error of each query's own output, averaged over the window by `weights`.
 
-    s_i = sum_t weights_t odds(a_ti) |R_h (o_t - v_i)|, with o_t = sum_i a_ti v_i; with `normalize`
-    each norm is divided by |R_h o_t|. Positions after a query add nothing to its sum. A head's sink
-    is one more logit of each of its queries, of value zero.
+    s_i = sum_t weights_t odds(a_ti) ||R_h (o_t - v_i)||    with    o_t = sum_i a_ti v_i
+
+    a_t is the causal attention of query t; positions behind it have no part in its error. With
+    `normalize`, each norm is divided by ||R_h o_t||. With `softcap` c, logits x become
+    c tanh(x / c). `sinks` has a learned sink for each query head: one more logit in each softmax of
+    the head, of value zero. `factors` None measures in value space, without R_h.
+
+    Raises ValueError if the shapes do not fit.
 
     >>> import torch
     >>> values = torch.tensor([[[[0.0], [1.0]]]])
@@ -40,11 +45,12 @@ def windowed_reconstruction_error(
     require_window(queries, keys)
     require(
         values.shape[:3] == keys.shape[:3],
-        f"keys {tuple(keys.shape)} and values {tuple(values.shape)} differ in positions",
+        f"keys {tuple(keys.shape)} and values {tuple(values.shape)} differ in batch, heads or "
+        "positions",
     )
     require(
         weights.shape == queries.shape[2:3],
-        f"{tuple(weights.shape)} weights for a window of {queries.shape[2]} queries",
+        f"weights {tuple(weights.shape)} do not fit a window of {queries.shape[2]} queries",
     )
     require_sinks(sinks, queries)
     require_factors(factors, queries.shape[1], values.shape[-1])

@@ -1,4 +1,4 @@
-"""The largest of every row by radix, eight bits at a time, for kernels that run a row each."""
+"""The largest numbers of a row by radix, eight bits at a time; one program takes one row."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN201, N803
@@ -16,7 +16,7 @@ STAGES = 3
 
 @triton.jit
 def ordered(numbers):
-    """Numbers as uint32 in the same order; NaN is -inf, and -0.0 is 0.0."""
+    """Return the numbers as uint32 in the same order. NaN counts as -inf, and -0.0 as 0.0."""
     bits = numbers.to(tl.float32).to(tl.uint32, bitcast=True)
     magnitude = bits & 0x7FFFFFFF
     bits = tl.where(magnitude > 0x7F800000, 0xFF800000, bits)
@@ -26,7 +26,7 @@ def ordered(numbers):
 
 @triton.jit
 def read(row, stride, start, S, BLOCK_S: tl.constexpr):
-    """Return a block's positions, which of them exist, and their numbers as `ordered`."""
+    """Return a block's positions, whether each exists, and its numbers as `ordered`."""
     s = start + tl.arange(0, BLOCK_S)
     inside = s < S
     return s, inside, ordered(tl.load(row + s.to(tl.int64) * stride, mask=inside, other=0.0))
@@ -34,7 +34,7 @@ def read(row, stride, start, S, BLOCK_S: tl.constexpr):
 
 @triton.jit
 def threshold_of(row, stride, S, room, BLOCK_S: tl.constexpr, STAGES: tl.constexpr):
-    """Find the `room`-th largest of S numbers, and how many equal to it belong to the largest."""
+    """Return the `room`-th largest of S numbers, and how many equal to it are among the largest."""
     threshold = tl.full((), 0, tl.uint32)
     unknown = tl.full((), 0xFFFFFFFF, tl.uint32)
     for place in range(4):
@@ -43,7 +43,7 @@ def threshold_of(row, stride, S, room, BLOCK_S: tl.constexpr, STAGES: tl.constex
         for start in tl.range(0, S, BLOCK_S, num_stages=STAGES):
             _, inside, numbers = read(row, stride, start, S, BLOCK_S)
             alike = inside & ((numbers ^ threshold) <= unknown)
-            # Whatever does not take part counts as a 0: nothing below depends on their number.
+            # Other numbers count as digit 0. Nothing below depends on how many digits are 0.
             digits = tl.where(alike, (numbers >> shift) & 255, 0)
             counts += tl.histogram(digits.to(tl.int32), 256)
         at_least = tl.cumsum(counts, 0, reverse=True)
@@ -56,7 +56,7 @@ def threshold_of(row, stride, S, room, BLOCK_S: tl.constexpr, STAGES: tl.constex
 
 @triton.jit
 def taken(numbers, inside, threshold, room):
-    """Mark what is above the threshold and the first that equal it; return the room left."""
+    """Mark numbers above the threshold and the first `room` equal to it; return the room left."""
     equal = (inside & (numbers == threshold)).to(tl.int32)
     first = (equal == 1) & (tl.cumsum(equal, 0) <= room)
     return first | (inside & (numbers > threshold)), room - tl.sum(equal, 0)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: what they take, and how exactly they compute."""
+"""What launchers of Triton kernels decide: whether a kernel fits, its precision, its splits."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ import torch
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""The interpreter cannot compute with bfloat16: kernels then convert what they load to float32."""
+"""Whether kernels run in Triton's interpreter. It has no bfloat16: kernels then load as float32."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_DIM = 256
 PROGRAMS = 264
-"""Two for each processor of an H100; the same everywhere, since sums depend on how they split."""
+"""Programs to aim at: two for each processor of an H100.
+
+The same on every GPU, because the rounding of a sum depends on how it is split.
+"""
 
 
 def refusal(*tensors: Tensor, largest_dim: int = LARGEST_DIM) -> str | None:
-    """Say why no kernel takes floating-point tensors [... D]; None if one does."""
+    """Return why a kernel cannot take these tensors [... D]; None if it can."""
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.dtype not in FLOATS:
-            return f"it does not compute in {tensor.dtype}"
+            return f"the kernel does not compute in {tensor.dtype}"
         if tensor.is_floating_point() and tensor.shape[-1] > largest_dim:
-            return f"its heads have at most {largest_dim} channels, these have {tensor.shape[-1]}"
+            return (
+                f"the kernel takes heads of at most {largest_dim} channels, "
+                f"these have {tensor.shape[-1]}"
+            )
     if len({tensor.device for tensor in tensors}) > 1:
-        return "its tensors are on different devices"
+        return "the tensors are on different devices"
     return None
 
 
 def product_precision(*tensors: Tensor) -> str:
-    """How exactly a kernel multiplies in float32: as exactly as its inputs deserve."""
+    """Return the precision of products: "ieee" if an input is float32, else "tf32"."""
     return "ieee" if any(tensor.dtype == torch.float32 for tensor in tensors) else "tf32"
 
 
 def splits(programs: int, blocks: int) -> int:
-    """Say into how many parts to cut a loop over blocks that so many programs each run."""
+    """Return into how many parts to cut a loop over `blocks` that each of `programs` runs."""
     return max(1, min(blocks, -(-PROGRAMS // max(1, programs))))
