@@ -1,61 +1,40 @@
-"""attrs validators for options and settings: each names what it refuses, with its value.
+"""Validators for options and settings.
 
     width: int = attrs.field(default=5, validator=kvpolicy.options.odd_count)
+    future: int = attrs.field(default=512, validator=[count, at_most(2**17)])
 
-They raise InvalidValueError.
+Each raises InvalidValueError with the option's name and the value.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import Attribute
 
 from kvpolicy.budget import LARGEST
 from kvpolicy.errors import InvalidValueError, shown, suggest
 
+Validator: TypeAlias = "Callable[[Any, Attribute[Any], Any], None]"
+
 WIDEST = 2**12 - 1
-"""Positions that a pooling window may span: it takes memory for as many beyond both edges."""
+"""The largest pooling width. Pooling pads a row by about as many positions as its width."""
 
 
 def natural(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but an int of at least 0."""
+    """Accept an int of at least 0."""
     _check_int(option, value, least=0)
 
 
 def count(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but an int of at least 1."""
+    """Accept an int of at least 1."""
     _check_int(option, value, least=1)
 
 
-def boolean(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but True and False."""
-    if not isinstance(value, bool):
-        raise InvalidValueError(f"{option.name!r} must be True or False, not {shown(value)}")
-
-
-def natural_or_share(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but an int of at least 0, or a float share in [0, 1)."""
-    if not isinstance(value, float):
-        natural(instance, option, value)
-    elif not 0 <= value < 1:
-        raise InvalidValueError(
-            f"a float {option.name!r} is a share of the budget, from 0 to below 1, but is {value}"
-        )
-
-
-def share(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but a number in [0, 1]."""
-    if not isinstance(value, float):
-        raise InvalidValueError(f"{option.name!r} must be a number, not {shown(value)}")
-    if not 0 <= value <= 1:
-        raise InvalidValueError(f"{option.name!r} must be in [0, 1], not {value}")
-
-
 def odd_count(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but an odd int of at least 1 and at most `WIDEST`."""
+    """Accept an odd int from 1 to `WIDEST`."""
     count(instance, option, value)
     if value > WIDEST:
         raise InvalidValueError(f"{option.name!r} must be at most {WIDEST}, not {value}")
@@ -66,29 +45,72 @@ def odd_count(instance: object, option: Attribute[Any], value: Any) -> None:
         )
 
 
-def as_float(value: Any) -> Any:
-    """Return an int as a float, and leave the rest for the validator to see.
-
-    One that is too large for a float is infinite, as it is in JSON.
-    """
-    if type(value) is not int:
-        return value
-    try:
-        return float(value)
-    except OverflowError:
-        return math.copysign(math.inf, value)
+def boolean(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Accept True and False."""
+    if not isinstance(value, bool):
+        raise InvalidValueError(f"{option.name!r} must be True or False, not {shown(value)}")
 
 
 def positive(instance: object, option: Attribute[Any], value: Any) -> None:
-    """Refuse all but a finite number above 0."""
-    if not isinstance(value, float):
-        raise InvalidValueError(f"{option.name!r} must be a number, not {shown(value)}")
+    """Accept a finite float above 0; see `as_float` for ints."""
+    _check_float(option, value)
     if not 0 < value < math.inf:
         raise InvalidValueError(f"{option.name!r} must be above 0 and finite, not {value}")
 
 
-def one_of(*choices: str) -> Callable[[Any, Attribute[Any], Any], None]:
-    """Return a validator that refuses all but `choices`."""
+def share(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Accept a float from 0 to 1; see `as_float` for ints."""
+    _check_float(option, value)
+    if not 0 <= value <= 1:
+        raise InvalidValueError(f"{option.name!r} must be in [0, 1], not {value}")
+
+
+def natural_or_share(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Accept an int of at least 0, or a float share from 0 to below 1."""
+    if not isinstance(value, float):
+        natural(instance, option, value)
+    elif not 0 <= value < 1:
+        raise InvalidValueError(
+            f"a float {option.name!r} is a share of the budget. It must be in [0, 1), not {value}"
+        )
+
+
+def at_least(least: float) -> Validator:
+    """Return a validator that accepts numbers from `least` on; put one for the type before it.
+
+    >>> import attrs
+    >>> Part = attrs.make_class("Part", {"beta": attrs.field(validator=[positive, at_least(1)])})
+    >>> Part(beta=0.5)
+    Traceback (most recent call last):
+    kvpolicy.errors.InvalidValueError: 'beta' must be at least 1, not 0.5
+    """
+
+    def validate(instance: object, option: Attribute[Any], value: Any) -> None:
+        if not value >= least:
+            raise InvalidValueError(f"{option.name!r} must be at least {least}, not {value}")
+
+    return validate
+
+
+def at_most(most: float) -> Validator:
+    """Return a validator that accepts numbers up to `most`; put one for the type before it.
+
+    >>> import attrs
+    >>> Part = attrs.make_class("Part", {"tau": attrs.field(validator=[positive, at_most(8)])})
+    >>> Part(tau=9.0)
+    Traceback (most recent call last):
+    kvpolicy.errors.InvalidValueError: 'tau' must be at most 8, not 9.0
+    """
+
+    def validate(instance: object, option: Attribute[Any], value: Any) -> None:
+        if not value <= most:
+            raise InvalidValueError(f"{option.name!r} must be at most {most}, not {value}")
+
+    return validate
+
+
+def one_of(*choices: str) -> Validator:
+    """Return a validator that accepts the strings `choices`."""
 
     def validate(instance: object, option: Attribute[Any], value: Any) -> None:
         if not isinstance(value, str) or value not in choices:
@@ -100,6 +122,19 @@ def one_of(*choices: str) -> Callable[[Any, Attribute[Any], Any], None]:
     return validate
 
 
+def as_float(value: Any) -> Any:
+    """Convert an int to a float, for use as a converter; return other values unchanged.
+
+    An int that no float can hold becomes infinite, which validators refuse.
+    """
+    if type(value) is not int:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
 def _check_int(option: Attribute[Any], value: Any, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidValueError(f"{option.name!r} must be an int, not {shown(value)}")
@@ -107,3 +142,8 @@ def _check_int(option: Attribute[Any], value: Any, *, least: int) -> None:
         raise InvalidValueError(f"{option.name!r} must be at least {least}, not {shown(value)}")
     if value > LARGEST:
         raise InvalidValueError(f"{option.name!r} must be at most {LARGEST}, not {shown(value)}")
+
+
+def _check_float(option: Attribute[Any], value: Any) -> None:
+    if not isinstance(value, float):
+        raise InvalidValueError(f"{option.name!r} must be a number, not {shown(value)}")

@@ -39,7 +39,7 @@ class Policy(Pipeline):
     """
 
     def _complete_titles(self) -> Titles:
-        found = super()._complete_titles()
+        found = Pipeline._complete_titles(self)
         return {
             kind: title if title.name is not None else title_by_class(kind, self.parts[kind])
             for kind, title in found.items()

@@ -7,6 +7,8 @@ import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import jaxtyping
@@ -17,11 +19,22 @@ ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").glob("kvpolicy_*"))
 
 # The shapes in signatures are checked in tests only; this must come before the first import.
-CHECKED = ("a_shape", "blocks", "last_attention", "reference", "vertical_slash")
-PREFILL = [f"kvpolicy.prefill.{module}" for module in CHECKED]  # flex compiles its functions
-jaxtyping.install_import_hook(
-    ["kvpolicy.observation", "kvpolicy.stages", *PREFILL, *PLUGINS], "beartype.beartype"
-)
+sys.path.insert(0, str(Path(__file__).parent))
+jaxtyping.install_import_hook(["kvpolicy", "kvpolicy_kernels", *PLUGINS], "shapes.checked")
+COMPILED = ("kvpolicy_kernels.common.triton", "kvpolicy.prefill.flex")
+
+
+class AsWritten(MetaPathFinder):
+    """Imports modules that Triton or PyTorch compiles as they are written, without checks."""
+
+    def find_spec(self, name, path=None, target=None):
+        kernel = name.startswith("kvpolicy_kernels.") and name.endswith(".kernel")
+        if kernel or name.startswith(COMPILED):
+            return PathFinder.find_spec(name, path, target)
+        return None
+
+
+sys.meta_path.insert(0, AsWritten())
 
 # Triton reads it when it is first imported, which torch.use_deterministic_algorithms does.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")

@@ -60,7 +60,7 @@ OPERATIONS = (
         bytes_moved=lambda source: _kv(source) + _floats(source), tolerance=CLOSE,
     ),
     Operation(
-        name="weighted_values", room="reconstruction_error", prepare=calls.weighted_values,
+        name="weighted_values", room="weighted_values", prepare=calls.weighted_values,
         bytes_moved=lambda source: _kv(source) + _floats(source), tolerance=CLOSE,
     ),
     Operation(

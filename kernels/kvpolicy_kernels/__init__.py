@@ -1,28 +1,30 @@
-"""Operations that plugins share; each room has a PyTorch reference, some a Triton kernel.
+"""Operations that plugins share. Each room has a PyTorch reference, some have a Triton kernel.
 
-Letters in the shapes: B batch, H query heads, N key/value heads (query head h reads key/value
-head h // (H // N)), W observation window, S positions, D head dim, R rank of a head's output
-projection, K kept, M model dim, T dense tail behind uneven heads. The window is the last W of the
-S positions, oldest first.
+Letters in the shapes: B batch, H query heads, N key/value heads, W observation window, S positions,
+D head dimension of keys, Dv of values, R rank of a head's output projection, K kept positions,
+M model dimension, Q queries, T positions of a dense tail behind uneven heads. Query head h reads
+key/value head h // (H // N). The window's queries are those of the last W positions, oldest first.
+
+Also here: `spans` and `rows_per_block`, which keep temporary tensors small, and `sums_dtype`.
 """
 
 from kvpolicy_kernels.column_attention import column_attention
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.odds import odds
+from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
+from kvpolicy_kernels.head_factors import head_factors
+from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
 from kvpolicy_kernels.ragged_attention import ragged_attention
-from kvpolicy_kernels.reconstruction_error import (
-    head_factors,
-    joint_reconstruction_error,
-    odds,
-    reconstruction_error,
-    weighted_values,
-    windowed_reconstruction_error,
-)
+from kvpolicy_kernels.reconstruction_error import reconstruction_error
 from kvpolicy_kernels.rerotate_keys import rerotate_keys, rotate_half
 from kvpolicy_kernels.row_statistics import row_statistics
 from kvpolicy_kernels.select import select
+from kvpolicy_kernels.weighted_values import weighted_values
 from kvpolicy_kernels.window_attention import WindowAttention, window_attention
+from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
 
 __all__ = [
     "WindowAttention",
@@ -39,7 +41,10 @@ __all__ = [
     "rerotate_keys",
     "rotate_half",
     "row_statistics",
+    "rows_per_block",
     "select",
+    "spans",
+    "sums_dtype",
     "weighted_values",
     "window_attention",
     "windowed_reconstruction_error",

@@ -1,17 +1,22 @@
-"""Which form of an operation runs: its PyTorch reference, or its Triton kernel.
+"""The choice of what runs an operation: its PyTorch reference or its Triton kernel.
 
-`KVPOLICY_KERNELS` says so: `auto` (the default; kernels on a GPU, the reference elsewhere),
-`reference`, or `triton` (kernels everywhere; without a GPU in Triton's interpreter).
+The environment variable KVPOLICY_KERNELS decides:
+
+- `auto`, the default: the kernel on a GPU, the reference elsewhere;
+- `reference`: always the reference;
+- `triton`: always the kernel. Without a GPU it runs in Triton's interpreter, which is slow.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -20,47 +25,57 @@ from kvpolicy_kernels.checks import require
 VARIABLE = "KVPOLICY_KERNELS"
 CHOICES = ("auto", "reference", "triton")
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class KernelFallbackWarning(UserWarning):
-    """A GPU does without a Triton kernel: the same numbers, more slowly."""
+    """An operation runs in PyTorch although a kernel was wanted: the same numbers, more slowly."""
 
 
-def implementation(room: str, *tensors: Tensor) -> ModuleType:
-    """Return the module of a room that is to run on these tensors: `kernel`, or `reference`.
+def implementation(door: Callable[P, R], *tensors: Tensor) -> Callable[P, R]:
+    """Return the function that runs on these tensors: the room's kernel or its reference.
 
-    A kernel module says by `unsupported(*tensors)` why it does not take some tensors, or None; the
-    reference then runs in its place, and the first time for each reason a warning says so.
+    `door` is the public function. The modules `reference` and `kernel` of its room have functions
+    of the same name and signature. `kernel.unsupported(*tensors)` returns why the kernel cannot
+    take the tensors, or None. If it cannot, the reference runs, and a KernelFallbackWarning says so
+    once for each reason.
 
-    Raises ValueError if KVPOLICY_KERNELS is none of the choices, or asks for what cannot run here.
+    Raises ValueError if KVPOLICY_KERNELS has an unknown value, or asks for a kernel that cannot run
+    here.
     """
-    if not _wants_kernel(tensors):
-        return import_module(f"{room}.reference")
-    kernel = import_module(f"{room}.kernel")
-    reason = kernel.unsupported(*tensors)
-    if reason is None:
-        return kernel
-    _warn_once(room.rpartition(".")[2], reason)
-    return import_module(f"{room}.reference")
+    if _wants_kernel(tensors):
+        kernel = import_module(f"{door.__module__}.kernel")
+        reason = kernel.unsupported(*tensors)
+        if reason is None:
+            return _function(kernel, door)
+        _warn_once(door.__name__, reason)
+    return _function(import_module(f"{door.__module__}.reference"), door)
+
+
+def _function(module: ModuleType, door: Callable[P, R]) -> Callable[P, R]:
+    found: Callable[P, R] = getattr(module, door.__name__)
+    return found
 
 
 def _wants_kernel(tensors: tuple[Tensor, ...]) -> bool:
     choice = os.environ.get(VARIABLE, "auto")
-    require(choice in CHOICES, f"{VARIABLE} must be one of {', '.join(CHOICES)}: {choice!r}")
+    require(choice in CHOICES, f"{VARIABLE} must be one of {', '.join(CHOICES)}, not {choice!r}")
     on_gpu = all(tensor.is_cuda for tensor in tensors)
     if choice == "reference" or (choice == "auto" and not on_gpu):
         return False
     if not _has_triton():
         require(
             choice == "auto",
-            f"{VARIABLE}=triton, but Triton is not installed. Install kvpolicy[kernels].",
+            f"{VARIABLE} is triton, but Triton is not installed. Install kvpolicy[kernels].",
         )
-        _warn_once("kvpolicy_kernels", "Triton is not installed (kvpolicy[kernels] brings it)")
+        _warn_once("kvpolicy_kernels", "Triton is not installed. Install kvpolicy[kernels]")
         return False
     require(
         on_gpu or os.environ.get("TRITON_INTERPRET") == "1",
-        f"{VARIABLE}=triton, but not all tensors are on a GPU: "
-        f"{', '.join(sorted({tensor.device.type for tensor in tensors}))}. Without one, kernels "
-        "run in Triton's interpreter only (TRITON_INTERPRET=1, slow); else use auto.",
+        f"{VARIABLE} is triton, but not all tensors are on a GPU: "
+        f"{', '.join(sorted({tensor.device.type for tensor in tensors}))}. Set it to auto, or set "
+        "TRITON_INTERPRET=1 to run kernels in Triton's interpreter (slow).",
     )
     return True
 

@@ -16,14 +16,14 @@ WORST, BEST = "random", "oracle"
 DRAWS = 8
 """How many times chance is drawn. A single draw may happen to keep an attention sink everywhere."""
 
-JOINT, WITH_WINDOW = {"heads": "joint"}, {"o_includes_window": True}
+JOINT, WITH_WINDOW = {"name": "jointrestkv"}, {"o_includes_window": True}
 UNPOOLED = {"name": "spatiotemporal", "pooling": "none"}
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "restkv, joint": {"scorer": {"name": "restkv", **JOINT}},
+    "restkv, joint": {"scorer": JOINT},
     "restkv, o with window": {"scorer": {"name": "restkv", **WITH_WINDOW}},
-    "restkv, joint, o with window": {"scorer": {"name": "restkv", **JOINT, **WITH_WINDOW}},
+    "restkv, joint, o with window": {"scorer": JOINT | WITH_WINDOW},
     "restkv, unpooled": {"smoother": UNPOOLED},
-    "restkv, joint, unpooled": {"scorer": {"name": "restkv", **JOINT}, "smoother": UNPOOLED},
+    "restkv, joint, unpooled": {"scorer": JOINT, "smoother": UNPOOLED},
 }
 """Changes of recipe `restkv`, by the title of the variant."""
 PAIRS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from hypothesis import reject
@@ -79,12 +80,16 @@ def policies(
             arguments["compactor"] = "gather"
         if "Gemma" in type(model).__name__:
             arguments["slot_positions"] = False
+    # Checked shapes draw from `random`, and Hypothesis forbids a strategy to.
+    drawn = random.getstate()
     try:
         policy = compose(**arguments)
         with policy.cache(model):
             return policy
     except KvpolicyError:
         reject()
+    finally:
+        random.setstate(drawn)
 
 
 def _settings(budgets: tuple[int, int]) -> st.SearchStrategy[dict[str, Any]]:

@@ -1,11 +1,12 @@
-"""Compact: write what is kept into a smaller cache."""
+"""Compact: write the kept rows into a smaller cache."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import attrs
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
@@ -26,9 +27,9 @@ class Compactor(Protocol):
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Return the keys and values of the kept rows, in the order of the selection.
 
-        Rows beyond a head's length hold anything finite. The observation is what led to the
-        selection; its keys differ from `keys`, which are as they are stored, where a policy
-        renumbers positions.
+        Rows beyond a head's length may hold any finite numbers. `observation` is what the scorer
+        was shown. Its keys differ from `keys` if the policy has `slot_positions`: `keys` are as
+        stored, those of the observation are rotated to their slots.
         """
         ...
 
@@ -45,4 +46,59 @@ class GatherCompactor:
         observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Return copies of the kept rows."""
-        return gather_kv(keys, values, selection.indices.clamp(max=keys.shape[2] - 1))
+        return gathered(keys, values, selection)
+
+
+class Evicted(NamedTuple):
+    """The rows that a selection leaves out: E for each head, E the most that one head evicts.
+
+    A head that evicts fewer has fillers at the end: `is_row` is False, `rows` holds S, and `keys`
+    and `values` hold those of row 0.
+    """
+
+    rows: Int[Tensor, "B N E"]
+    is_row: Bool[Tensor, "B N E"]
+    keys: Float[Tensor, "B N E D"]
+    values: Float[Tensor, "B N E Dv"]
+
+
+Merge: TypeAlias = Callable[[Tensor, Tensor, Evicted], tuple[Tensor, Tensor]]
+"""Takes the kept keys [B N K D], the kept values [B N K Dv] and what is evicted.
+
+Returns the keys and values to keep instead, in the same shapes.
+"""
+
+
+def merged(
+    keys: Float[Tensor, "B N S D"],
+    values: Float[Tensor, "B N S Dv"],
+    selection: Selection,
+    merge: Merge,
+) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+    """Return what `merge` makes of the kept rows and the evicted ones.
+
+    Returns the kept rows unchanged if no head evicts a row, or none keeps one.
+
+    >>> import torch
+    >>> keys = torch.tensor([[[[1.0], [2.0], [5.0]]]])
+    >>> first = Selection(indices=torch.tensor([[[0]]]), lengths=torch.tensor([[1]]))
+    >>> def add(keys, values, evicted):
+    ...     return keys, values + evicted.values.sum(2, keepdim=True)
+    >>> merged(keys, keys, first, add)
+    (tensor([[[[1.]]]]), tensor([[[[8.]]]]))
+    """
+    kept_keys, kept_values = gathered(keys, values, selection)
+    length = keys.shape[2]
+    rows = selection.evicted(length)
+    if rows.shape[2] == 0 or kept_keys.shape[2] == 0:
+        return kept_keys, kept_values
+    is_row = rows < length
+    evicted = gather_kv(keys, values, rows.where(is_row, 0))
+    return merge(kept_keys, kept_values, Evicted(rows, is_row, *evicted))
+
+
+def gathered(
+    keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], selection: Selection
+) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+    """Return copies of the kept rows; beyond a head's length they repeat row S - 1."""
+    return gather_kv(keys, values, selection.indices.clamp(max=keys.shape[2] - 1))

@@ -7,7 +7,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy_kernels.precision import sums_dtype
+from kvpolicy_kernels import sums_dtype
 
 Group = Literal["mean", "max", "sum"]
 """How the scores of a group of query heads are reduced."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, natural
-from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.compaction import Evicted, merged
 from kvpolicy.stages.selection import Selection
 from kvpolicy_cam.merging import (
     Heirs,
@@ -17,7 +17,6 @@ from kvpolicy_cam.merging import (
     merge_probabilities,
     window_attention,
 )
-from kvpolicy_kernels import gather_kv
 
 
 @attrs.frozen(kw_only=True)
@@ -55,13 +54,16 @@ class CacheMergingCompactor:
         observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Return the kept keys, and the kept values with what they inherit."""
-        kept = GatherCompactor().compact(keys, values, selection, observation)
-        length, evicted = keys.shape[2], selection.evicted(keys.shape[2])
-        if evicted.shape[-1] == 0 or kept[0].shape[2] == 0:
-            return kept
-        heirs = Heirs.of(selection.indices, evicted, length=length, neighbours=self.neighbours)
-        chances = merge_probabilities(window_attention(observation), heirs)
-        merged = draws(self.seed, observation).gather(-1, heirs.evicted) < chances
-        _, evicted_values = gather_kv(keys, values, heirs.evicted)
-        merged_values = kept[1].float() + inherited(evicted_values, merged, heirs)
-        return kept[0], merged_values.to(values.dtype)
+
+        def merge(
+            kept_keys: Tensor, kept_values: Tensor, evicted: Evicted
+        ) -> tuple[Tensor, Tensor]:
+            heirs = Heirs.of(
+                selection.indices, evicted.rows, length=keys.shape[2], neighbours=self.neighbours
+            )
+            chances = merge_probabilities(window_attention(observation), heirs)
+            leaves = draws(self.seed, observation).gather(-1, heirs.evicted) < chances
+            sums = kept_values.float() + inherited(evicted.values, leaves, heirs)
+            return kept_keys, sums.to(values.dtype)
+
+        return merged(keys, values, selection, merge)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_expectedattention.statistics import QueryStatistics
-from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels import rows_per_block, spans
 
 
 def expected_logits(

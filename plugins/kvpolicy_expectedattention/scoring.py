@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import attrs
 import torch
-from attrs.validators import and_, le
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.observation.softmax import softmax
-from kvpolicy.options import as_float, boolean, count, natural, share
+from kvpolicy.options import as_float, at_most, boolean, count, natural, share
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_expectedattention.logits import expected_logits
 from kvpolicy_expectedattention.rotation import MeanRotation
@@ -46,7 +45,7 @@ class ExpectedAttentionScorer:
     tensor([[1.0000, 1.0000, 1.0000, 1.0000]])
     """
 
-    future: int = attrs.field(default=512, validator=and_(count, le(FARTHEST)))
+    future: int = attrs.field(default=512, validator=[count, at_most(FARTHEST)])
     sinks: int = attrs.field(default=4, validator=natural)
     covariance: bool = attrs.field(default=True, validator=boolean)
     values: bool = attrs.field(default=True, validator=boolean)

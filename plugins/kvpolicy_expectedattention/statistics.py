@@ -11,7 +11,7 @@ from torch import Tensor
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.rotary import Rotary, unrotated
 from kvpolicy_expectedattention.rotation import MeanRotation
-from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels import rows_per_block, spans
 
 
 @attrs.frozen(kw_only=True, eq=False)

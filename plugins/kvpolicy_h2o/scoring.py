@@ -6,6 +6,7 @@ import attrs
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count
@@ -42,7 +43,7 @@ class HeavyHitterScorer:
     def __attrs_post_init__(self) -> None:
         """Refuse to count causal queries where there are none."""
         if self.average and not self.causal:
-            raise ValueError("average=True counts the causal queries: drop causal=False")
+            raise InvalidValueError("average=True counts the causal queries: drop causal=False")
 
     @property
     def prefill_only(self) -> bool:

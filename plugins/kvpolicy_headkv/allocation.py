@@ -7,13 +7,12 @@ from typing import ClassVar, Literal
 
 import attrs
 import torch
-from attrs.validators import and_, ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.observation import Observation
-from kvpolicy.options import as_float, natural, one_of, positive
+from kvpolicy.options import as_float, at_least, natural, one_of, positive
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_headkv.table import Table, as_table, importances
 
@@ -40,7 +39,7 @@ class HeadTableAllocator:
     uneven: ClassVar[bool] = True
 
     importance: Table = attrs.field(converter=as_table, validator=importances, repr=False)
-    beta: float = attrs.field(default=1.01, converter=as_float, validator=and_(positive, ge(1)))
+    beta: float = attrs.field(default=1.01, converter=as_float, validator=[positive, at_least(1)])
     temp: float = attrs.field(default=1.0, converter=as_float, validator=positive)
     window: int = attrs.field(default=32, validator=natural)
     rounding: Literal["down", "nearest"] = attrs.field(

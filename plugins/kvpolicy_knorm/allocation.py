@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 import torch
 from attrs import Attribute
-from attrs.validators import and_
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -62,7 +61,7 @@ class SkippingAllocator:
     """
 
     layers: tuple[int, ...] = attrs.field(default=(0, 1), converter=_as_layers, validator=_layers)
-    least: float = attrs.field(default=0.5, converter=as_float, validator=and_(positive, share))
+    least: float = attrs.field(default=0.5, converter=as_float, validator=[positive, share])
 
     def check_model(self, model: ModelFacts) -> None:
         """Raise InvalidValueError if the model has no such layers, or none besides them."""

@@ -56,7 +56,7 @@ class LadderScorer:
     def __attrs_post_init__(self) -> None:
         """Refuse a ladder that does not climb."""
         if self.span is not None and self.overlap >= self.span:
-            raise ValueError(f"overlap={self.overlap} must be below span={self.span}")
+            raise InvalidValueError(f"overlap={self.overlap} must be below span={self.span}")
 
     def check_model(self, model: ModelFacts) -> None:
         """Raise InvalidValueError if the span leaves no layer out, so that nothing could go."""

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import one_of
-from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.compaction import Evicted, merged
 from kvpolicy.stages.selection import Selection
-from kvpolicy_kernels import gather_kv
 from kvpolicy_lookm.matching import nearest_kept
-from kvpolicy_lookm.merging import Merge, merged, shares
+from kvpolicy_lookm.merging import Merge, shares, weighted_mean
 
 
 @attrs.frozen(kw_only=True)
@@ -59,14 +58,15 @@ class SimilarityMergingCompactor:
         observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Return the kept keys and values, with the evicted ones merged into them."""
-        kept = GatherCompactor().compact(keys, values, selection, observation)
-        length, rows = keys.shape[2], selection.evicted(keys.shape[2])
-        if rows.shape[-1] == 0 or kept[0].shape[2] == 0:
-            return kept
-        evicted = gather_kv(keys, values, rows.where(rows < length, 0))
-        match = nearest_kept(evicted[0], kept[0], selection.indices < length)
-        share = shares(match.similarity, rows < length, self.merge, observation.of_all_heads)
-        return (
-            merged(kept[0], evicted[0], match.slots, share),
-            merged(kept[1], evicted[1], match.slots, share),
-        )
+
+        def merge(
+            kept_keys: Tensor, kept_values: Tensor, evicted: Evicted
+        ) -> tuple[Tensor, Tensor]:
+            match = nearest_kept(evicted.keys, kept_keys, selection.indices < keys.shape[2])
+            share = shares(match.similarity, evicted.is_row, self.merge, observation.of_all_heads)
+            return (
+                weighted_mean(kept_keys, evicted.keys, match.slots, share),
+                weighted_mean(kept_values, evicted.values, match.slots, share),
+            )
+
+        return merged(keys, values, selection, merge)

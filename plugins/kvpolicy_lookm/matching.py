@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels import rows_per_block, spans
 
 
 class Match(NamedTuple):

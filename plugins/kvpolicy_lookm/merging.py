@@ -62,7 +62,7 @@ def _close(
     return over_heads >= average
 
 
-def merged(
+def weighted_mean(
     kept: Float[Tensor, "B N K D"],
     evicted: Float[Tensor, "B N E D"],
     slots: Int64[Tensor, "B N E"],

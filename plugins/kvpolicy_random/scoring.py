@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import attrs
 import torch
-from attrs.validators import and_, lt
 from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
-from kvpolicy.options import count, natural
+from kvpolicy.options import at_most, count, natural
 
 
 @attrs.frozen(kw_only=True)
@@ -28,7 +27,7 @@ class RandomScorer:
     """
 
     window: int = attrs.field(default=1, validator=count)
-    seed: int = attrs.field(default=0, validator=and_(natural, lt(2**32)))
+    seed: int = attrs.field(default=0, validator=[natural, at_most(2**32 - 1)])
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Draw from [0, 1); the attention is not looked at."""

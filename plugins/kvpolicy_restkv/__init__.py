@@ -1,4 +1,4 @@
-"""ReST-KV: output-reconstruction scores, smoothed over time and space.
+"""ReST-KV: scores by reconstruction error, smoothed over time and space.
 
 An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm
 """
@@ -11,16 +11,27 @@ from typing import Any
 from kvpolicy import hookimpl
 from kvpolicy.stages.scoring import Scorer
 from kvpolicy.stages.smoothing import Smoother
+from kvpolicy_restkv.joint_scoring import JointReconstructionScorer
 from kvpolicy_restkv.scoring import ReconstructionScorer
 from kvpolicy_restkv.smoothing import SpatiotemporalSmoother
+from kvpolicy_restkv.windowed_scoring import WindowedReconstructionScorer
 
-__all__ = ["ReconstructionScorer", "SpatiotemporalSmoother"]
+__all__ = [
+    "JointReconstructionScorer",
+    "ReconstructionScorer",
+    "SpatiotemporalSmoother",
+    "WindowedReconstructionScorer",
+]
 
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the reconstruction error."""
-    return {"restkv": ReconstructionScorer}
+    """Offer the reconstruction error: of the average, of each query, of a group of heads."""
+    return {
+        "restkv": ReconstructionScorer,
+        "windowedrestkv": WindowedReconstructionScorer,
+        "jointrestkv": JointReconstructionScorer,
+    }
 
 
 @hookimpl

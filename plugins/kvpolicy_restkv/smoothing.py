@@ -6,12 +6,11 @@ from typing import Literal
 
 import attrs
 import torch
-from attrs.validators import and_, ge, le
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy.options import as_float, odd_count, one_of, positive
+from kvpolicy.options import as_float, at_least, at_most, odd_count, one_of, positive
 from kvpolicy_kernels import pool_scores
 from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
 
@@ -40,14 +39,14 @@ class SpatiotemporalSmoother:
     averaging: Averaging = attrs.field(
         default="ema", validator=one_of("ema", "mean", "none", "inverse")
     )
-    alpha: float = attrs.field(default=0.3, converter=as_float, validator=and_(positive, le(1)))
+    alpha: float = attrs.field(default=0.3, converter=as_float, validator=[positive, at_most(1)])
     pooling: Pooling = attrs.field(
         default="adaptive", validator=one_of("adaptive", "avg", "max", "none")
     )
     width: int = attrs.field(default=5, validator=odd_count)
     # Below, a drift would make windows that are many times as wide as the prompt.
     scale: float = attrs.field(
-        default=2000.0, converter=as_float, validator=and_(positive, ge(0.1))
+        default=2000.0, converter=as_float, validator=[positive, at_least(0.1)]
     )
     drift: Literal["row", "first"] = attrs.field(default="row", validator=one_of("row", "first"))
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import LOGITS_BYTES
+from kvpolicy_kernels import rows_per_block, spans
 
 Retain: TypeAlias = Literal["last", "first", "none"]
 
@@ -30,10 +30,9 @@ def redundancy(
     directions = F.normalize(keys.float(), dim=-1, eps=1e-8)
     length = keys.shape[2]
     sums = directions.new_zeros(keys.shape[:3])
-    rows = max(1, LOGITS_BYTES // (4 * sums.numel()))
-    for first in range(0, length, rows):
-        cosines = directions[:, :, first : first + rows] @ directions.mT
-        cosines.diagonal(first, -2, -1).zero_()
+    for rows in spans(0, length, rows_per_block(sums.numel(), keys.device)):
+        cosines = directions[:, :, rows] @ directions.mT
+        cosines.diagonal(rows.start, -2, -1).zero_()
         if retain != "none":
             cosines.scatter_(-1, _spared(cosines > threshold, retain), 0.0)
         sums += cosines.sum(-2)

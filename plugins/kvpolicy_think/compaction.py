@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, natural, share
-from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.compaction import gathered
 from kvpolicy.stages.selection import Selection
 from kvpolicy_think.channels import channel_importance, least_important
 
@@ -48,7 +48,7 @@ class ChannelPruningCompactor:
         observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
         """Return the kept rows, their keys with zeros for the pruned channels."""
-        kept_keys, kept_values = GatherCompactor().compact(keys, values, selection, observation)
+        kept_keys, kept_values = gathered(keys, values, selection)
         pruned = int(keys.shape[-1] * self.ratio)
         if pruned == 0:
             return kept_keys, kept_values

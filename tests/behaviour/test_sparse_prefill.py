@@ -23,7 +23,7 @@ from kvpolicy.errors import (
     UnsupportedModelError,
 )
 from kvpolicy.exactness.usages import small_policy, tokens
-from kvpolicy.huggingface import layer as layers
+from kvpolicy.huggingface import forward as layers
 from kvpolicy.prefill import AShape, VerticalSlash
 from kvpolicy.testing.models import tiny_model
 

@@ -63,7 +63,7 @@ def policies():
     }
     for name, changes in chosen.items():
         found[f"{name}, padded"] = ("N=2", small_policy(name, **changes), unequal)
-    joint = {"name": "restkv", "window": 8, "heads": "joint"}
+    joint = {"name": "jointrestkv", "window": 8}
     weighted = {"scorer": {"name": "tova", "value_weighted": True}}
     table = {"name": "headkv", "importance": [[1, 2, 3, 4], [4, 1, 1, 1]], "window": 8}
     merging = {"compactor": {"name": "lookm", "merge": "weighted"}}
@@ -71,7 +71,7 @@ def policies():
         "joint errors": ("N=4", small_policy("restkv", scorer=joint), even),
         "errors before folding": (
             "N=2",
-            small_policy("restkv", scorer={"name": "restkv", "window": 8, "mode": "before"}),
+            small_policy("restkv", scorer={"name": "windowedrestkv", "window": 8}),
             even,
         ),
         "by value": ("N=4", small_policy("tova", **weighted), unequal),

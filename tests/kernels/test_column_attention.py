@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import backend, column_attention, logits
+from kvpolicy_kernels import backend, column_attention
 from kvpolicy_kernels.column_attention import reference
+from kvpolicy_kernels.common.pytorch import logits
 
 SHAPES = [(1, 1, 1, 1, 1, 8), (2, 6, 2, 5, 9, 8), (1, 8, 1, 17, 17, 16), (2, 4, 4, 1, 40, 8)]
 shapes = pytest.mark.parametrize(("batch", "heads", "kv_heads", "queries", "seq", "dim"), SHAPES)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import chunking, compact_in_place
+from kvpolicy_kernels import compact_in_place
+from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.gather_kv import reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -47,7 +48,7 @@ def check(keys, values, rows):
 def test_moves_rows_to_the_front_in_order(
     batch, heads, seq, kept, dim, value_dim, dtype, block, monkeypatch
 ):
-    monkeypatch.setattr(chunking, "CACHED_BYTES", 4 * batch * heads * dim * block)
+    monkeypatch.setattr(blocks, "CACHED_BYTES", 4 * batch * heads * dim * block)
     _, keys, values = buffers(batch, heads, seq, dim, value_dim, dtype)
     check(keys, values, ascending(batch, heads, seq, kept).int())
 

@@ -43,7 +43,7 @@ def test_gradients_reach_the_kept_rows_only():
 @pytest.mark.parametrize("row", [-1, 4])
 def test_a_row_that_does_not_exist_is_an_error(row):
     keys = torch.zeros(1, 2, 4, 3)
-    with pytest.raises(IndexError, match=f"{row}.* not all among 4 positions"):
+    with pytest.raises(IndexError, match=f"{row}.* not all among the 4 positions"):
         gather_kv(keys, keys, torch.tensor([[[row], [row]]]))
 
 

@@ -132,7 +132,7 @@ def test_scores_stay_as_they_are():
 @pytest.mark.parametrize("width", [0, -3, 4])
 def test_a_width_without_a_middle_is_an_error(width, refused):
     for widths in (width, torch.tensor([[3, width]])):
-        with refused(f"odd and at least 1: {width}"):
+        with refused(f"odd and at least 1, not {width}"):
             pool_scores(torch.zeros(1, 2, 5), widths)
 
 
@@ -219,7 +219,7 @@ def test_widths_that_a_gpu_cannot_check_do_no_harm(device):
 
 @pytest.mark.usefixtures("triton_kernels")
 def test_what_the_host_can_check_is_checked_for_the_kernel_too(device):
-    with pytest.raises(ValueError, match="odd and at least 1: 4"):
+    with pytest.raises(ValueError, match="odd and at least 1, not 4"):
         pool_scores(torch.zeros(1, 2, 5, device=device), 4)
     assert pool_scores(torch.zeros(2, 0, 4, device=device), 3).shape == (2, 0, 4)
 

@@ -45,7 +45,7 @@ def test_of_order_2_factors_do_for_the_projection():
     [
         ((3, 8, 8), 1, "3 query heads do not divide among 2 key/value heads"),
         ((4, 8, 7), 1, "do not fit values"),
-        ((4, 8, 8), 3, "order must be 1 or 2: 3"),
+        ((4, 8, 8), 3, "order must be 1 or 2, not 3"),
     ],
 )
 def test_mistakes_are_named(weights, order, message, refused):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import backend, chunking, ragged_attention
+from kvpolicy_kernels import backend, ragged_attention
+from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.ragged_attention import reference, tiles
 
 SHAPES = [
@@ -126,7 +127,7 @@ def test_the_size_of_a_block_does_not_matter(size, monkeypatch):
     monkeypatch.setattr(reference, "LOGITS_BYTES", size)
 
     torch.testing.assert_close(ragged_attention(*given, scaling=0.3), whole)
-    assert size < chunking.LOGITS_BYTES
+    assert size < blocks.LOGITS_BYTES
 
 
 def test_queries_in_any_layout_give_the_same():
@@ -144,15 +145,15 @@ def test_queries_in_any_layout_give_the_same():
     [
         ({3: torch.ones(2, 3)}, "lengths"),
         ({3: torch.ones(2, 2).int()}, "add up to 4"),
-        ({4: torch.ones(2, 2, 3, 8)}, "5 queries need as many keys"),
+        ({4: torch.ones(2, 2, 3, 8)}, "5 queries need .* which are 3"),
         ({0: torch.ones(2, 3, 5, 8)}, "3 query heads do not divide"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(change, message):
+def test_arguments_that_do_not_fit_are_named(change, message, refused):
     given = list(example(2, 4, 2, 5, 9, 8, 8))
     for place, value in change.items():
         given[place] = value
-    with pytest.raises(ValueError, match=message):
+    with refused(message):
         ragged_attention(*given, scaling=0.3)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import launching, reconstruction_error, weighted_values
+from kvpolicy_kernels import reconstruction_error
 from kvpolicy_kernels.backend import KernelFallbackWarning
 from kvpolicy_kernels.reconstruction_error import reference
 
@@ -64,18 +64,6 @@ def test_the_error_matches_the_definition(
     torch.testing.assert_close(actual.cpu().double(), expected, **tolerance(dtype))
 
 
-@shapes
-@dtypes
-@pytest.mark.usefixtures("program_order")
-def test_values_are_summed_by_attention(batch, heads, kv_heads, seq, dim, rank, dtype, device):
-    attention, values, _, _ = example(batch, heads, kv_heads, seq, dim, rank, dtype)
-    repeated = values.double().repeat_interleave(heads // kv_heads, 1)
-    expected = (attention.double()[:, :, None] @ repeated)[:, :, 0]
-    actual = weighted_values(*on(device, attention, values))
-    assert actual.dtype == torch.float32
-    torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_any_layout_is_taken(layout, device):
     attention, values, output, factors = example(2, 4, 2, 40, 24, 24)
     strided = attention.mT.contiguous().mT.to(device), layout(values).to(device)
@@ -83,9 +71,6 @@ def test_any_layout_is_taken(layout, device):
     output, turned = output.mT.contiguous().mT.to(device), factors.mT.contiguous().mT.to(device)
     actual = reconstruction_error(*strided, output, turned)
     torch.testing.assert_close(actual.cpu(), expected, rtol=2e-6, atol=1e-6)
-    torch.testing.assert_close(
-        weighted_values(*strided).cpu(), reference.weighted_values(attention, values)
-    )
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.5])
@@ -129,23 +114,6 @@ def test_slices_of_the_past_are_taken_as_they_are(device):
     past = attention[..., :15], values[:, :, :15]
     whole = reconstruction_error(attention, values, output, factors)
     assert torch.equal(reconstruction_error(*past, output, factors), whole[..., :15])
-    summed = weighted_values(*past)
-    assert torch.equal(summed, weighted_values(*(part.clone() for part in past)))
-
-
-def test_without_positions_the_sum_is_zero(device):
-    sums = weighted_values(*on(device, torch.rand(1, 2, 0), torch.rand(1, 1, 0, 8)))
-    assert sums.shape == (1, 2, 8)
-    assert sums.count_nonzero() == 0
-
-
-@pytest.mark.parametrize("programs", [1, 3, 1000])
-@pytest.mark.usefixtures("program_order")
-def test_how_positions_split_among_programs_does_not_matter(programs, monkeypatch, device):
-    attention, values, _, _ = example(1, 4, 2, 150, 16, 16)
-    monkeypatch.setattr(launching, "PROGRAMS", programs)
-    sums = weighted_values(*on(device, attention, values)).cpu()
-    torch.testing.assert_close(sums, reference.weighted_values(attention, values))
 
 
 def test_a_sequence_ignores_its_batch_mates(device):
@@ -155,8 +123,6 @@ def test_a_sequence_ignores_its_batch_mates(device):
     assert torch.equal(
         errors[alone], reconstruction_error(attention[alone], values[alone], output[alone], factors)
     )
-    sums = weighted_values(attention, values)
-    assert torch.equal(sums[alone], weighted_values(attention[alone], values[alone]))
 
 
 def test_what_the_kernels_do_not_take_runs_in_pytorch(device):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import logits, row_statistics
+from kvpolicy_kernels import row_statistics
+from kvpolicy_kernels.common.pytorch import logits
 
 
 def naive(logits, count):
@@ -54,5 +55,5 @@ def test_what_is_no_number_is_never_among_the_largest(count, naive_logits):
 
 
 def test_a_count_below_one_is_an_error(refused):
-    with refused("count must be at least 1: 0"):
+    with refused("count must be at least 1, not 0"):
         row_statistics(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 0, scaling=1.0)

@@ -59,7 +59,7 @@ def test_scores_stay_as_they_are():
 def test_arguments_that_do_not_fit_are_an_error(refused):
     with refused(r"budgets \(1, 3\) do not fit"):
         select(torch.zeros(1, 2, 4), torch.ones(1, 3).int())
-    with refused("count must not be negative: -1"):
+    with refused("count must be at least 0, not -1"):
         select(torch.zeros(1, 2, 4), torch.ones(1, 2).int(), count=-1)
 
 

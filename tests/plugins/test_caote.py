@@ -53,7 +53,7 @@ def test_the_recipe_is_restkvs_score_in_value_space():
     policy = kvpolicy.recipe("caote", budget=64)
     scorer = {"name": "restkv", "projection": "value", "o_includes_window": True}
     assert policy == kvpolicy.compose(scorer=scorer, budget=64)
-    assert (policy.scorer.mode, policy.scorer.window, policy.recent) == ("after", 32, 32)
+    assert (policy.scorer.window, policy.recent) == (32, 32)
 
 
 def test_a_budget_within_the_window_is_refused():

@@ -30,15 +30,18 @@ class FixedAllocator:
 
 
 def restkv(params):
+    scorer = {
+        "window": params["window_size"],
+        "projection": "output" if params["use_wo"] else "value",
+    }
+    if params["metric_mode"] == "after":
+        assert not params["use_norm"]
+        scorer |= {"name": "restkv", "tau": params["tau"]}
+    else:
+        assert params["tau"] == 1.0
+        scorer |= {"name": "windowedrestkv", "normalize": params["use_norm"]}
     return {
-        "scorer": {
-            "name": "restkv",
-            "window": params["window_size"],
-            "mode": params["metric_mode"],
-            "projection": "output" if params["use_wo"] else "value",
-            "tau": params["tau"],
-            "normalize": params["use_norm"],
-        },
+        "scorer": scorer,
         "smoother": {
             "name": "spatiotemporal",
             "averaging": "ema" if params["use_ema"] else "mean",

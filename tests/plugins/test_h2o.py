@@ -11,7 +11,7 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
 from kvpolicy_h2o import HeavyHitterScorer
-from kvpolicy_kernels import logits
+from kvpolicy_kernels.common.pytorch import logits
 
 test_contract = contract(plugin="h2o")
 

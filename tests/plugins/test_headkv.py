@@ -159,7 +159,7 @@ def test_without_a_table_there_is_no_allocator():
         ({"importance": [[True]]}, "but layer 0 has True for head 0"),
         ({"importance": [["1"]]}, "but layer 0 has '1' for head 0"),
         ({"importance": [[0, 0]]}, "some of them above 0; all are 0"),
-        ({"beta": 0.5}, "'beta' must be >= 1"),
+        ({"beta": 0.5}, "'beta' must be at least 1, not 0.5"),
         ({"temp": 0}, "'temp' must be above 0 and finite, not 0.0"),
         ({"window": -1}, "'window' must be at least 0, not -1"),
         ({"rounding": "up"}, "'rounding' must be one of 'down', 'nearest', not 'up'"),

@@ -47,7 +47,7 @@ def test_every_position_is_as_likely_to_stay():
         ({"window": 0}, "'window' must be at least 1, not 0"),
         ({"window": True}, "'window' must be an int, not True"),
         ({"seed": -1}, "'seed' must be at least 0, not -1"),
-        ({"seed": 2**32}, "'seed' must be < 4294967296: 4294967296"),
+        ({"seed": 2**32}, "'seed' must be at most 4294967295, not 4294967296"),
         ({"seed": 0.5}, "'seed' must be .*int.*0.5"),
         ({"seed": False}, "'seed' must be an int, not False"),
     ],

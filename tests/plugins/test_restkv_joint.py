@@ -1,6 +1,4 @@
-"""ReST-KV with joint heads: a group loses a position at once, and that error is exact."""
-
-from importlib import import_module
+"""Scorer `jointrestkv`: a group loses a position at once, and that error is exact."""
 
 import attrs
 import pytest
@@ -12,8 +10,11 @@ from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import check, observation
-from kvpolicy_kernels import joint_reconstruction_error, odds
-from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
+from kvpolicy_restkv import (
+    JointReconstructionScorer,
+    ReconstructionScorer,
+    SpatiotemporalSmoother,
+)
 
 EMA = fold_of(SpatiotemporalSmoother(averaging="ema"))
 
@@ -47,24 +48,10 @@ def exactly(layer):
 
 
 @pytest.mark.parametrize("model_dim", [7, 16, 64])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_the_error_of_a_group_is_that_of_renormalising_without_the_position(groups, model_dim):
-    layer = observation(groups=groups, positions=20, batch=2, model_dim=model_dim)
-    attention, values, blocks = exactly(layer)
-    output = attention.unflatten(1, (2, groups)) @ values
-    stacked = blocks.unflatten(0, (2, groups)).transpose(1, 2).flatten(2)
-
-    errors = joint_reconstruction_error(odds(attention), values, output.flatten(1, 2), stacked)
-
-    expected = leave_one_out(attention, values, blocks)
-    torch.testing.assert_close(errors, expected, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.parametrize("model_dim", [7, 16, 64])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_scores_are_that_error_for_every_query_head_of_the_group(groups, model_dim):
     layer = observation(groups=groups, positions=20, batch=2, model_dim=model_dim)
-    scorer = ReconstructionScorer(heads="joint", o_includes_window=True)
+    scorer = JointReconstructionScorer(o_includes_window=True)
 
     scores = scorer.score(layer, EMA)
 
@@ -75,8 +62,8 @@ def test_scores_are_that_error_for_every_query_head_of_the_group(groups, model_d
 def test_in_value_space_the_heads_of_a_group_do_not_mix():
     layer = observation(positions=20)
     alone, joint = (
-        ReconstructionScorer(projection="value", heads=heads).score(layer, EMA)
-        for heads in ("alone", "joint")
+        scorer(projection="value").score(layer, EMA)
+        for scorer in (ReconstructionScorer, JointReconstructionScorer)
     )
     squares = reduce_groups(alone.square(), 2, "sum")
     torch.testing.assert_close(joint[:, ::2], squares.sqrt())
@@ -85,7 +72,7 @@ def test_in_value_space_the_heads_of_a_group_do_not_mix():
 def test_a_group_of_one_scores_as_its_only_head():
     layer = observation(groups=1, positions=20)
     alone, joint = (
-        ReconstructionScorer(heads=heads).score(layer, EMA) for heads in ("alone", "joint")
+        scorer().score(layer, EMA) for scorer in (ReconstructionScorer, JointReconstructionScorer)
     )
     torch.testing.assert_close(joint, alone, rtol=1e-5, atol=1e-6)
 
@@ -93,7 +80,7 @@ def test_a_group_of_one_scores_as_its_only_head():
 def test_errors_of_heads_can_cancel_and_never_add_up_to_more_than_their_sum():
     layer = observation(groups=2, positions=20)
     alone, joint = (
-        ReconstructionScorer(heads=heads).score(layer, EMA) for heads in ("alone", "joint")
+        scorer().score(layer, EMA) for scorer in (ReconstructionScorer, JointReconstructionScorer)
     )
     assert (joint[:, ::2] <= reduce_groups(alone, 2, "sum") * (1 + 1e-5)).all()
 
@@ -101,23 +88,14 @@ def test_errors_of_heads_can_cancel_and_never_add_up_to_more_than_their_sum():
     opposite[:, :, 1] = -opposite[:, :, 0]
     queries = layer.queries.unflatten(1, (2, 2))[:, :, :1].expand(-1, -1, 2, -1, -1).flatten(1, 2)
     twins = attrs.evolve(layer, queries=queries, output_weight=opposite.flatten(1))
-    cancelled = ReconstructionScorer(heads="joint").score(twins, EMA)
+    cancelled = JointReconstructionScorer().score(twins, EMA)
     torch.testing.assert_close(cancelled, torch.zeros_like(cancelled), rtol=0, atol=1e-6)
-
-
-def test_blocks_of_positions_give_what_one_block_gives(monkeypatch):
-    layer = observation(positions=50)
-    scorer = ReconstructionScorer(heads="joint")
-    whole = scorer.score(layer, EMA)
-    joint = import_module("kvpolicy_kernels.reconstruction_error.joint")
-    monkeypatch.setattr(joint, "rows_per_block", lambda floats, device: 7)
-    torch.testing.assert_close(scorer.score(layer, EMA), whole)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_a_head_that_is_shown_alone_is_scored_by_its_own_columns(index):
     layer = observation(heads=3, groups=2, positions=20)
-    scorer = ReconstructionScorer(heads="joint")
+    scorer = JointReconstructionScorer()
     whole = scorer.score(layer, EMA)[:, 2 * index : 2 * index + 2]
     torch.testing.assert_close(scorer.score(layer.head(index), EMA), whole)
 
@@ -126,7 +104,7 @@ def test_a_head_that_is_shown_alone_is_scored_by_its_own_columns(index):
 def test_without_pooling_the_group_reduction_has_nothing_to_choose(group):
     layer = observation(positions=60)
     parts = {
-        "scorer": {"name": "restkv", "window": 8, "heads": "joint"},
+        "scorer": {"name": "jointrestkv", "window": 8},
         "smoother": {"name": "spatiotemporal", "pooling": "none"},
         "budget": 20,
     }
@@ -146,25 +124,27 @@ def test_factors_of_groups_and_of_heads_are_remembered_side_by_side():
 
 def test_a_model_that_hides_its_output_projection_is_refused_with_the_way_out():
     layer = observation(output_weight=None)
-    with pytest.raises(UnsupportedModelError, match="projection='value'"):
-        ReconstructionScorer(heads="joint").score(layer, EMA)
-    in_value_space = ReconstructionScorer(heads="joint", projection="value")
+    with pytest.raises(UnsupportedModelError, match=r"scorer 'jointrestkv' .* projection='value'"):
+        JointReconstructionScorer().score(layer, EMA)
+    in_value_space = JointReconstructionScorer(projection="value")
     assert in_value_space.score(layer, EMA).isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": "both"}, "'heads' must be one of .*'alone', 'joint'.*'both'"),
-        ({"heads": "joint", "mode": "before"}, "heads='joint' .* mode='after'"),
-        ({"heads": "joint", "tau": 2.0}, "tau=2.0 .* heads='alone'"),
+        ({"window": 0}, "'window' must be at least 1, not 0"),
+        ({"projection": "both"}, "'projection' must be one of .*'output', 'value'.*'both'"),
+        ({"o_includes_window": 1}, "'o_includes_window' must be True or False, not 1"),
     ],
 )
 def test_mistakes_are_named(options, message):
-    with pytest.raises(InvalidValueError, match=f"scorer 'restkv': {message}"):
-        kvpolicy.compose(scorer={"name": "restkv", **options})
+    with pytest.raises(InvalidValueError, match=message):
+        JointReconstructionScorer(**options)
+    with pytest.raises(InvalidValueError, match=f"scorer 'jointrestkv': {message}"):
+        kvpolicy.compose(scorer={"name": "jointrestkv", **options})
 
 
 @pytest.mark.parametrize("projection", ["output", "value"])
 def test_joint_heads_keep_the_promises_of_a_scorer(projection):
-    check("scorer", ReconstructionScorer(heads="joint", projection=projection))
+    check("scorer", JointReconstructionScorer(projection=projection))

@@ -4,10 +4,19 @@ import torch
 
 import kvpolicy
 from kvpolicy.cache.eviction.one_layer import selected
-from kvpolicy.errors import InvalidValueError, KvpolicyError, UnsupportedModelError
+from kvpolicy.errors import (
+    InvalidOptionError,
+    InvalidValueError,
+    KvpolicyError,
+    UnsupportedModelError,
+)
 from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import observation
-from kvpolicy_restkv import ReconstructionScorer, SpatiotemporalSmoother
+from kvpolicy_restkv import (
+    ReconstructionScorer,
+    SpatiotemporalSmoother,
+    WindowedReconstructionScorer,
+)
 
 NEWEST = fold_of(SpatiotemporalSmoother(averaging="none"))
 EMA = fold_of(SpatiotemporalSmoother(averaging="ema"))
@@ -30,27 +39,27 @@ def leave_one_out(attention, layer):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_before_is_the_leave_one_out_error_of_a_query(groups):
+def test_the_windowed_score_is_the_leave_one_out_error_of_a_query(groups):
     layer = observation(groups=groups, positions=20)
     newest = layer.attention.double()[:, :, -1]
 
-    scores = ReconstructionScorer(mode="before").score(layer, NEWEST)
+    scores = WindowedReconstructionScorer().score(layer, NEWEST)
 
     torch.testing.assert_close(scores.double(), leave_one_out(newest, layer), rtol=1e-4, atol=1e-6)
 
 
-def test_before_averages_the_errors_of_the_queries():
+def test_the_windowed_score_averages_the_errors_of_the_queries():
     layer = observation(positions=20)
     rows = layer.attention.double().unbind(2)
     errors = torch.stack([leave_one_out(row, layer) for row in rows], dim=2)
 
-    scores = ReconstructionScorer(mode="before").score(layer, EMA)
+    scores = WindowedReconstructionScorer().score(layer, EMA)
 
     torch.testing.assert_close(scores.double(), EMA(errors), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_after_with_the_window_in_o_is_the_leave_one_out_error_of_the_average(groups):
+def test_with_the_window_in_o_the_score_is_the_leave_one_out_error_of_the_average(groups):
     layer = observation(groups=groups, positions=20)
     averaged = EMA(layer.attention.double())
 
@@ -74,10 +83,10 @@ def test_the_published_o_leaves_the_windows_values_out():
     assert not torch.equal(ours.score(layer, EMA)[..., past], ours.score(moved, EMA)[..., past])
 
 
-@pytest.mark.parametrize("mode", ["after", "before"])
-def test_value_space_is_the_identity_as_projection(mode):
+@pytest.mark.parametrize("kind", [ReconstructionScorer, WindowedReconstructionScorer])
+def test_value_space_is_the_identity_as_projection(kind):
     layer = observation(output_weight=torch.eye(32))
-    output, value = (ReconstructionScorer(mode=mode, projection=p) for p in ("output", "value"))
+    output, value = (kind(projection=p) for p in ("output", "value"))
     torch.testing.assert_close(output.score(layer, EMA), value.score(layer, EMA))
 
 
@@ -85,13 +94,13 @@ def test_value_space_is_the_identity_as_projection(mode):
 @pytest.mark.parametrize("window", [1, 3, 20])
 def test_any_fold_gives_what_the_weighted_sum_gives(normalize, window):
     layer = observation(positions=20, window=window)
-    scorer = ReconstructionScorer(mode="before", normalize=normalize)
+    scorer = WindowedReconstructionScorer(normalize=normalize)
     torch.testing.assert_close(scorer.score(layer, EMA.temporal), scorer.score(layer, EMA))
 
 
-def test_a_maximum_over_the_window_folds_the_errors_in_mode_before():
+def test_a_maximum_over_the_window_folds_the_errors_of_the_queries():
     layer = observation(positions=20)
-    scorer = ReconstructionScorer(mode="before")
+    scorer = WindowedReconstructionScorer()
     one_hot = [scorer.score(layer, fold_of(_Only(query=query))) for query in range(layer.window)]
     largest = scorer.score(layer, lambda errors: errors.amax(-2))
     torch.testing.assert_close(largest, torch.stack(one_hot).amax(0))
@@ -111,9 +120,9 @@ class _Only:
         return scores
 
 
-@pytest.mark.parametrize("mode", ["after", "before"])
+@pytest.mark.parametrize("kind", [ReconstructionScorer, WindowedReconstructionScorer])
 @pytest.mark.parametrize("projection", ["output", "value"])
-def test_a_position_with_all_the_attention_scores_high_and_finite(mode, projection):
+def test_a_position_with_all_the_attention_scores_high_and_finite(kind, projection):
     layer = observation(positions=20)
     keys = layer.keys.clone()
     keys[:, :, 3] = 0
@@ -123,26 +132,26 @@ def test_a_position_with_all_the_attention_scores_high_and_finite(mode, projecti
     layer = attrs.evolve(layer, keys=keys, queries=queries)
     assert layer.attention[..., 3].eq(1).all()
 
-    scores = ReconstructionScorer(mode=mode, projection=projection).score(layer, EMA)
+    scores = kind(projection=projection).score(layer, EMA)
 
     assert scores.isfinite().all()
-    if mode == "after":
+    if kind is ReconstructionScorer:
         # o is that position's value but for its window part: nothing is lost, and no NaN arises.
         assert scores.ge(0).all()
 
 
-@pytest.mark.parametrize("mode", ["after", "before"])
+@pytest.mark.parametrize("kind", [ReconstructionScorer, WindowedReconstructionScorer])
 @pytest.mark.parametrize("positions", [1, 2, 5])
-def test_a_prompt_that_is_all_window_is_scored(mode, positions):
+def test_a_prompt_that_is_all_window_is_scored(kind, positions):
     layer = observation(window=positions, positions=positions)
-    scores = ReconstructionScorer(mode=mode).score(layer, EMA)
+    scores = kind().score(layer, EMA)
     assert scores.shape == (1, 4, positions)
     assert scores.isfinite().all()
 
 
-@pytest.mark.parametrize("mode", ["after", "before"])
+@pytest.mark.parametrize("kind", [ReconstructionScorer, WindowedReconstructionScorer])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_scored_in_float32(mode, dtype):
+def test_half_precision_is_scored_in_float32(kind, dtype):
     layer = observation(dtype=dtype)
     wide = attrs.evolve(
         layer,
@@ -151,7 +160,7 @@ def test_half_precision_is_scored_in_float32(mode, dtype):
         values=layer.values.float(),
         output_weight=layer.output_weight.float(),
     )
-    scorer = ReconstructionScorer(mode=mode)
+    scorer = kind()
     scores = scorer.score(layer, EMA)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, scorer.score(wide, EMA))
@@ -164,11 +173,15 @@ def test_tau_is_the_power_of_the_norm():
     torch.testing.assert_close(two, odds * (one / odds) ** 2)
 
 
-def test_a_model_that_hides_its_output_projection_is_refused_with_the_way_out():
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(ReconstructionScorer, "restkv"), (WindowedReconstructionScorer, "windowedrestkv")],
+)
+def test_a_model_that_hides_its_output_projection_is_refused_with_the_way_out(kind, name):
     layer = observation(output_weight=None)
-    with pytest.raises(UnsupportedModelError, match="projection='value'"):
-        ReconstructionScorer().score(layer, EMA)
-    assert ReconstructionScorer(projection="value").score(layer, EMA).isfinite().all()
+    with pytest.raises(UnsupportedModelError, match=f"scorer '{name}' .* projection='value'"):
+        kind().score(layer, EMA)
+    assert kind(projection="value").score(layer, EMA).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -178,33 +191,38 @@ def test_a_model_that_hides_its_output_projection_is_refused_with_the_way_out():
         ({"window": True}, "'window' must be an int, not True"),
         ({"window": "x"}, "'window' must be an int, not 'x'"),
         ({"window": 2.0}, "'window' must be an int, not 2.0"),
-        ({"mode": "during"}, "'mode' must be one of .*'after', 'before'.*'during'"),
         ({"projection": None}, "'projection' must be one of .*'output', 'value'.*None"),
         ({"tau": 0.0}, "'tau' must be above 0 and finite, not 0.0"),
+        ({"tau": 9}, "'tau' must be at most 8, not 9.0"),
         ({"tau": float("nan")}, "'tau' must be above 0 and finite, not nan"),
         ({"tau": "x"}, "'tau' must be a number, not 'x'"),
-        ({"normalize": 1}, "'normalize' must be .*bool.*1"),
-        ({"normalize": True}, "normalize=True .* mode='before'"),
-        ({"mode": "before", "o_includes_window": True}, ".*drop o_includes_window=True"),
-        ({"mode": "before", "tau": 2.0}, "tau=2.0 .* mode='after'"),
+        ({"o_includes_window": 1}, "'o_includes_window' must be True or False, not 1"),
     ],
 )
 def test_mistakes_are_named(options, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises(InvalidValueError, match=message):
         ReconstructionScorer(**options)
     with pytest.raises(InvalidValueError, match=f"scorer 'restkv': {message}"):
         kvpolicy.compose(scorer={"name": "restkv", **options})
+
+
+def test_an_option_of_another_scorer_is_named():
+    with pytest.raises(InvalidOptionError, match="scorer 'restkv' has no option 'normalize'"):
+        kvpolicy.compose(scorer={"name": "restkv", "normalize": True})
+    with pytest.raises(InvalidOptionError, match="scorer 'windowedrestkv' has no option 'tau'"):
+        kvpolicy.compose(scorer={"name": "windowedrestkv", "tau": 2.0})
+    with pytest.raises(InvalidValueError, match="'normalize' must be True or False, not 1"):
+        WindowedReconstructionScorer(normalize=1)
 
 
 def test_the_recipe_is_the_published_setting():
     policy = kvpolicy.recipe("restkv", budget=128)
     assert policy == kvpolicy.compose(scorer="restkv", smoother="spatiotemporal", budget=128)
     assert policy.recent == policy.scorer.window == 32
-    assert (policy.scorer.mode, policy.scorer.projection, policy.scorer.tau) == (
-        "after",
-        "output",
-        1.0,
-    )
+    assert type(policy.scorer) is ReconstructionScorer
+    assert policy.scorer.projection == "output"
+    assert policy.scorer.tau == 1.0
+    assert not policy.scorer.o_includes_window
     assert (policy.smoother.averaging, policy.smoother.alpha) == ("ema", 0.3)
     assert (policy.smoother.pooling, policy.smoother.width, policy.smoother.scale) == (
         "adaptive",

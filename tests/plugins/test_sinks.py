@@ -9,6 +9,7 @@ from kvpolicy.evaluation.recording import Future
 from kvpolicy.stages.scoring import with_state
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import observation
+from kvpolicy_restkv import WindowedReconstructionScorer
 
 BLIND = {"keydiff", "knorm", "lacache", "lagkv", "random", "streamingllm"}
 """Scorers that do not look at attention."""
@@ -44,10 +45,10 @@ def test_a_scorer_sees_the_sink_if_it_looks_at_attention(name):
     torch.testing.assert_close(none, plain, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"mode": "before"}, {"mode": "before", "normalize": True}])
-def test_restkv_scores_what_a_head_with_a_sink_loses(options):
+@pytest.mark.parametrize("normalize", [False, True])
+def test_restkv_scores_what_a_head_with_a_sink_loses(normalize):
     layer = observation(window=1, positions=9, sink_logits=torch.tensor([0.5, -1.0, 3.0, 1.0]))
-    scorer = kvpolicy.compose(scorer={"name": "restkv", **options}, budget=200).scorer
+    scorer = WindowedReconstructionScorer(normalize=normalize)
     values = layer.values.double().repeat_interleave(2, 1)
     attention = layer.attention[:, :, 0].double()
     output = torch.einsum("bhs,bhsd->bhd", attention, values)
@@ -60,7 +61,7 @@ def test_restkv_scores_what_a_head_with_a_sink_loses(options):
         change = torch.einsum("bhs,bhsd->bhd", left, values[:, :, rest]) - output
         lost.append(torch.einsum("hmd,bhd->bhm", weight, change).norm(dim=-1))
     expected = torch.stack(lost, -1)
-    if options.get("normalize"):
+    if normalize:
         expected /= torch.einsum("hmd,bhd->bhm", weight, output).norm(dim=-1)[..., None]
 
     for reduce in (fold_of(MeanSmoother()), lambda rows: rows.mean(-2)):

@@ -2,7 +2,7 @@
 
 import torch
 
-from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.compaction import GatherCompactor, merged
 from kvpolicy.stages.selection import Selection
 from kvpolicy.testing import observation
 
@@ -35,3 +35,32 @@ def test_keys_and_values_may_have_different_sizes():
     values = torch.ones(1, 2, 5, 3)
     kept = GatherCompactor().compact(LAYER.keys, values, Selection.everything(LAYER), LAYER)
     assert [each.shape[-1] for each in kept] == [4, 3]
+
+
+def test_merging_is_shown_what_is_kept_and_what_is_evicted():
+    selection = Selection(indices=torch.tensor([[[0, 3], [4, 5]]]), lengths=torch.tensor([[2, 1]]))
+
+    def merge(keys, values, evicted):
+        assert torch.equal(keys[0, 0], LAYER.keys[0, 0, [0, 3]])
+        assert evicted.rows.tolist() == [[[1, 2, 4, 5], [0, 1, 2, 3]]]
+        assert evicted.is_row.tolist() == [[[True, True, True, False], [True] * 4]]
+        assert torch.equal(evicted.keys[0, 0], LAYER.keys[0, 0, [1, 2, 4, 0]])
+        assert torch.equal(evicted.values[0, 1], LAYER.values[0, 1, :4])
+        return keys + 1, values * 2
+
+    keys, values = merged(LAYER.keys, LAYER.values, selection, merge)
+
+    assert torch.equal(keys[0, 0], LAYER.keys[0, 0, [0, 3]] + 1)
+    assert torch.equal(values[0, 0], LAYER.values[0, 0, [0, 3]] * 2)
+
+
+def test_without_rows_to_merge_or_rows_to_merge_into_the_kept_rows_stay_as_they_are():
+    def merge(keys, values, evicted):
+        raise AssertionError("there is nothing to merge")
+
+    none = torch.zeros(1, 2, dtype=torch.long)
+    nothing = Selection(indices=torch.empty(1, 2, 0, dtype=torch.long), lengths=none)
+    for selection, kept in ((Selection.everything(LAYER), 5), (nothing, 0)):
+        keys, values = merged(LAYER.keys, LAYER.values, selection, merge)
+        assert torch.equal(keys, LAYER.keys[:, :, :kept])
+        assert torch.equal(values, LAYER.values[:, :, :kept])

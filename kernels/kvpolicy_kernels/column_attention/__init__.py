@@ -1,4 +1,4 @@
-"""Attention that every position receives from all queries together."""
+"""Attention that each position receives, summed over all queries."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ def column_attention(
     sinks: Float[Tensor, " H"] | None = None,
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
-    """Sum the attention of all queries to each position, without storing [B H Q S].
+    """Return the attention to each position, summed over the queries; [B H Q S] is never stored.
 
-    attention_i = sum_t softmax_i(scaling q_t . k_i). The Q queries are those of the last Q
-    positions: query t sees the positions 0 .. S - Q + t, or all of them if not `causal`. With
-    `softcap` c the logits x become c tanh(x / c) before the softmax. A head's sink is one more
-    logit of each of its queries, whose attention goes nowhere.
+    attention_i = sum_t softmax_i(scaling q_t . k_i)
+
+    The Q queries are those of the last Q positions. Query t sees the positions 0 .. S - Q + t, or
+    all positions if `causal` is False. With `softcap` c, logits x become c tanh(x / c) before the
+    softmax. `sinks` has a learned sink for each query head: one more logit in each softmax of the
+    head, without a position.
+
+    Raises ValueError if the shapes do not fit.
 
     >>> import torch
     >>> queries, keys = torch.zeros(1, 2, 2, 8), torch.zeros(1, 1, 2, 8)
@@ -37,7 +41,6 @@ def column_attention(
     require_window(queries, keys)
     require_sinks(sinks, queries)
     given = (queries, keys) if sinks is None else (queries, keys, sinks)
-    attention: Tensor = implementation(__name__, *given).column_attention(
+    return implementation(column_attention, *given)(
         queries, keys, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     )
-    return attention

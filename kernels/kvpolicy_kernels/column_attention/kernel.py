@@ -1,4 +1,4 @@
-"""The Triton kernels: those of a window's attention, with weights of one."""
+"""The Triton kernels: those of `window_attention`, with weights of 1."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.window_attention import kernel
-from kvpolicy_kernels.window_attention.kernel import unsupported
+from kvpolicy_kernels.window_attention.kernel import folded_attention, unsupported
 
 __all__ = ["column_attention", "unsupported"]
 
@@ -17,12 +16,12 @@ def column_attention(
     keys: Float[Tensor, "B N S D"],
     *,
     scaling: float,
-    softcap: float | None,
-    sinks: Float[Tensor, " H"] | None,
-    causal: bool,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " H"] | None = None,
+    causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
-    """Fold over all queries as one window."""
+    """Sum over all queries as if they were one window."""
     ones = torch.ones(queries.shape[2], device=queries.device)
-    return kernel.window_attention(
+    return folded_attention(
         queries, keys, ones, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     ).attention

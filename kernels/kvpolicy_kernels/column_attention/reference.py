@@ -1,4 +1,4 @@
-"""Column sums of the attention in PyTorch: the specification, and the CPU path."""
+"""Column sums of the attention in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.common.pytorch.logits import query_blocks
 from kvpolicy_kernels.window_attention.reference import fold, window_attention
 
 
@@ -22,7 +22,7 @@ def column_attention(
     sinks: Float[Tensor, " H"] | None = None,
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
-    """Fold over all queries as one window, or, where all see all, over each by itself."""
+    """Sum over all queries as one window, or one by one if each sees all positions."""
     ones = torch.ones(queries.shape[2], device=keys.device)
     if causal or queries.shape[2] == 1:
         return window_attention(
@@ -31,7 +31,7 @@ def column_attention(
     attention = keys.new_zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32)
     group = queries.shape[1] // keys.shape[1]
     for row, head in product(*map(range, queries.shape[:2])):
-        # A window's last query sees all there is: each becomes the only query of a head.
+        # The last query of a window sees all positions. So each query becomes a window of one.
         alone, shared = queries[row, head, None, :, None], keys[row, head // group, None, None]
         own = None if sinks is None else sinks[head, None, None]
         for block in query_blocks(alone, shared, scaling=scaling, softcap=softcap):

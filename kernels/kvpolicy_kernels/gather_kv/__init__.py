@@ -1,4 +1,4 @@
-"""Copy the kept rows of keys and values into a dense cache, a new one or the one they are in."""
+"""Copy the kept rows of keys and values into a new dense cache, or to the front of their own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["compact_in_place", "gather_kv"]
 def gather_kv(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
 ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-    """Rows of the position axis in the given order, each head its own; rows may repeat.
+    """Return the given rows of the position axis, for each head its own, in the given order.
 
-    A row outside 0 .. S - 1 raises IndexError; on a GPU, where asking would synchronise, it is
-    zeros.
+    Rows may repeat. Raises ValueError if the shapes do not fit. Raises IndexError for a row outside
+    0 .. S - 1; a kernel returns zeros for it instead, because a check would wait for the GPU.
 
     >>> import torch
     >>> keys = torch.arange(3.0).view(1, 1, 3, 1)
@@ -25,23 +25,21 @@ def gather_kv(
     tensor([2., 0.])
     """
     _require_fit(keys, values, rows)
-    kept: tuple[Tensor, Tensor] = implementation(__name__, keys, values, rows).gather_kv(
-        keys, values, rows
-    )
-    return kept
+    return implementation(gather_kv, keys, values, rows)(keys, values, rows)
 
 
 def compact_in_place(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
 ) -> None:
-    """Move the given rows of the position axis to its front, in the memory that they are in.
+    """Move the given rows to the front of the position axis, without a second cache.
 
-    The rows of a head ascend strictly; those of a head that keeps fewer than K end in fillers of
-    S or more, whose places keep what they hold. What lies behind the first K places stays as it
-    is. Keys and values may be views with any strides in which no two elements share memory.
+    The rows of a head ascend strictly. A head that keeps fewer than K rows has fillers of S or more
+    behind them; the places of fillers, and all places from K on, keep what they hold. Keys and
+    values may be views with any strides, as long as no two elements share memory.
 
-    Rows that do not ascend, or start below 0, raise ValueError; on a GPU, where asking would
-    synchronise, their head's first K places then hold no particular rows.
+    Raises ValueError if the shapes do not fit, if the tensors share memory, or if the rows of a
+    head do not ascend from 0 or above. A kernel does not check the rows, because that would wait
+    for the GPU: the first K places of such a head then hold arbitrary rows.
 
     >>> import torch
     >>> keys, values = torch.arange(4.0).view(1, 1, 4, 1), torch.arange(4, 8.0).view(1, 1, 4, 1)
@@ -52,13 +50,14 @@ def compact_in_place(
     _require_fit(keys, values, rows)
     require(
         rows.shape[2] <= keys.shape[2],
-        f"{rows.shape[2]} rows do not fit into the {keys.shape[2]} positions that they come from",
+        f"{rows.shape[2]} rows do not fit into the {keys.shape[2]} positions of the cache",
     )
     require(
         not (_broadcasts(keys) or _broadcasts(values)) and keys.data_ptr() != values.data_ptr(),
-        "keys and values must not share memory with each other or, expanded, with themselves",
+        "keys and values must not share memory: not with each other, nor, by expanding, with "
+        "themselves",
     )
-    implementation(__name__, keys, values, rows).compact_in_place(keys, values, rows)
+    implementation(compact_in_place, keys, values, rows)(keys, values, rows)
 
 
 def _require_fit(keys: Tensor, values: Tensor, rows: Tensor) -> None:

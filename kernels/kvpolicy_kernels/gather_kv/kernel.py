@@ -1,4 +1,4 @@
-"""The Triton kernels: one copies blocks of rows, the other walks along a head and moves them."""
+"""The Triton kernels: one copies rows to a new cache, one moves them to the front of theirs."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -12,19 +12,19 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy_kernels import launching
+from kvpolicy_kernels.common.triton import launch
 
 BLOCK_K = 32
 MOVED_ROWS = 128
 MOVED_BYTES = 64
-"""Bytes of a row that one program moves: few, for many programs; a GPU reads no fewer at once."""
+"""Bytes of a row that one program moves. Few, for many programs; a GPU reads no fewer at once."""
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these keys, values and rows are not for the kernel; None if they are."""
+    """Return why the kernels cannot take these keys, values and rows; None if they can."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "it has no gradient"
-    return launching.refusal(*tensors, largest_dim=1024)
+        return "the kernel has no gradient"
+    return launch.refusal(*tensors, largest_dim=1024)
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def _gather_kv_kernel(
     k = tl.program_id(1).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     written = k < K
     row = tl.load(rows + b * rows_b + n * rows_n + k * rows_k, mask=written, other=0).to(tl.int64)
-    # A row that does not exist becomes zeros: the host could only ask by waiting for the GPU.
+    # A row that does not exist becomes zeros. To refuse it, the host would wait for the GPU.
     readable = written & (row >= 0) & (row < S)
     kept = (head * K + k)[:, None]
     _copy_rows(
@@ -73,14 +73,14 @@ def _gather_kv_kernel(
 def gather_kv(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
 ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-    """Gather rows of the position axis, keys and values in one launch."""
+    """Gather the rows of keys and values in one launch."""
     batch, heads, positions, dim = keys.shape
     kept, value_dim = rows.shape[-1], values.shape[-1]
     kept_keys = torch.empty(batch, heads, kept, dim, dtype=keys.dtype, device=keys.device)
     kept_values = torch.empty(batch, heads, kept, value_dim, dtype=values.dtype, device=keys.device)
     if rows.numel() == 0:
         return kept_keys, kept_values
-    # Triton launches on the current device, which need not be the one that holds this layer.
+    # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(keys):
         _gather_kv_kernel[(batch * heads, triton.cdiv(kept, BLOCK_K))](
             keys, values, rows, kept_keys, kept_values, heads, positions, kept,
@@ -103,7 +103,8 @@ def _walk(
         row = tl.load(rows + k * rows_k, mask=k < K, other=S).to(tl.int64)
         moves = ((row >= 0) & (row < S) & (row != k))[:, None] & (d < D)[None, :]
         moved = tl.load(table + (row * table_s)[:, None], mask=moves, other=0)
-        # Ascending rows lie behind all places written so far, but among those written now.
+        # All threads read before any writes. Ascending rows lie behind all places of earlier
+        # blocks, but a row of this block may be a place of this block.
         tl.debug_barrier()
         tl.store(table + (k * table_s)[:, None], moved, mask=moves)
 
@@ -133,7 +134,7 @@ def _compact_kernel(
 
 
 def channels_of(table: Tensor) -> int:
-    """Channels that one program moves."""
+    """Return how many channels one program moves."""
     channels: int = triton.next_power_of_2(table.shape[-1])
     return min(channels, MOVED_BYTES // table.element_size())
 
@@ -141,7 +142,7 @@ def channels_of(table: Tensor) -> int:
 def compact_in_place(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
 ) -> None:
-    """Move rows forward; heads and channels side by side, the rows of each one after another."""
+    """Move rows in one launch: heads and parts of channels in parallel, blocks of rows in order."""
     if rows.numel() == 0:
         return
     batch, heads, positions, dim = keys.shape

@@ -1,4 +1,4 @@
-"""What the kernel must compute, in PyTorch; the tests' ground truth and the CPU path."""
+"""Gathering and moving rows in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -9,34 +9,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 
 
 def gather_kv(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
 ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-    """Gather rows of the position axis.
-
-    Raises IndexError if a row is not one of the S positions.
-    """
+    """Gather the rows of keys and of values."""
     positions = keys.shape[2]
     if rows.numel():
-        # The flat table below would answer with a row of the next head.
+        # The flat table of `_gather` would return a row of the next head.
         first, last = (int(row) for row in rows.aminmax())
         if first < 0 or last >= positions:
-            raise IndexError(f"rows {first} .. {last} are not all among {positions} positions")
+            raise IndexError(f"rows {first} .. {last} are not all among the {positions} positions")
     return _gather(keys, rows), _gather(values, rows)
 
 
 def compact_in_place(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
 ) -> None:
-    """Move rows forward, a block at a time.
+    """Move rows forward, block by block.
 
-    Rows that ascend are never below the places that they move to, so no block reads a place that
-    an earlier one wrote.
-
-    Raises ValueError unless each head's rows ascend from 0 or above, up to fillers.
+    Ascending rows never lie before their new places. So no block reads a place that an earlier
+    block has written.
     """
     if rows.numel() == 0:
         return
@@ -61,7 +56,7 @@ def compact_in_place(
 def _gather(
     table: Float[Tensor, "B N S D"], rows: Int[Tensor, "B N K"]
 ) -> Float[Tensor, "B N K D"]:
-    """One flat `index_select`: `torch.gather` with an expanded index is much slower."""
+    """Gather by one flat `index_select`; `torch.gather` with an expanded index is much slower."""
     batch, heads, _, dim = table.shape
     if rows.numel() == 0:
         return table.new_empty(*rows.shape, dim)
@@ -70,7 +65,8 @@ def _gather(
             table[b, n].index_select(0, rows[b, n]) for b in range(batch) for n in range(heads)
         ]
         return torch.stack(picked).view(*rows.shape, dim)
-    # Whole rows in any layout are one table, whose rows start every `unit` numbers and overlap.
+    # Any layout with whole rows is one flat table: a row starts every `unit` numbers. Such rows
+    # overlap, but those that are read do not.
     strides = table.stride()[:3]
     unit = gcd(*strides) or 1
     of_batch, of_head, of_row = (stride // unit for stride in strides)

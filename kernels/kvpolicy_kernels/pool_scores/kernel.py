@@ -1,4 +1,4 @@
-"""The Triton kernel: one program pools a block of one head, whose width and shift it looks up."""
+"""The Triton kernel: a program reads a head's width and shift, and pools a block of its scores."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -11,20 +11,20 @@ from typing import Literal
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy_kernels import launching
+from kvpolicy_kernels.common.triton import launch
 from kvpolicy_kernels.pool_scores.reference import require_odd
 
 BLOCK_S = 1024
 
 
 def unsupported(scores: Tensor, *options: Tensor) -> str | None:
-    """Say why these scores, widths and shifts are not for the kernel; None if they are."""
+    """Return why the kernel cannot take these scores, widths and shifts; None if it can."""
     if scores.dtype != torch.float32:
-        return f"it pools float32, not {scores.dtype}"
-    return launching.refusal(scores, *options, largest_dim=2**30)
+        return f"the kernel pools float32, not {scores.dtype}"
+    return launch.refusal(scores, *options, largest_dim=2**30)
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def _pool_scores_kernel(
     b, h = head // H, head % H
     half = tl.maximum(_of_head(widths, b, h, widths_b, widths_h, EACH_WIDTH), 0) // 2
     first = _of_head(shifts, b, h, shifts_b, shifts_h, EACH_SHIFT) - half
-    # Further away there is nothing but the edge; within, positions add up in 32 bits.
+    # Farther away there is only the edge. Within these bounds, positions fit into 32 bits.
     first = tl.minimum(tl.maximum(first, -(2**30)), 2**30).to(tl.int32)
     width = (2 * half + 1).to(tl.int32)
     row = scores + b * scores_b + h * scores_h
@@ -71,21 +71,21 @@ def _pool_scores_kernel(
 
 
 def pool_scores(
-    scores: Float32[Tensor, "B H S"],
+    scores: Float[Tensor, "B H S"],
     widths: Int[Tensor, "B H"] | int,
     shifts: Int[Tensor, "B H"] | int = 0,
     *,
     mode: Literal["avg", "max"] = "avg",
     edges: Literal["replicate", "zero"] = "replicate",
-) -> Float32[Tensor, "B H S"]:
-    """Pool in one launch, summing every window afresh: a huge score stays in its windows."""
+) -> Float[Tensor, "B H S"]:
+    """Pool in one launch. Each window is summed anew, so a huge score stays in its windows."""
     if isinstance(widths, int):
         require_odd(widths)
     pooled = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
     if pooled.numel() == 0:
         return pooled
     batch, heads, positions = scores.shape
-    # Triton launches on the current device, which need not be the one that holds this layer.
+    # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(scores):
         _pool_scores_kernel[(batch * heads, triton.cdiv(positions, BLOCK_S))](
             scores, widths, shifts, pooled, heads, positions, *scores.stride(),

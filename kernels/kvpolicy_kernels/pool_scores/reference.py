@@ -1,29 +1,29 @@
-"""Shifted pooling of per-head widths in PyTorch: the specification, and the CPU path."""
+"""Pooling with a width and shift per head in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.precision import sums_dtype
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 
 
 @torch.no_grad()
 def pool_scores(
-    scores: Float32[Tensor, "B H S"],
+    scores: Float[Tensor, "B H S"],
     widths: Int[Tensor, "B H"] | int,
     shifts: Int[Tensor, "B H"] | int = 0,
     *,
     mode: Literal["avg", "max"] = "avg",
     edges: Literal["replicate", "zero"] = "replicate",
-) -> Float32[Tensor, "B H S"]:
-    """Pool the heads of equal width and shift together; most layers have few such groups."""
+) -> Float[Tensor, "B H S"]:
+    """Pool heads of equal width and shift together; most layers have few different ones."""
     rows = scores.flatten(0, 1)
     groups = _groups(widths, shifts, len(rows))
     for width, _ in groups:
@@ -39,8 +39,8 @@ def pool_scores(
 
 
 def require_odd(width: int) -> None:
-    """Raise ValueError unless a window of this width has a middle."""
-    require(width >= 1 and width % 2 == 1, f"a width must be odd and at least 1: {width}")
+    """Raise ValueError unless the width is odd and at least 1."""
+    require(width >= 1 and width % 2 == 1, f"a width must be odd and at least 1, not {width}")
 
 
 def _groups(
@@ -57,8 +57,8 @@ def _groups(
 
 
 def _pool(
-    rows: Float32[Tensor, "n S"], width: int, shift: int, mode: str, edges: str
-) -> Float32[Tensor, "n S"]:
+    rows: Float[Tensor, "n S"], width: int, shift: int, mode: str, edges: str
+) -> Float[Tensor, "n S"]:
     outside = None if edges == "replicate" else 0.0 if mode == "avg" else -torch.inf
     padded = _window(rows, shift - width // 2, shift + width // 2, outside)
     if mode == "max":
@@ -67,9 +67,9 @@ def _pool(
 
 
 def _window(
-    rows: Float32[Tensor, "n S"], first: int, last: int, outside: float | None
-) -> Float32[Tensor, "n P"]:
-    """Columns first .. S - 1 + last, where those outside 0 .. S - 1 hold a number or the edge."""
+    rows: Float[Tensor, "n S"], first: int, last: int, outside: float | None
+) -> Float[Tensor, "n P"]:
+    """Return columns first .. S - 1 + last; beyond the row `outside`, or if None the edge."""
     columns = rows.shape[1]
     length = columns + last - first
     before = min(max(-first, 0), length)
@@ -82,12 +82,13 @@ def _window(
 
 
 def _sliding_sums(rows: Float[Tensor, "n P"], width: int) -> Float[Tensor, "n S"]:
-    """Sum every `width` neighbours with two additions each (van Herk, 1992).
+    """Sum each `width` neighbours with two additions per window (van Herk, 1992).
 
-    A window is the end of one block of `width` columns and the start of the next, so two running
-    sums per block serve all windows. Unlike differences of one running sum over the row, a huge
-    score stays out of the windows that do not hold it. In double precision, since where a window
-    lies in its blocks must not show: windows of equal scores tie, and the lower position is kept.
+    Cut the row into blocks of `width` columns. A window is the end of one block and the start of
+    the next, so two running sums per block serve all windows. One running sum over the whole row
+    would not do: a huge score would spoil the windows behind it. Double precision makes the sum
+    independent of where the window lies in its blocks: windows of equal scores must tie, because
+    then the lower position is kept.
     """
     count, length = rows.shape
     blocks = -(-length // width)

@@ -1,4 +1,4 @@
-"""How large values are behind the output projection."""
+"""The size of values behind the output projection."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ def projected_norms(
     *,
     order: Literal[1, 2] = 1,
 ) -> Float32[Tensor, "B N S"]:
-    """Norm of W_h v_i, averaged over the query heads h that read a value; never [H, S, R].
+    """Return the norm of W_h v_i, averaged over the query heads h of each group.
 
-    `weights` are each head's columns of the output projection; of order 2, its factors will do.
+    `weights` are each head's columns W_h of the output projection. `order` is that of the norm: 1
+    or 2. For order 2 `weights` can be `head_factors`, which are smaller. The projected values
+    [H, S, R] are never stored.
+
+    Raises ValueError if the shapes do not fit, or for another order.
 
     >>> import torch
     >>> values = torch.tensor([[[[3.0, -4.0]]]])
@@ -33,5 +37,5 @@ def projected_norms(
         weights.shape[-1] == values.shape[-1],
         f"weights {tuple(weights.shape)} do not fit values {tuple(values.shape)}",
     )
-    require(order in (1, 2), f"order must be 1 or 2: {order!r}")
+    require(order in (1, 2), f"order must be 1 or 2, not {order!r}")
     return reference.projected_norms(values, weights, order=order)

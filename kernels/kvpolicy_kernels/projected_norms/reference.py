@@ -1,20 +1,25 @@
-"""Norms of projected values in PyTorch: the specification, and the CPU path."""
+"""Norms of projected values in PyTorch, on every device."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.matmul import transposed_product
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 
 @torch.no_grad()
 def projected_norms(
-    values: Float[Tensor, "B N S Dv"], weights: Float[Tensor, "H R Dv"], *, order: int
+    values: Float[Tensor, "B N S Dv"],
+    weights: Float[Tensor, "H R Dv"],
+    *,
+    order: Literal[1, 2] = 1,
 ) -> Float32[Tensor, "B N S"]:
-    """Project a block of positions at a time, head by head."""
+    """Project head by head, in blocks of positions."""
     batch, kv_heads, positions, _ = values.shape
     group = weights.shape[0] // kv_heads
     step = rows_per_block(batch * weights.shape[1], values.device)

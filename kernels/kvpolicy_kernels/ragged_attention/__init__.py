@@ -1,4 +1,4 @@
-"""Attention where every head holds a number of positions of its own."""
+"""Attention over uneven heads, which hold different numbers of positions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["ragged_attention"]
 
 def ragged_attention(
     queries: Float[Tensor, "B H Q D"],
-    prefix_keys: Float[Tensor, "R D"],
-    prefix_values: Float[Tensor, "R Dv"],
+    ragged_keys: Float[Tensor, "R D"],
+    ragged_values: Float[Tensor, "R Dv"],
     lengths: Int[Tensor, "B N"],
     keys: Float[Tensor, "B N T D"],
     values: Float[Tensor, "B N T Dv"],
@@ -24,19 +24,24 @@ def ragged_attention(
     sinks: Float[Tensor, " H"] | None = None,
     padding: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
-    """Attend to each head's own prefix, and causally to a dense tail that all heads share.
+    """Attend to each head's ragged rows, and causally to a dense tail of T positions behind them.
 
-    The prefixes lie one after another, row by row and head by head: `lengths` (on the CPU) of them,
-    R in all. The Q queries are the last of the T tail positions. The first `padding` tail positions
-    of a row are no tokens; a query that sees nothing gives zeros. Both parts are normalised
-    together through their log-sum-exps, in float32 or, for doubles, in float64. A head's sink is
-    one more logit of each of its queries, of value zero.
+    `ragged_keys` and `ragged_values` hold the R rows of all heads one behind another: those of
+    sequence 0, head 0 first. `lengths`, on the CPU, says how many rows each head has. The Q queries
+    are those of the last Q positions of the tail. The first `padding` tail positions of a sequence
+    are no tokens. One softmax runs over the ragged rows and the tail, in float32, or in
+    float64 if the queries are. A query that sees nothing gives zeros.
+
+    With `softcap` c, logits x become c tanh(x / c). `sinks` has a learned sink for each query head:
+    one more logit in each softmax of the head, of value zero.
+
+    Raises ValueError if the shapes do not fit, or if `lengths` is not on the CPU.
 
     >>> import torch
     >>> queries = torch.zeros(1, 2, 1, 1)
-    >>> prefix, tail = torch.tensor([[3.0], [5.0], [7.0]]), torch.ones(1, 2, 1, 1)
+    >>> ragged, tail = torch.tensor([[3.0], [5.0], [7.0]]), torch.ones(1, 2, 1, 1)
     >>> ragged_attention(
-    ...     queries, prefix, prefix, torch.tensor([[1, 2]]), tail, tail, scaling=1.0).flatten()
+    ...     queries, ragged, ragged, torch.tensor([[1, 2]]), tail, tail, scaling=1.0).flatten()
     tensor([2.0000, 4.3333])
     """
     batch, heads, count, _ = queries.shape
@@ -45,20 +50,24 @@ def ragged_attention(
         lengths.shape == keys.shape[:2] and keys.shape[0] == batch,
         f"lengths {tuple(lengths.shape)} do not fit keys {tuple(keys.shape)}",
     )
-    require(lengths.device.type == "cpu", "lengths belong on the CPU: they cut the prefix up")
     require(
-        int(lengths.sum()) == len(prefix_keys) == len(prefix_values),
-        f"lengths add up to {int(lengths.sum())}, the prefix has {len(prefix_keys)} rows",
+        lengths.device.type == "cpu",
+        f"lengths must be on the CPU, not on {lengths.device}: the host cuts the rows up by them",
+    )
+    require(
+        int(lengths.sum()) == len(ragged_keys) == len(ragged_values),
+        f"lengths add up to {int(lengths.sum())}, but there are {len(ragged_keys)} ragged keys and "
+        f"{len(ragged_values)} ragged values",
     )
     require(
         1 <= count <= keys.shape[2],
-        f"{count} queries need as many keys in the tail, which has {keys.shape[2]}",
+        f"{count} queries need at least 1 and at most as many as the keys of the tail, which are "
+        f"{keys.shape[2]}",
     )
     require_sinks(sinks, queries)
-    tensors = (queries, prefix_keys, prefix_values, keys, values)
+    tensors = (queries, ragged_keys, ragged_values, keys, values)
     given = (*tensors, *(extra for extra in (padding, sinks) if extra is not None))
-    attended: Tensor = implementation(__name__, *given).ragged_attention(
-        queries, prefix_keys, prefix_values, lengths, keys, values,
+    return implementation(ragged_attention, *given)(
+        queries, ragged_keys, ragged_values, lengths, keys, values,
         scaling=scaling, softcap=softcap, sinks=sinks, padding=padding,
     )  # fmt: skip
-    return attended

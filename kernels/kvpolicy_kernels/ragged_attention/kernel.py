@@ -1,7 +1,7 @@
-"""The Triton kernels: attention over every tile of positions, then each row's tiles merged.
+"""The Triton kernels: attention over tiles of positions, then the tiles of each query merged.
 
-The prefixes are cut into tiles of the same size, whatever the lengths of the heads, and so is the
-tail: all programs have as much to do. A program's rows are queries of every head of a group.
+Ragged rows and tail are cut into tiles of one size each, whatever the lengths of the heads. So all
+programs have about the same amount of work. A program's rows are queries of all heads of a group.
 """
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
@@ -16,8 +16,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-from kvpolicy_kernels.products import (
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.logits import (
     base_2,
     capped,
     finite_or_zero,
@@ -30,24 +30,27 @@ from kvpolicy_kernels.ragged_attention.tiles import span_of, tiles_of
 
 BLOCK_TILES = 16
 GROWING = ("T", "TILES", "TAIL_TILES")
-"""What changes from token to token, and must not make Triton compile anew."""
+"""Arguments that change from token to token. Triton must not compile anew for each value."""
 
 
 def unsupported(queries: Tensor, *tensors: Tensor) -> str | None:
-    """Say why queries, keys, values, padding and sinks are not for the kernels; or None."""
+    """Return why the kernels cannot take these queries, tables and vectors; None if they can."""
     tables = [tensor for tensor in tensors if tensor.ndim > 1]
     others = {tensor.dtype for tensor in tables}
     if others != {queries.dtype}:
-        return f"its queries are {queries.dtype}, its keys and values {sorted(map(str, others))}"
+        return (
+            f"the kernel takes one dtype, but queries are {queries.dtype}, keys and values "
+            f"{', '.join(sorted(map(str, others)))}"
+        )
     vectors = (tensor[:, None] for tensor in tensors if tensor.ndim == 1)
-    return launching.refusal(queries, *tables, *vectors)
+    return launch.refusal(queries, *tables, *vectors)
 
 
 def blocks_of(rows: int, block_dim: int, *, exact: bool) -> tuple[int, int]:
-    """Choose how many rows and positions are multiplied at once; tensor cores take 16 or more.
+    """Choose how many rows and positions a program multiplies at once.
 
-    What they take fits 99 KiB of shared memory. Exact products in float32 run without tensor cores,
-    and hold what they multiply in registers.
+    Tensor cores take at least 16 of each. The choice fits 99 KiB of shared memory. Exact products
+    in float32 run without tensor cores, and hold their factors in registers.
     """
     most = 16 if exact else 64 if block_dim <= 128 else 32
     positions = 64 if not exact and block_dim <= 128 else 32
@@ -56,10 +59,10 @@ def blocks_of(rows: int, block_dim: int, *, exact: bool) -> tuple[int, int]:
 
 @triton.jit(do_not_specialize=GROWING)
 def _attend_kernel(
-    queries, prefix_keys, prefix_values, keys, values, padding, tiles, outputs, totals,
+    queries, ragged_keys, ragged_values, keys, values, padding, tiles, outputs, totals,
     N, G, Q, T, TILES, TAIL_TILES, TAIL_SPAN, scale, softcap,
     queries_b, queries_h, queries_q,
-    prefix_keys_r, prefix_values_r,
+    ragged_keys_r, ragged_values_r,
     keys_b, keys_n, keys_t,
     values_b, values_n, values_t,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -73,8 +76,8 @@ def _attend_kernel(
         head, start, size = (
             tl.load(tiles + 3 * tile), tl.load(tiles + 3 * tile + 1), tl.load(tiles + 3 * tile + 2)
         )  # fmt: skip
-        key_rows, key_stride = prefix_keys + start * prefix_keys_r, prefix_keys_r
-        value_rows, value_stride = prefix_values + start * prefix_values_r, prefix_values_r
+        key_rows, key_stride = ragged_keys + start * ragged_keys_r, ragged_keys_r
+        value_rows, value_stride = ragged_values + start * ragged_values_r, ragged_values_r
         hidden, last = start * 0, q * 0 + size
     else:
         head = (tile - TILES) // TAIL_TILES
@@ -120,7 +123,7 @@ def _attend_kernel(
     row = tile * G * Q + r
     tl.store(totals + row, log2_sum(peak, mass), mask=valid)
     target = outputs + row[:, None] * DV + dv[None, :]
-    # Where there is no mass, the output is zero.
+    # Without mass the output is zero.
     output /= tl.where(mass == 0, 1.0, mass)[:, None]
     tl.store(target, output, mask=valid[:, None] & (dv < DV)[None, :])
 
@@ -165,24 +168,24 @@ def _merge_kernel(
 
 def ragged_attention(
     queries: Float[Tensor, "B H Q D"],
-    prefix_keys: Float[Tensor, "R D"],
-    prefix_values: Float[Tensor, "R Dv"],
+    ragged_keys: Float[Tensor, "R D"],
+    ragged_values: Float[Tensor, "R Dv"],
     lengths: Int[Tensor, "B N"],
     keys: Float[Tensor, "B N T D"],
     values: Float[Tensor, "B N T Dv"],
     *,
     scaling: float,
-    softcap: float | None,
+    softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
-    padding: Int[Tensor, " B"] | None,
+    padding: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
-    """Attend in one launch, tile by tile, and merge in a second one."""
+    """Attend to all tiles in one launch, and merge them in a second one."""
     batch, heads, count, dim = queries.shape
     kv_heads, tail, value_dim = keys.shape[1], keys.shape[2], values.shape[-1]
     places, group = batch * kv_heads, heads // kv_heads
     rows = group * count
-    queries, prefix_keys, prefix_values, keys, values = map(
-        _with_dense_rows, (queries, prefix_keys, prefix_values, keys, values)
+    queries, ragged_keys, ragged_values, keys, values = map(
+        _with_dense_rows, (queries, ragged_keys, ragged_values, keys, values)
     )
     tiles = tiles_of(tuple(lengths.flatten().tolist()), rows * value_dim, keys.device)
     tail_span = span_of(tail, places * tail, places, rows * value_dim)
@@ -190,23 +193,23 @@ def ragged_attention(
     programs = tiles.total + places * tail_tiles
     outputs = torch.empty(programs, rows, value_dim, dtype=torch.float32, device=keys.device)
     totals = outputs.new_empty(programs, rows)
-    # The interpreter cuts digits off where a GPU rounds.
-    dtype = torch.float32 if launching.INTERPRETED else values.dtype
+    # The interpreter truncates where a GPU rounds: round in PyTorch.
+    dtype = torch.float32 if launch.INTERPRETED else values.dtype
     merged = torch.empty(batch, heads, count, value_dim, dtype=dtype, device=keys.device)
     if sinks is not None:
         sinks = sinks.contiguous()
-    precision = launching.precision(keys)
+    precision = launch.product_precision(keys)
     block_d, block_dv = (max(16, triton.next_power_of_2(size)) for size in (dim, value_dim))
     block_r, block_s = blocks_of(rows, max(block_d, block_dv), exact=precision == "ieee")
     with torch.cuda.device_of(keys):
         _attend_kernel[(programs, triton.cdiv(rows, block_r))](
-            queries, prefix_keys, prefix_values, keys, values, padding, tiles.table, outputs,
+            queries, ragged_keys, ragged_values, keys, values, padding, tiles.table, outputs,
             totals, kv_heads, group, count, tail, tiles.total, tail_tiles, tail_span,
-            *base_2(scaling, softcap), *queries.stride()[:3], prefix_keys.stride(0),
-            prefix_values.stride(0), *keys.stride()[:3], *values.stride()[:3],
+            *base_2(scaling, softcap), *queries.stride()[:3], ragged_keys.stride(0),
+            ragged_values.stride(0), *keys.stride()[:3], *values.stride()[:3],
             D=dim, DV=value_dim, BLOCK_D=block_d, BLOCK_DV=block_dv, BLOCK_R=block_r,
             BLOCK_S=block_s, CHANNELS=16 if precision == "ieee" else block_d,
-            PRECISION=precision, UP=launching.INTERPRETED,
+            PRECISION=precision, UP=launch.INTERPRETED,
         )  # fmt: skip
         _merge_kernel[(places * rows,)](
             outputs, totals, tiles.bounds, sinks, merged,

@@ -1,4 +1,4 @@
-"""Attention over uneven heads in PyTorch: the specification, and the CPU path."""
+"""Attention over uneven heads in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, rows_per_block, spans
 
 
 @torch.no_grad()
 def ragged_attention(
     queries: Float[Tensor, "B H Q D"],
-    prefix_keys: Float[Tensor, "R D"],
-    prefix_values: Float[Tensor, "R Dv"],
+    ragged_keys: Float[Tensor, "R D"],
+    ragged_values: Float[Tensor, "R Dv"],
     lengths: Int[Tensor, "B N"],
     keys: Float[Tensor, "B N T D"],
     values: Float[Tensor, "B N T Dv"],
     *,
     scaling: float,
-    softcap: float | None,
+    softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
-    padding: Int[Tensor, " B"] | None,
+    padding: Int[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
-    """Take a block of queries at a time: one softmax over the tail and every head's own rows."""
+    """Compute block by block of queries: one softmax over each head's ragged rows and the tail."""
     batch, heads, count, _ = queries.shape
     sizes: list[int] = lengths.flatten().tolist()
-    prefix = list(zip(prefix_keys.split(sizes), prefix_values.split(sizes), strict=True))
+    ragged = list(zip(ragged_keys.split(sizes), ragged_values.split(sizes), strict=True))
     columns = keys.shape[2] + max(sizes)
-    # float32, or more where the model has more.
+    # float32, or float64 if the queries are.
     precision = torch.promote_types(queries.dtype, torch.float32)
     result = values.new_empty(batch, heads, count, values.shape[-1])
     for q in spans(0, count, max(1, LOGITS_BYTES // (4 * batch * heads * columns))):
         seen = keys.shape[2] - count + q.stop
         block = queries[:, :, q].to(precision) * scaling
         tail = keys[:, :, :seen], values[:, :, :seen]
-        result[:, :, q] = _attend(block, prefix, *tail, max(sizes), softcap, sinks, padding)
+        result[:, :, q] = _attend(block, ragged, *tail, max(sizes), softcap, sinks, padding)
     return result
 
 
 def _attend(
     queries: Float[Tensor, "B H Q D"],
-    prefix: list[tuple[Float[Tensor, "_ D"], Float[Tensor, "_ Dv"]]],
+    ragged: list[tuple[Float[Tensor, "_ D"], Float[Tensor, "_ Dv"]]],
     keys: Float[Tensor, "B N V D"],
     values: Float[Tensor, "B N V Dv"],
     longest: int,
@@ -49,15 +49,15 @@ def _attend(
     sinks: Float[Tensor, " H"] | None,
     padding: Int[Tensor, " B"] | None,
 ) -> Float[Tensor, "B H Q Dv"]:
-    """Attend to prefix and tail, whose last positions are those of the queries."""
+    """Attend to ragged rows and tail; the queries are those of the last positions of the tail."""
     batch, heads, count, dim = queries.shape
     kv_heads, tail = keys.shape[1:3]
     rows = queries.reshape(batch, kv_heads, -1, dim)
-    # Columns that a head has no rows for are never written to, and weigh nothing. The last one is
-    # the sink's.
+    # A head with fewer rows leaves columns at -inf, which weigh nothing. The last column is for the
+    # learned sink.
     logits = rows.new_full((*rows.shape[:3], tail + longest + 1), -torch.inf)
     _multiply(rows, keys, logits[..., :tail], softcap)
-    heads_of = zip(rows.flatten(0, 1), logits[..., tail:].flatten(0, 1), prefix, strict=True)
+    heads_of = zip(rows.flatten(0, 1), logits[..., tail:].flatten(0, 1), ragged, strict=True)
     for head, out, (own, _) in heads_of:
         _multiply(head, own, out, softcap)
     by_query = logits.view(batch, heads, count, -1)
@@ -67,7 +67,7 @@ def _attend(
     weights = _softmax(logits, may_be_blind=padding is not None)
     output = rows.new_zeros(*rows.shape[:3], values.shape[-1])
     _accumulate(weights[..., :tail], values, output)
-    heads_of = zip(weights[..., tail:].flatten(0, 1), output.flatten(0, 1), prefix, strict=True)
+    heads_of = zip(weights[..., tail:].flatten(0, 1), output.flatten(0, 1), ragged, strict=True)
     for head, out, (_, own) in heads_of:
         _accumulate(head, own, out)
     return output.view(batch, heads, count, -1)
@@ -79,9 +79,9 @@ def _multiply(
     logits: Float[Tensor, "*heads r S"],
     softcap: float | None,
 ) -> None:
-    """Fill the first columns of the logits, from keys that are converted on the way."""
+    """Write the logits of the keys into the first columns; convert the keys block by block."""
     for s in spans(0, keys.shape[-2], rows_per_block(_row(keys), keys.device)):
-        # Faster than queries times keys, with as few queries as decoding has.
+        # With few queries, as in decoding, keys times queries is faster than queries times keys.
         products = keys[..., s, :].to(queries.dtype) @ queries.mT
         if softcap is not None:
             products.div_(softcap).tanh_().mul_(softcap)
@@ -98,12 +98,12 @@ def _accumulate(
 
 
 def _row(table: Float[Tensor, "*heads s D"]) -> int:
-    """Count the numbers at one position of all heads."""
+    """Return how many numbers one position of all heads has."""
     return table[..., :1, :].numel()
 
 
 def _hide(logits: Float[Tensor, "B H Q V"], padding: Int[Tensor, " B"] | None) -> None:
-    """Hide from the queries, which are the last positions, what is later or padding."""
+    """Set the logits of padding and of later positions to -inf; the queries are the last ones."""
     count, visible = logits.shape[-2:]
     if count > 1:
         later = torch.ones(count, count, dtype=torch.bool, device=logits.device).triu_(1)
@@ -114,7 +114,7 @@ def _hide(logits: Float[Tensor, "B H Q V"], padding: Int[Tensor, " B"] | None) -
 
 
 def _softmax(logits: Float[Tensor, "*lead S"], *, may_be_blind: bool) -> Float[Tensor, "*lead S"]:
-    """Normalise in place; where a query sees nothing, its weights are zeros instead of NaN."""
+    """Compute the softmax in place; a query that sees nothing gets zeros instead of NaN."""
     if not may_be_blind:
         return torch.softmax(logits, -1, out=logits)
     blind = logits.amax(-1, keepdim=True).isneginf()

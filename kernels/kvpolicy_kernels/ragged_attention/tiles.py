@@ -1,4 +1,4 @@
-"""Uneven heads cut into tiles of the same size: as much work for every program of a launch."""
+"""Uneven heads cut into tiles of one size, so that each program of a launch has as much to do."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from kvpolicy_kernels.launching import PROGRAMS
+from kvpolicy_kernels.common.triton.launch import PROGRAMS
 
 SMALLEST = 64
+"""The fewest rows of a tile."""
+
 PARTIAL_NUMBERS = 2**24
-"""Numbers in the outputs of all tiles, in float32 before they are merged."""
+"""The most float32 numbers in the outputs of all tiles, before they are merged."""
 
 
 class Tiles(NamedTuple):
-    """Where the tiles of all heads lie."""
+    """The tiles of all heads."""
 
     total: int
     table: Int[Tensor, "tiles 3"]
-    """Head, first row and number of rows of each; those of a head follow one another."""
+    """Head, first row and number of rows of each tile; the tiles of a head are neighbours."""
     bounds: Int[Tensor, " heads+1"]
-    """The first tile of each head, and the number of all."""
+    """The first tile of each head, then the number of tiles."""
 
 
 def span_of(longest: int, rows: int, heads: int, numbers: int) -> int:
-    """Choose the rows of a tile: few, as long as no more tiles come of it than are good.
+    """Return how many rows a tile has: as few as possible without making too many tiles.
 
-    A tile's output has so many `numbers`. Cutting finer than twice the programs that a GPU holds
-    balances no better.
+    `longest` is the length of the longest head, `rows` that of all `heads` together, and `numbers`
+    counts the numbers in the output of a tile. More tiles than twice the programs that a GPU runs
+    at once balance the work no better.
 
     >>> span_of(longest=100, rows=800, heads=8, numbers=512)
     64
@@ -45,9 +48,11 @@ def span_of(longest: int, rows: int, heads: int, numbers: int) -> int:
     return span
 
 
-@lru_cache(maxsize=256)  # one for each layer of a model, while its heads keep their lengths
+@lru_cache(maxsize=256)  # for each layer of a model, as long as its heads keep their lengths
 def tiles_of(lengths: tuple[int, ...], numbers: int, device: torch.device) -> Tiles:
-    """Cut up prefixes that lie one after another; copied to the device at once.
+    """Return the tiles of heads with these lengths, whose rows lie one behind another.
+
+    The tables are on `device`, copied there at once.
 
     >>> tiles = tiles_of((100, 0, 64), 512, torch.device("cpu"))
     >>> tiles.table.tolist(), tiles.bounds.tolist()

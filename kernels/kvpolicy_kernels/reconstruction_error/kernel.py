@@ -1,4 +1,4 @@
-"""The Triton kernels: a block of values, read once, serves every query head of its group."""
+"""The Triton kernel: a program reads a block of values once, for all query heads of the group."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -14,10 +14,11 @@ import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-from kvpolicy_kernels.reconstruction_error import reference
+from kvpolicy_kernels.common.pytorch import odds
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.logits import load_rows
 
-LEAST_REST = tl.constexpr(reference.LEAST_REST)
+LEAST_REST = tl.constexpr(odds.LEAST_REST)
 
 
 class ErrorTile(NamedTuple):
@@ -29,48 +30,22 @@ class ErrorTile(NamedTuple):
     warps: int = 8
 
 
-class SumTile(NamedTuple):
-    """How many heads and positions a program multiplies at once, and how exactly."""
-
-    heads: int
-    positions: int
-    precision: str
-    warps: int
-
-
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these values, outputs and factors are not for the kernels; None if they are."""
-    return launching.refusal(*tensors)
+    """Return why the kernel cannot take these values, outputs and factors; None if it can."""
+    return launch.refusal(*tensors)
 
 
 def error_tile(block_dim: int, exact: bool, projected: bool) -> ErrorTile:
-    """Choose by shape alone: what spills nothing, and fits 99 KiB where a GPU shares no more.
+    """Choose a tile by shape alone. It spills no registers and fits 99 KiB of shared memory.
 
-    While they fit, all channels of the values stay in registers from head to head. Exact products
-    in float32 run without tensor cores, and hold all their channels in registers at once.
+    If all channels of the values fit into registers, they stay there from head to head. Exact
+    products in float32 run without tensor cores and hold all their channels in registers.
     """
     if not projected:
         return ErrorTile(64, 1, block_dim)
     if exact:
         return ErrorTile(32, 64, 16, warps=4)
     return ErrorTile(128, 32, block_dim) if block_dim <= 128 else ErrorTile(128, 64, 64)
-
-
-def sum_tile(group: int, exact: bool) -> SumTile:
-    """Choose by shape alone, again.
-
-    The sum waits for memory and can afford three products in tf32, which keep the attention's
-    digits; those of values in half precision fit one.
-    """
-    # Tensor cores multiply 16 rows at least.
-    heads = max(16, min(32, triton.next_power_of_2(group)))
-    return SumTile(heads, 16, "ieee", 4) if exact else SumTile(heads, 32, "tf32x3", 8)
-
-
-@triton.jit
-def _load(rows, inside, d, dim_stride, D: tl.constexpr):
-    mask = inside[:, None] & (d < D)[None, :]
-    return tl.load(rows[:, None] + d[None, :] * dim_stride, mask=mask, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -87,7 +62,7 @@ def _squares(
     squares = tl.zeros([missing.shape[0]], tl.float32)
     for start in range(0, R, BLOCK_R):
         r = start + tl.arange(0, BLOCK_R).to(tl.int64)
-        rows = _load(factor + r * factors_r, r < R, d, factors_d, D)
+        rows = load_rows(factor + r * factors_r, r < R, d, factors_d, D, True)
         projected = tl.dot(missing, tl.trans(rows), input_precision=PRECISION)
         squares += tl.sum(projected * projected, 1)
     return squares
@@ -105,9 +80,9 @@ def _squares_by_channels(
         projected = tl.zeros([value_rows.shape[0], BLOCK_R], tl.float32)
         for channel in range(0, BLOCK_D, CHANNELS):
             d = channel + tl.arange(0, CHANNELS).to(tl.int64)
-            values = _load(value_rows, inside, d, values_d, D)
+            values = load_rows(value_rows, inside, d, values_d, D, True)
             missing = _missing(output, d, output_d, values, D)
-            rows = _load(factor + r * factors_r, r < R, d, factors_d, D)
+            rows = load_rows(factor + r * factors_r, r < R, d, factors_d, D, True)
             projected = tl.dot(missing, tl.trans(rows), projected, input_precision=PRECISION)
         squares += tl.sum(projected * projected, 1)
     return squares
@@ -128,7 +103,7 @@ def _error_kernel(
     inside = s < S
     value_rows = values + b * values_b + n * values_n + s * values_s
     d = tl.arange(0, BLOCK_D).to(tl.int64)
-    block = _load(value_rows, inside, d, values_d, D)
+    block = load_rows(value_rows, inside, d, values_d, D, True)
     for h in range(n * G, n * G + G):
         o = output + b * output_b + h * output_h
         if factors is None:
@@ -162,10 +137,10 @@ def reconstruction_error(
     *,
     tau: float = 1.0,
 ) -> Float32[Tensor, "B H S"]:
-    """One program takes a block of positions through all heads of their group."""
+    """Launch one program for each block of positions of a key/value head."""
     batch, heads, positions = attention.shape
     kv_heads, dim = values.shape[1], values.shape[-1]
-    precision = launching.precision(values)
+    precision = launch.product_precision(values)
     block_dim = max(16, triton.next_power_of_2(dim))
     tile = error_tile(block_dim, exact=precision == "ieee", projected=factors is not None)
     errors = torch.empty(batch, heads, positions, dtype=torch.float32, device=values.device)
@@ -179,54 +154,3 @@ def reconstruction_error(
             BLOCK_R=tile.rank, PRECISION=precision, num_warps=tile.warps,
         )  # fmt: skip
     return errors
-
-
-@triton.jit
-def _sum_kernel(
-    attention, values, partials, N, G, S, GROUP_BLOCKS, SPAN,
-    attention_b, attention_h, attention_s,
-    values_b, values_n, values_s, values_d, partials_split,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    split = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1).to(tl.int64)
-    b, n, group_block = place // GROUP_BLOCKS // N, place // GROUP_BLOCKS % N, place % GROUP_BLOCKS
-    g = group_block * BLOCK_G + tl.arange(0, BLOCK_G)
-    h = n * G + g
-    d = tl.arange(0, BLOCK_D).to(tl.int64)
-    sums = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    for start in range(split * SPAN, tl.minimum(split * SPAN + SPAN, S), BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)
-        value_rows = values + b * values_b + n * values_n + s * values_s
-        block = _load(value_rows, s < S, d, values_d, D)
-        a = _load(attention + b * attention_b + h * attention_h, g < G, s, attention_s, S)
-        sums = tl.dot(a, block, sums, input_precision=PRECISION)
-    rows = partials + split * partials_split + (b * N * G + h) * D
-    tl.store(rows[:, None] + d[None, :], sums, mask=(g < G)[:, None] & (d < D)[None, :])
-
-
-def weighted_values(
-    attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
-) -> Float32[Tensor, "B H D"]:
-    """Sum parts of the positions at once, then the parts."""
-    batch, heads, positions = attention.shape
-    kv_heads, dim = values.shape[1], values.shape[-1]
-    group = heads // kv_heads
-    tile = sum_tile(group, exact=launching.precision(values) == "ieee")
-    group_blocks, blocks = triton.cdiv(group, tile.heads), triton.cdiv(positions, tile.positions)
-    places = kv_heads * group_blocks
-    # Not by the batch: a sequence's sums must not depend on its mates.
-    span = tile.positions * triton.cdiv(blocks, launching.splits(places, blocks))
-    # Without positions there still is a sum: zero.
-    splits = max(1, triton.cdiv(positions, max(1, span)))
-    partials = torch.empty(splits, batch, heads, dim, dtype=torch.float32, device=values.device)
-    with torch.cuda.device_of(values):
-        _sum_kernel[(splits, batch * places)](
-            attention, values, partials, kv_heads, group, positions, group_blocks, span,
-            *attention.stride(), *values.stride(), partials.stride(0),
-            D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
-            BLOCK_G=tile.heads, BLOCK_S=tile.positions,
-            PRECISION=tile.precision, num_warps=tile.warps,
-        )  # fmt: skip
-    return partials.sum(0)

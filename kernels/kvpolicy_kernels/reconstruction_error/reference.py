@@ -1,4 +1,4 @@
-"""The error of the averaged attention in PyTorch: the specification, and the CPU path."""
+"""The error of averaged attention in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -8,21 +8,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.matmul import transposed_product
-
-LEAST_REST = 2.0**-20
-"""A sink can hold all attention but a rounding error: its odds must stay finite."""
-
-
-def odds(attention: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Odds a / (1 - a) of being attended, where 1 - a counts as at least 2 ** -20.
-
-    >>> import torch
-    >>> odds(torch.tensor([0.0, 0.5, 1.0]))
-    tensor([0.0000e+00, 1.0000e+00, 1.0486e+06])
-    """
-    return attention / (1 - attention).clamp_min(LEAST_REST)
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.odds import odds
+from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 
 @torch.no_grad()
@@ -34,16 +22,16 @@ def reconstruction_error(
     *,
     tau: float = 1.0,
 ) -> Float32[Tensor, "B H S"]:
-    """Take one key/value head at a time: a block of its values serves the whole group from cache.
+    """Compute block by block, so that the values stay in the CPU's cache for the whole group.
 
-    R (o - v), not R o - R v: slower, and as exact for values close to o, where the
-    difference of projections has lost its digits.
+    The difference is projected: R (o - v). R o - R v would be faster, but it loses the digits of
+    values close to o.
     """
     batch, kv_heads, positions, dim = values.shape
     group = attention.shape[1] // kv_heads
     output = output.float()
     errors = output.new_empty(attention.shape)
-    # What is in the cache at a time: values, their distance from o, and that projected.
+    # The cache holds the values, their distance from o, and its projection.
     step = rows_per_block(3 * dim, values.device)
     for b, n in product(range(batch), range(kv_heads)):
         for s in spans(0, positions, step):
@@ -55,19 +43,3 @@ def reconstruction_error(
                 norm = torch.linalg.vector_norm(missing, dim=-1).pow_(tau)
                 errors[b, h, s] = norm.mul_(odds(attention[b, h, s].float()))
     return errors
-
-
-@torch.no_grad()
-def weighted_values(
-    attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
-) -> Float32[Tensor, "B H D"]:
-    """One product per key/value head, over blocks of positions that are converted on the way."""
-    batch, kv_heads, positions, dim = values.shape
-    heads = attention.shape[1]
-    group = heads // kv_heads
-    sums = values.new_zeros(batch, heads, dim, dtype=torch.float32)
-    for b, n in product(range(batch), range(kv_heads)):
-        h = slice(n * group, (n + 1) * group)
-        for s in spans(0, positions, rows_per_block(dim, values.device)):
-            sums[b, h] += attention[b, h, s].float() @ values[b, n, s].float()
-    return sums

@@ -1,44 +1,42 @@
-"""Turn keys that carry one rotary position to another."""
+"""Rotate keys from one rotary position to another."""
 
 from __future__ import annotations
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.rerotate_keys.reference import rotate_half
+from kvpolicy_kernels.rerotate_keys.reference import Tables, rotate_half
 
 __all__ = ["rerotate_keys", "rotate_half"]
-
-Tables = tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]]
-"""Cosines and sines of unit norm, one for each of the first R channels."""
 
 
 def rerotate_keys(
     keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
 ) -> Float[Tensor, "B N S D"]:
-    """Keys that were rotated by `old`, as if rotated by `new`; rounded once, from float32.
+    """Return keys that were rotated by `old` as if they had been rotated by `new`.
 
-    The angle between the two is never formed: cos(new - old) = cos new cos old + sin new sin old,
-    from the model's own tables. Channels beyond R stay as they are. `interleaved` says that the
-    pairs are channels 2j and 2j + 1, not j and j + R/2.
+    `old` and `new` are the model's own cosines and sines at the two positions. Angles are never
+    subtracted: cos(new - old) = cos new cos old + sin new sin old. Channels beyond R stay as they
+    are. A pair of channels is 2j and 2j + 1 if `interleaved`, else j and j + R/2. The result is
+    computed in float32 and rounded once.
+
+    Raises ValueError if the tables differ in width, or do not fit the keys.
 
     >>> import torch
     >>> keys = torch.tensor([[[[0.0, 1.0]]]])
     >>> none, quarter = (torch.tensor([[[[a, a]]]]) for a in (0.0, torch.pi / 2))
-    >>> turned = rerotate_keys(
+    >>> rotated = rerotate_keys(
     ...     keys, (none.cos(), none.sin()), (quarter.cos(), quarter.sin()))
-    >>> turned.round().abs()
+    >>> rotated.round().abs()
     tensor([[[[1., 0.]]]])
     """
     size = old[0].shape[-1]
     for table in (*old, *new):
         require(
             table.shape[-1] == size and size % 2 == 0 and size <= keys.shape[-1],
-            f"tables of {table.shape[-1]} and {size} channels do not fit keys {tuple(keys.shape)}",
+            f"tables of {table.shape[-1]} and {size} channels do not fit keys {tuple(keys.shape)}: "
+            "they must have the same even number of channels, at most that of the keys",
         )
-    turned: Tensor = implementation(__name__, keys, *old, *new).rerotate_keys(
-        keys, old, new, interleaved=interleaved
-    )
-    return turned
+    return implementation(rerotate_keys, keys, *old, *new)(keys, old, new, interleaved=interleaved)

@@ -1,4 +1,4 @@
-"""The Triton kernel: one program turns a block of one head's keys, in float32."""
+"""The Triton kernel: one program rotates a block of one head's keys, in float32."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -9,18 +9,19 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy_kernels import launching
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.rerotate_keys.reference import Tables
 
 BLOCK_NUMBERS = 2048
-"""Numbers in a block of keys or of a table: a program holds six, in registers of four warps."""
+"""Numbers in a block of keys or of a table. A program holds six blocks in registers."""
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these keys and tables are not for the kernel; None if they are."""
-    return launching.refusal(*tensors)
+    """Return why the kernel cannot take these keys and tables; None if it can."""
+    return launch.refusal(*tensors)
 
 
 @triton.jit
@@ -31,7 +32,7 @@ def _table(table, b, n, s, d, inside, stride_b, stride_n, stride_s, stride_d):
 
 @triton.jit
 def _rerotate_keys_kernel(
-    keys, old_cos, old_sin, new_cos, new_sin, turned,
+    keys, old_cos, old_sin, new_cos, new_sin, rotated,
     N, S,
     keys_b, keys_n, keys_s, keys_d,
     old_b, old_n, old_s, old_d,
@@ -43,7 +44,7 @@ def _rerotate_keys_kernel(
     b, n = head // N, head % N
     s = (tl.program_id(1).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S))[:, None]
     d = tl.arange(0, BLOCK_D).to(tl.int64)[None, :]
-    # The other channel of the pair, and the sign with which it enters: (x, y) turns to (-y, x).
+    # The other channel of the pair, and its sign: a quarter turn takes (x, y) to (-y, x).
     if INTERLEAVED:
         other = d ^ 1
         sign = tl.where(d % 2 == 0, -1.0, 1.0)
@@ -59,23 +60,19 @@ def _rerotate_keys_kernel(
     key = _table(keys, b, n, s, d, inside, keys_b, keys_n, keys_s, keys_d)
     pair = _table(keys, b, n, s, other, rotary, keys_b, keys_n, keys_s, keys_d)
     turn = key * (cos_n * cos_o + sin_n * sin_o) + pair * (sin_n * cos_o - cos_n * sin_o) * sign
-    tl.store(turned + (head * S + s) * D + d, tl.where(d < R, turn, key), mask=inside)
+    tl.store(rotated + (head * S + s) * D + d, tl.where(d < R, turn, key), mask=inside)
 
 
 def rerotate_keys(
-    keys: Float[Tensor, "B N S D"],
-    old: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    new: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    *,
-    interleaved: bool,
+    keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
 ) -> Float[Tensor, "B N S D"]:
-    """Turn by the difference of the two angles, in one launch."""
+    """Rotate by the difference of the two angles, in one launch."""
     batch, heads, positions, dim = keys.shape
-    # The interpreter cuts digits off where a GPU rounds.
-    dtype = torch.float32 if launching.INTERPRETED else keys.dtype
-    turned = torch.empty(keys.shape, dtype=dtype, device=keys.device)
-    if turned.numel() == 0:
-        return turned.to(keys.dtype)
+    # The interpreter truncates where a GPU rounds: round in PyTorch.
+    dtype = torch.float32 if launch.INTERPRETED else keys.dtype
+    rotated = torch.empty(keys.shape, dtype=dtype, device=keys.device)
+    if rotated.numel() == 0:
+        return rotated.to(keys.dtype)
     size = old[0].shape[-1]
     (old_cos, old_sin), (new_cos, new_sin) = (
         _alike(*(table.expand(*keys.shape[:3], size) for table in tables)) for tables in (old, new)
@@ -84,16 +81,16 @@ def rerotate_keys(
     rows = max(1, BLOCK_NUMBERS // block)
     with torch.cuda.device_of(keys):
         _rerotate_keys_kernel[(batch * heads, triton.cdiv(positions, rows))](
-            keys, old_cos, old_sin, new_cos, new_sin, turned, heads, positions,
+            keys, old_cos, old_sin, new_cos, new_sin, rotated, heads, positions,
             *keys.stride(), *old_cos.stride(), *new_cos.stride(),
             D=dim, R=size, INTERLEAVED=interleaved, BLOCK_S=rows, BLOCK_D=block,
         )  # fmt: skip
-    return turned.to(keys.dtype)
+    return rotated.to(keys.dtype)
 
 
 def _alike(
     cosines: Float[Tensor, "B N S R"], sines: Float[Tensor, "B N S R"]
 ) -> tuple[Float[Tensor, "B N S R"], Float[Tensor, "B N S R"]]:
-    """Return a pair of tables with the same strides: a launch takes them once."""
+    """Return both tables with the same strides, as the kernel expects."""
     same = cosines.stride() == sines.stride()
     return (cosines, sines) if same else (cosines.contiguous(), sines.contiguous())

@@ -1,16 +1,21 @@
-"""The turn from one rotary position to another in PyTorch: the specification, and the CPU path."""
+"""Rotation between rotary positions in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+Tables: TypeAlias = tuple[Float32[Tensor, "#B #N S R"], Float32[Tensor, "#B #N S R"]]
+"""Cosines and sines of norm 1, for the first R channels; sequences and heads may share them."""
+
 
 def rotate_half(
     vectors: Float[Tensor, "*lead R"], *, interleaved: bool
 ) -> Float[Tensor, "*lead R"]:
-    """Turn every pair of channels (x, y) by a quarter: (-y, x).
+    """Rotate each pair of channels by a quarter turn: (x, y) becomes (-y, x).
 
     >>> rotate_half(torch.tensor([1.0, 2.0, 3.0, 4.0]), interleaved=False)
     tensor([-3., -4.,  1.,  2.])
@@ -26,18 +31,14 @@ def rotate_half(
 
 @torch.no_grad()
 def rerotate_keys(
-    keys: Float[Tensor, "B N S D"],
-    old: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    new: tuple[Float32[Tensor, "B N S R"], Float32[Tensor, "B N S R"]],
-    *,
-    interleaved: bool,
+    keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
 ) -> Float[Tensor, "B N S D"]:
-    """Turn by the difference of the two angles."""
+    """Rotate by the difference of the two angles."""
     (old_cos, old_sin), (new_cos, new_sin) = old, new
     cosines = new_cos * old_cos + new_sin * old_sin
     sines = new_sin * old_cos - new_cos * old_sin
     size = cosines.shape[-1]
-    # float32, or more where the keys have more.
-    turned = keys[..., :size].to(torch.promote_types(keys.dtype, torch.float32))
-    turned = turned * cosines + rotate_half(turned, interleaved=interleaved) * sines
-    return torch.cat([turned.to(keys.dtype), keys[..., size:]], dim=-1)
+    # float32, or float64 if the keys are.
+    rotated = keys[..., :size].to(torch.promote_types(keys.dtype, torch.float32))
+    rotated = rotated * cosines + rotate_half(rotated, interleaved=interleaved) * sines
+    return torch.cat([rotated.to(keys.dtype), keys[..., size:]], dim=-1)

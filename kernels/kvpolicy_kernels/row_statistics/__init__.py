@@ -1,4 +1,4 @@
-"""Where in the sequence each query of the window looks."""
+"""The mean position that each query of the window attends to most."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ def row_statistics(
     scaling: float,
     softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
-    """Mean position of the `count` most attended positions of every query.
+    """Return the mean of the `count` most attended positions of each query.
 
-    Query t sees the positions 0 .. S - W + t; one that sees fewer than `count` uses them all. Of
-    equal logits at the cut the lower positions count, and a logit of NaN is as low as one of -inf.
-    A softcap changes no order, and so no result.
+    Query t sees the positions 0 .. S - W + t. A query that sees fewer than `count` takes the mean
+    of them all. Of equal logits at the cut, those of lower positions count. A logit of NaN ranks as
+    -inf. A softcap keeps the order of logits, so it does not change the result.
+
+    Raises ValueError if the shapes do not fit, or for a `count` below 1.
 
     >>> import torch
     >>> keys = torch.tensor([[[[3.0], [2.0], [1.0], [0.0]]]])
@@ -31,8 +33,7 @@ def row_statistics(
     tensor([[[0.5000, 2.5000]]], dtype=torch.float64)
     """
     require_window(queries, keys)
-    require(count >= 1, f"count must be at least 1: {count}")
-    means: Tensor = implementation(__name__, queries, keys).row_statistics(
-        queries, keys, count, scaling=scaling
+    require(count >= 1, f"count must be at least 1, not {count}")
+    return implementation(row_statistics, queries, keys)(
+        queries, keys, count, scaling=scaling, softcap=softcap
     )
-    return means

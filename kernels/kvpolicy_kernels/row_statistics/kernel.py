@@ -1,4 +1,4 @@
-"""The Triton kernels: logits of a bounded number of rows, then the sum over each row's largest."""
+"""The Triton kernels: logits of a bounded number of rows, then the sum of each row's positions."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -12,20 +12,20 @@ import triton.language as tl
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-from kvpolicy_kernels.chunking import LOGITS_BYTES, spans
-from kvpolicy_kernels.products import products_by_parts
-from kvpolicy_kernels.select.kernel import BLOCK_S, STAGES, WARPS, read, taken, threshold_of
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, spans
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.largest import BLOCK_S, STAGES, WARPS, read, taken, threshold_of
+from kvpolicy_kernels.common.triton.logits import products_by_parts
 
 MOST_ROWS = 128
-"""Rows of a tile. It reads every key once: a group's window should fit, and rarely is larger."""
+"""Rows of a tile. A tile reads each key once, and should hold the whole window of a group."""
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these queries and keys are not for the kernel; None if they are."""
+    """Return why the kernels cannot take these queries and keys; None if they can."""
     if len({tensor.dtype for tensor in tensors}) > 1:
-        return "it multiplies queries and keys of one dtype only"
-    return launching.refusal(*tensors)
+        return "the kernel multiplies queries and keys of one dtype only"
+    return launch.refusal(*tensors)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -75,7 +75,7 @@ def _sums_kernel(
 
 
 def blocks(dtype: torch.dtype, dim: int) -> dict[str, int]:
-    """How the product is cut. Larger blocks of float32, which tensor cores do not take, spill."""
+    """Return how to cut the product; larger blocks of float32 would spill registers."""
     if dtype == torch.float32:
         return {"BLOCK_S": 64, "CHANNELS": 16, "num_warps": 8, "num_stages": 2}
     channels = min(64, max(16, triton.next_power_of_2(dim)))
@@ -83,15 +83,20 @@ def blocks(dtype: torch.dtype, dim: int) -> dict[str, int]:
 
 
 def tiles_at_once(keys: Float[Tensor, "B N S D"], logits: int) -> int:
-    """How many tiles of so many logits fit into an eighth of the layer's keys and values."""
+    """Return how many tiles of `logits` numbers take an eighth of the layer's keys and values."""
     layer = 2 * keys.numel() * keys.element_size()
     return max(1, max(LOGITS_BYTES, layer // 8) // (4 * logits))
 
 
 def row_statistics(
-    queries: Float[Tensor, "B H W D"], keys: Float[Tensor, "B N S D"], count: int, *, scaling: float
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    count: int,
+    *,
+    scaling: float,
+    softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
-    """Sum in two launches for every `tiles_at_once`."""
+    """Compute logits and sum positions in two launches for each `tiles_at_once` tiles."""
     batch, heads, window, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
     seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
@@ -107,14 +112,14 @@ def row_statistics(
     logits = torch.empty(step * rows, length, dtype=torch.float32, device=keys.device)
     sizes = group, window, positions, length
     block = blocks(keys.dtype, dim)
-    # Triton launches on the current device, which need not be the one that holds this layer.
+    # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(keys):
         for part in spans(0, tiles, step):
             held = part.stop - part.start
             _logits_kernel[(held, triton.cdiv(positions, block["BLOCK_S"]))](
                 queries, keys, logits, scaling, part.start, kv_heads, *sizes,
                 *queries.stride(), *keys.stride(), D=dim, ROWS=rows,
-                PRECISION=launching.precision(queries, keys), UP=launching.INTERPRETED, **block,
+                PRECISION=launch.product_precision(queries, keys), UP=launch.INTERPRETED, **block,
             )  # fmt: skip
             _sums_kernel[(held, min(rows, group * window))](
                 logits, sums, part.start, count, *sizes,

@@ -1,4 +1,4 @@
-"""Mean positions of the largest logits in PyTorch: the specification, and the CPU path."""
+"""Mean positions of the largest logits in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
-from kvpolicy_kernels.largest import largest, without_nan
-from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.common.pytorch.largest import largest, without_nan
+from kvpolicy_kernels.common.pytorch.logits import query_blocks
 
 
 @torch.no_grad()
@@ -18,8 +18,9 @@ def row_statistics(
     count: int,
     *,
     scaling: float,
+    softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
-    """Take the largest logits of each row: softmax and softcap would not change their order."""
+    """Rank by logits: neither softmax nor softcap changes their order."""
     window, positions = queries.shape[2], keys.shape[2]
     seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
     whole_row = (seen - 1).double() / 2
@@ -36,18 +37,18 @@ def row_statistics(
 
 
 def _largest_positions(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Tensor, "h w"]:
-    """Sum the positions of each row's `count` largest; integers, so the order cannot matter."""
+    """Sum the positions of each row's `count` largest logits, as integers: any order is exact."""
     positions = logits.shape[-1]
     if logits.device.type == "cpu":
         found = torch.from_numpy(np.flatnonzero(largest(without_nan(logits), count)))
         sums: Tensor = (found.view(*logits.shape[:-1], count) % positions).sum(-1)
         return sums
-    # Whether there is a NaN, or a tie, is not asked: asking a GPU would wait for it.
+    # Both cases are computed, with ties and without: to ask which one holds would wait for the GPU.
     top = logits.masked_fill_(logits.isnan(), -torch.inf).topk(count + 1, sorted=False)
     least = top.values.topk(2, largest=False)
     excluded = top.indices.gather(-1, least.indices[..., :1])[..., 0]
     next_best, cut = least.values.unbind(-1)
-    # Which of several equal logits topk returns is undefined.
+    # `topk` may return any of several equal logits, so ties are resolved by position.
     position = torch.arange(positions, dtype=torch.int32, device=logits.device)
     ties = (_lowest_positions(logits, cut[..., None], count) * position).sum(-1)
     return torch.where(next_best == cut, ties, top.indices.sum(-1) - excluded)
@@ -56,7 +57,7 @@ def _largest_positions(logits: Float32[Tensor, "h w V"], count: int) -> Int64[Te
 def _lowest_positions(
     logits: Float32[Tensor, "h w V"], cut: Float32[Tensor, "h w 1"], count: int
 ) -> Bool[Tensor, "h w V"]:
-    """Mark the positions above the cut, and of those that equal it the first that fit."""
+    """Mark the positions above the cut, and of those equal to it the first ones, `count` in all."""
     above = logits > cut
     equal = logits == cut
     room = count - above.sum(-1, keepdim=True)

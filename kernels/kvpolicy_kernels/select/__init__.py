@@ -1,4 +1,4 @@
-"""Choose the best positions of every row, deterministically."""
+"""The best positions of each head, the same on every device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ __all__ = ["select"]
 def select(
     scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"], *, count: int | None = None
 ) -> Int64[Tensor, "B N K"]:
-    """Positions of the `budgets` highest scores of each row, ascending, then the filler S.
+    """Return the positions of the `budgets` highest scores of each head, ascending.
 
-    Of equal scores the lower positions win. A score of +inf always wins; -inf and NaN win only
-    where nothing else is left. K is `count`, or the largest budget, which costs a GPU a
-    synchronisation; a budget above K or S is cut to it.
+    Fillers of S follow where a head has fewer than K positions. K is `count`, or else the largest
+    budget: to read it waits for the GPU. A budget above K or S is cut to it. Of equal scores, those
+    of lower positions win. +inf always wins; -inf and NaN win only if nothing else is left.
+
+    Raises ValueError if the shapes do not fit, or for a negative `count`.
 
     >>> import torch
     >>> scores = torch.tensor([[[3.0, 1.0, 2.0, 2.0], [0.0, 9.0, 0.0, 0.0]]])
@@ -30,8 +32,5 @@ def select(
         budgets.shape == scores.shape[:2],
         f"budgets {tuple(budgets.shape)} do not fit scores {tuple(scores.shape)}",
     )
-    require(count is None or count >= 0, f"count must not be negative: {count}")
-    selected: Tensor = implementation(__name__, scores, budgets).select(
-        scores, budgets, count=count
-    )
-    return selected
+    require(count is None or count >= 0, f"count must be at least 0, not {count}")
+    return implementation(select, scores, budgets)(scores, budgets, count=count)

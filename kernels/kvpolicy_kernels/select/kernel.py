@@ -1,7 +1,7 @@
-"""The Triton kernel: one program finds the best of one row by radix, eight bits at a time."""
+"""The Triton kernel: one program finds the best positions of one head by radix."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
-# ruff: noqa: ANN001, ANN201, ANN202, N803
+# ruff: noqa: ANN001, ANN202, N803
 # mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def"
 
 from __future__ import annotations
@@ -12,64 +12,20 @@ import triton.language as tl
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-
-BLOCK_S = 2048
-WARPS = 8
-STAGES = 3
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.largest import (
+    BLOCK_S,
+    STAGES,
+    WARPS,
+    read,
+    taken,
+    threshold_of,
+)
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Say why these scores and budgets are not for the kernel; None if they are."""
-    return launching.refusal(*tensors, largest_dim=2**30)
-
-
-@triton.jit
-def ordered(numbers):
-    """Numbers as uint32 in the same order; NaN is -inf, and -0.0 is 0.0."""
-    bits = numbers.to(tl.float32).to(tl.uint32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    bits = tl.where(magnitude > 0x7F800000, 0xFF800000, bits)
-    bits = tl.where(magnitude == 0, 0, bits)
-    return bits ^ tl.where(bits > 0x7FFFFFFF, 0xFFFFFFFF, 0x80000000)
-
-
-@triton.jit
-def read(row, stride, start, S, BLOCK_S: tl.constexpr):
-    """Return a block's positions, which of them exist, and their numbers as `ordered`."""
-    s = start + tl.arange(0, BLOCK_S)
-    inside = s < S
-    return s, inside, ordered(tl.load(row + s.to(tl.int64) * stride, mask=inside, other=0.0))
-
-
-@triton.jit
-def threshold_of(row, stride, S, room, BLOCK_S: tl.constexpr, STAGES: tl.constexpr):
-    """Find the `room`-th largest of S numbers, and how many equal to it belong to the largest."""
-    threshold = tl.full((), 0, tl.uint32)
-    unknown = tl.full((), 0xFFFFFFFF, tl.uint32)
-    for place in range(4):
-        shift = 24 - 8 * place
-        counts = tl.zeros((256,), tl.int32)
-        for start in tl.range(0, S, BLOCK_S, num_stages=STAGES):
-            _, inside, numbers = read(row, stride, start, S, BLOCK_S)
-            alike = inside & ((numbers ^ threshold) <= unknown)
-            # Whatever does not take part counts as a 0: nothing below depends on their number.
-            digits = tl.where(alike, (numbers >> shift) & 255, 0)
-            counts += tl.histogram(digits.to(tl.int32), 256)
-        at_least = tl.cumsum(counts, 0, reverse=True)
-        digit = tl.sum((at_least >= room).to(tl.int32), 0) - 1
-        room -= tl.sum(tl.where(tl.arange(0, 256) > digit, counts, 0), 0)
-        threshold |= digit.to(tl.uint32) << shift
-        unknown = unknown >> 8
-    return threshold, room
-
-
-@triton.jit
-def taken(numbers, inside, threshold, room):
-    """Mark what is above the threshold and the first that equal it; return the room left."""
-    equal = (inside & (numbers == threshold)).to(tl.int32)
-    first = (equal == 1) & (tl.cumsum(equal, 0) <= room)
-    return first | (inside & (numbers > threshold)), room - tl.sum(equal, 0)
+    """Return why the kernel cannot take these scores and budgets; None if it can."""
+    return launch.refusal(*tensors, largest_dim=2**30)
 
 
 @triton.jit
@@ -102,14 +58,14 @@ def _select_kernel(
 def select(
     scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"], *, count: int | None = None
 ) -> Int64[Tensor, "B N K"]:
-    """Select in one launch; it reads each row five times, from the GPU's cache."""
+    """Select in one launch, which reads each head's scores five times, from the GPU's cache."""
     if count is None:
         count = int(budgets.max()) if budgets.numel() else 0
     batch, heads, positions = scores.shape
     kept = torch.empty(batch, heads, count, dtype=torch.int64, device=scores.device)
     if kept.numel() == 0:
         return kept
-    # Triton launches on the current device, which need not be the one that holds this layer.
+    # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(scores):
         _select_kernel[(batch * heads,)](
             scores, budgets, kept, heads, positions, count, *scores.stride(), *budgets.stride(),

@@ -1,4 +1,4 @@
-"""Selection by threshold in PyTorch: the specification, and the CPU path."""
+"""Selection by threshold in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from kvpolicy_kernels.largest import largest, without_nan
+from kvpolicy_kernels.common.pytorch.largest import largest, without_nan
 
 
 @torch.no_grad()
 def select(
     scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"], *, count: int | None = None
 ) -> Int64[Tensor, "B N K"]:
-    """Mark what is above each row's budget-th score, then the first that equal it."""
+    """Mark the scores above each head's budget-th score, then the first ones equal to it."""
     if count is None:
         count = int(budgets.max()) if budgets.numel() else 0
     positions = scores.shape[-1]
@@ -35,7 +35,7 @@ def select(
 def _on_cpu(
     scores: Float[Tensor, "B N S"], room: Int64[Tensor, "B N 1"], count: int
 ) -> Int64[Tensor, "B N K"]:
-    """Mark by partition, or by sorting where budgets differ; no row is walked through by itself."""
+    """Mark by partition, or by sorting if budgets differ, for all heads at once."""
     counts, positions = room.numpy(), scores.shape[-1]
     chosen = largest(scores, np.maximum(counts, 1)) & (counts > 0)
     found = torch.from_numpy(np.flatnonzero(chosen)) % positions
@@ -44,7 +44,7 @@ def _on_cpu(
 
 
 def _positions(chosen: Bool[Tensor, "B N S"], count: int) -> Int64[Tensor, "B N K"]:
-    """Ascending positions of the chosen; `nonzero` would tell a GPU's host how many there are."""
+    """Return the chosen positions, ascending; `nonzero` would wait for the GPU to count them."""
     positions = chosen.shape[-1]
     place = torch.where(chosen, chosen.cumsum(-1) - 1, count)
     source = torch.arange(positions, device=chosen.device).expand_as(place)

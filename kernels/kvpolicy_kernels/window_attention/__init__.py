@@ -1,4 +1,4 @@
-"""Attention of the observation window, averaged over its queries."""
+"""Attention of the observation window, summed over its queries by weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ def window_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
 ) -> WindowAttention:
-    """Average the window's causal attention over its queries, without storing [B H W S].
+    """Return the window's causal attention, summed over its queries; [B H W S] is never stored.
 
-    attention_i = sum_t weights_t softmax_i(scaling q_t . k_i), where query t sees the positions
-    0 .. S - W + t. With `softcap` c the logits x become c tanh(x / c) before the softmax. A head's
-    sink is one more logit of each of its queries, whose attention goes nowhere.
+    attention_i = sum_t weights_t softmax_i(scaling q_t . k_i)
+
+    Query t sees the positions 0 .. S - W + t. With `softcap` c, logits x become c tanh(x / c)
+    before the softmax. `sinks` has a learned sink for each query head: one more logit in each
+    softmax of the head, without a position.
+
+    Raises ValueError if the shapes do not fit.
 
     >>> import torch
     >>> queries, keys = torch.zeros(1, 2, 2, 8), torch.zeros(1, 1, 4, 8)
@@ -35,12 +39,11 @@ def window_attention(
     require_window(queries, keys)
     require(
         weights.shape == queries.shape[2:3],
-        f"{tuple(weights.shape)} weights for a window of {queries.shape[2]} queries",
+        f"weights {tuple(weights.shape)} do not fit a window of {queries.shape[2]} queries",
     )
     require_sinks(sinks, queries)
     tensors = (queries, keys, weights)
     given = tensors if sinks is None else (*tensors, sinks)
-    averaged: WindowAttention = implementation(__name__, *given).window_attention(
-        *tensors, scaling=scaling, softcap=softcap, sinks=sinks
+    return implementation(window_attention, *given)(
+        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks
     )
-    return averaged

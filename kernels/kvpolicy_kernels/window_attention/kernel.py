@@ -1,8 +1,8 @@
-"""The Triton kernels: the logsumexp of every query, then the attention folded over the queries.
+"""The Triton kernels: the logsumexp of each query, then the attention folded over the queries.
 
-A tile of rows holds a few queries of every head of a group, BLOCK_W x BLOCK_G, so that the group
-reads its keys once. The queries are the outer axis: those of a tile see almost the same positions.
-Query w sees the positions up to PAST + w, as far as there are any.
+A tile of rows holds BLOCK_W queries of each of BLOCK_G heads of a group, so that the group reads
+its keys once. The queries of a tile are neighbours: they see almost the same positions. Query w
+sees the positions up to PAST + w, as far as they exist.
 """
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
@@ -20,8 +20,8 @@ import triton.language as tl
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels import launching
-from kvpolicy_kernels.products import (
+from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.logits import (
     base_2,
     capped,
     finite_or_zero,
@@ -36,7 +36,7 @@ BLOCK_M = 16
 
 
 class Tile(NamedTuple):
-    """How many heads, queries, positions and channels a program multiplies, and by what warps."""
+    """How many heads, queries, positions and channels a program multiplies, and its warps."""
 
     heads: int
     queries: int
@@ -46,18 +46,18 @@ class Tile(NamedTuple):
 
 
 def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
-    """Say why these queries, keys, weights and sinks are not for the kernels; None if they are."""
-    return launching.refusal(queries, keys, *(vector[:, None] for vector in vectors))
+    """Return why the kernels cannot take these queries, keys, weights, sinks; None if they can."""
+    return launch.refusal(queries, keys, *(vector[:, None] for vector in vectors))
 
 
 def tile_of(group: int, window: int, block_dim: int, *, exact: bool) -> Tile:
-    """Choose by shape alone: what spills nothing, and fits 99 KiB where a GPU shares no more.
+    """Choose a tile by shape alone. It spills no registers and fits 99 KiB of shared memory.
 
-    Exact products in float32 run without tensor cores, and hold all channels in registers at once.
+    Exact products in float32 run without tensor cores, and hold all channels in registers.
     """
     rows = 64 if exact or block_dim > 128 else 128
     heads = min(rows, triton.next_power_of_2(group))
-    # Tensor cores multiply 16 rows at least.
+    # Tensor cores multiply at least 16 rows.
     queries = max(min(rows // heads, triton.next_power_of_2(window)), 16 // heads)
     warps = 8 if heads * queries == (64 if exact else 128) else 4
     return Tile(heads, queries, 64, 16 if exact else block_dim, warps)
@@ -73,7 +73,7 @@ def _logsumexp_kernel(
     BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS: tl.constexpr,
     PRECISION: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
-    # The last tiles see most: they start first.
+    # The last tiles see the most positions, so they start first.
     tile = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
     place = tl.program_id(2).to(tl.int64)
@@ -87,7 +87,7 @@ def _logsumexp_kernel(
         block = load_rows(rows, valid, d, queries_d, D, UP)
     peak = tl.full([BLOCK_W * BLOCK_G], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_W * BLOCK_G], tl.float32)
-    # Not `and`: without sinks this must not be compiled at all.
+    # Two conditions, not `and`: without sinks Triton must not compile the second.
     if sinks is not None:  # noqa: SIM102
         if split == 0:
             peak, mass = sink_of(sinks, h, valid)
@@ -165,7 +165,7 @@ def _fold_kernel(
             )
         logits = capped(product, scale, softcap)
         sees = valid[:, None] & (s[None, :] <= (PAST + w)[:, None])
-        # Masked before the exponential, which a large logit out of sight overflows.
+        # Mask before the exponential: a large logit that is not seen would overflow.
         share = tl.exp2(tl.where(sees, logits - total[:, None], float("-inf")))
         folded += share * weight[:, None]
     by_head = tl.sum(tl.reshape(folded, [BLOCK_W, BLOCK_G, BLOCK_S]), 0)
@@ -182,21 +182,39 @@ def window_attention(
     scaling: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
-    causal: bool = True,
 ) -> WindowAttention:
-    """Read the keys twice: what a row's logits weigh is known only with their sum."""
+    """Sum over the queries of the window; each sees the positions up to its own."""
+    return folded_attention(
+        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks, causal=True
+    )
+
+
+def folded_attention(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    weights: Float[Tensor, " W"],
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Float[Tensor, " H"] | None,
+    causal: bool,
+) -> WindowAttention:
+    """Sum the attention of queries that see the positions up to their own, or all if not `causal`.
+
+    The keys are read twice: first for the sum of each softmax, then for the weights.
+    """
     batch, heads, window, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
     group = heads // kv_heads
     mixed = queries.dtype != keys.dtype
-    precision = "ieee" if mixed else launching.precision(queries, keys)
+    precision = "ieee" if mixed else launch.product_precision(queries, keys)
     block_dim = max(16, triton.next_power_of_2(dim))
     tile = tile_of(group, window, block_dim, exact=precision == "ieee")
     group_blocks = triton.cdiv(group, tile.heads)
     row_tiles, places = triton.cdiv(window, tile.queries), kv_heads * group_blocks
     blocks = triton.cdiv(positions, tile.positions)
-    # Not by the batch: a sequence's sums must not depend on its mates.
-    span = tile.positions * triton.cdiv(blocks, launching.splits(row_tiles * places, blocks))
+    # The batch size must not count: a sequence's sums may not depend on the rest of the batch.
+    span = tile.positions * triton.cdiv(blocks, launch.splits(row_tiles * places, blocks))
     splits = triton.cdiv(positions, span)
     past = positions - window if causal else positions
     sizes = (kv_heads, group, window, positions, past, group_blocks)
@@ -205,10 +223,9 @@ def window_attention(
         "D": dim, "BLOCK_D": block_dim,
         "BLOCK_G": tile.heads, "BLOCK_W": tile.queries, "BLOCK_S": tile.positions,
         "CHANNELS": tile.channels, "PRECISION": precision,
-        "UP": launching.INTERPRETED or mixed, "num_warps": tile.warps,
+        "UP": launch.INTERPRETED or mixed, "num_warps": tile.warps,
     }  # fmt: skip
-    if sinks is not None:
-        sinks = sinks.contiguous()
+    sinks = None if sinks is None else sinks.contiguous()
     attention = torch.empty(batch, heads, positions, dtype=torch.float32, device=keys.device)
     partials = attention.new_empty(splits, batch, heads, window)
     with torch.cuda.device_of(keys):
@@ -216,7 +233,7 @@ def window_attention(
             queries, keys, sinks, partials, *sizes, span, partials[0].numel(), *numbers, *strides,
             **options,
         )  # fmt: skip
-        totals = _combine(partials)
+        totals = partials[0] if splits == 1 else _combine(partials)
         _fold_kernel[(blocks, batch * places)](
             queries, keys, weights, totals, attention, *sizes, *numbers, *strides,
             *weights.stride(), **options,
@@ -226,11 +243,7 @@ def window_attention(
 
 def _combine(partials: Float32[Tensor, "splits B H W"]) -> Float32[Tensor, "B H W"]:
     splits, rows = len(partials), partials[0].numel()
-    if splits == 1:
-        return partials[0]
     totals = torch.empty_like(partials[0])
-    _combine_kernel[(triton.cdiv(rows, BLOCK_M),)](
-        partials, totals, rows, splits,
-        BLOCK_M=BLOCK_M, BLOCK_SPLITS=triton.next_power_of_2(splits),
-    )  # fmt: skip
+    sizes = {"BLOCK_M": BLOCK_M, "BLOCK_SPLITS": triton.next_power_of_2(splits)}
+    _combine_kernel[(triton.cdiv(rows, BLOCK_M),)](partials, totals, rows, splits, **sizes)
     return totals

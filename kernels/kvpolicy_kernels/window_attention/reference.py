@@ -1,4 +1,4 @@
-"""The averaged window attention in PyTorch: the specification, and the CPU path."""
+"""The window's attention in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.logits import exponentials, query_blocks
+from kvpolicy_kernels.common.pytorch.logits import exponentials, query_blocks
 
 
 class WindowAttention(NamedTuple):
-    """The averaged attention, and the logsumexp of every query's logits, its sink's among them."""
+    """The summed attention, and the logsumexp of each query's logits, its learned sink included."""
 
     attention: Float32[Tensor, "B H S"]
     logsumexp: Float32[Tensor, "B H W"]
@@ -28,7 +28,7 @@ def window_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
 ) -> WindowAttention:
-    """Fold every block of softmax rows into the average as soon as it is computed."""
+    """Add each block of softmax rows to the sum as soon as it is computed."""
     weights = weights.float()
     attention = weights.new_zeros(*queries.shape[:2], keys.shape[2])
     logsumexp = weights.new_empty(queries.shape[:3])
@@ -45,7 +45,10 @@ def fold(
     weights: Float32[Tensor, " w"],
     sinks: Float[Tensor, "h 1"] | None,
 ) -> tuple[Float32[Tensor, "h V"], Float32[Tensor, "h w"]]:
-    """Average the softmax of rows that this overwrites; return their logsumexp, too."""
+    """Return the softmax of the rows, summed by `weights`, and their logsumexp.
+
+    Overwrites `logits`.
+    """
     base, mass = exponentials(logits, sinks)
     share = (weights / mass)[:, None]
     return (share @ logits)[:, 0], base + mass.log()

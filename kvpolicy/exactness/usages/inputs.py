@@ -71,7 +71,7 @@ def read(model: Any, cache: Any, turns: Sequence[int], *, first_seed: int = 0) -
 
 def generate(
     model: Any, cache: PolicyCache, ids: Int[Tensor, "B T"], **options: Any
-) -> Int[Tensor, "B T"]:
+) -> Int[Tensor, "rows longer"]:
     """Decode some tokens with `generate`, greedily unless `options` say otherwise."""
     defaults = {
         "attention_mask": torch.ones_like(ids),
@@ -83,7 +83,7 @@ def generate(
     return generated
 
 
-def largest(differences: Sequence[Float[Tensor, "*shape"]]) -> float:
+def largest(differences: Sequence[Float[Tensor, ...]]) -> float:
     """Return the largest absolute value; NaN if there is one."""
     return float(torch.stack([each.abs().max() for each in differences]).max())
 

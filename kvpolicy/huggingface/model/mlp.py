@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.model.architectures import MLPS
 from kvpolicy.huggingface.model.config import decoder_config
-from kvpolicy_kernels.chunking import spans
+from kvpolicy_kernels import spans
 
 PROBE = 6
 """Tokens that show whether an MLP treats each token alone."""

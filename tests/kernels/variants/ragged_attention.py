@@ -3,7 +3,7 @@ from compile_offline import Variant
 from kvpolicy_kernels.ragged_attention import kernel
 
 GROUP = 4
-TABLES = ("prefix_keys", "prefix_values", "keys", "values")
+TABLES = ("ragged_keys", "ragged_values", "keys", "values")
 SIZES = ("N", "G", "Q", "T", "TILES", "TAIL_TILES")
 
 

@@ -11,11 +11,9 @@ def variants():
     for dtype in EXACT:
         for dim in DIMS:
             yield _error(dtype, dim, projected=True, tau=None)
-            yield _sums(dtype, dim, group=4)
         yield _error(dtype, 128, projected=True, tau="fp32")
         for dim in (128, 256):
             yield _error(dtype, dim, projected=False, tau=None)
-            yield _sums(dtype, dim, group=32)
 
 
 def _error(dtype, dim, *, projected, tau):
@@ -37,21 +35,5 @@ def _error(dtype, dim, *, projected, tau):
         },
         floats=("tau",) if tau else (),
         unaligned=("N", "G", "R", "S", "attention_b", "attention_h"),
-        warps=tile.warps,
-    )  # fmt: skip
-
-
-def _sums(dtype, dim, group):
-    tile = kernel.sum_tile(group, EXACT[dtype])
-    return Variant(
-        name=f"weighted_values {dtype} D={dim} G={group}",
-        function=kernel._sum_kernel,
-        pointers={"attention": "fp32", "values": dtype, "partials": "fp32"},
-        constants={
-            "D": dim, "BLOCK_D": dim, "BLOCK_G": tile.heads, "BLOCK_S": tile.positions,
-            "PRECISION": tile.precision,
-            **DENSE,
-        },
-        unaligned=("N", "G", "S", "GROUP_BLOCKS", "attention_b", "attention_h"),
         warps=tile.warps,
     )  # fmt: skip

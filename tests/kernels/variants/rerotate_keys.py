@@ -12,7 +12,7 @@ def variants():
             yield Variant(
                 name=f"rerotate_keys {dtype}{' interleaved' if interleaved else ''}",
                 function=kernel._rerotate_keys_kernel,
-                pointers={**dict.fromkeys(TABLES, "fp32"), "keys": dtype, "turned": dtype},
+                pointers={**dict.fromkeys(TABLES, "fp32"), "keys": dtype, "rotated": dtype},
                 constants={
                     **DENSE,
                     "D": 128,

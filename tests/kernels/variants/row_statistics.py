@@ -3,8 +3,8 @@ from itertools import product
 import torch
 from compile_offline import Variant
 
+from kvpolicy_kernels.common.triton.largest import BLOCK_S, STAGES, WARPS
 from kvpolicy_kernels.row_statistics import kernel
-from kvpolicy_kernels.select.kernel import BLOCK_S, STAGES, WARPS
 
 
 def variants():

@@ -1,5 +1,6 @@
 from compile_offline import Variant
 
+from kvpolicy_kernels.common.triton.largest import BLOCK_S, STAGES, WARPS
 from kvpolicy_kernels.select import kernel
 
 
@@ -13,9 +14,9 @@ def variants():
                 constants={
                     "scores_s": 1,
                     "budgets_n": 1,
-                    "BLOCK_S": kernel.BLOCK_S,
-                    "STAGES": kernel.STAGES,
+                    "BLOCK_S": BLOCK_S,
+                    "STAGES": STAGES,
                 },
                 unaligned=(*unaligned, "budgets_b"),
-                warps=kernel.WARPS,
+                warps=WARPS,
             )

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import matmul
-from kvpolicy_kernels.matmul import transposed_product
+from kvpolicy_kernels.common.pytorch import products
+from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """How many products oneDNN was asked for."""
     calls = []
-    product = matmul._by_onednn()
+    product = products._by_onednn()
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch is built without oneDNN, so there is nobody to ask")
     assert product is not None, "PyTorch has oneDNN, but its float32 operator is not used"
@@ -20,7 +20,7 @@ def asked(monkeypatch):
         calls.append(matrices)
         return product(*matrices)
 
-    monkeypatch.setattr(matmul, "_by_onednn", lambda: counted)
+    monkeypatch.setattr(products, "_by_onednn", lambda: counted)
     return calls
 
 
@@ -72,11 +72,11 @@ def test_without_the_operator_the_product_is_pytorchs(wrong, monkeypatch):
         "refuses": refuse,
         "another number": lambda rows, others: rows @ others.T + 1,
     }[wrong]
-    monkeypatch.setattr(matmul, "_linear", other)
-    matmul._by_onednn.cache_clear()
+    monkeypatch.setattr(products, "_linear", other)
+    products._by_onednn.cache_clear()
     left, right = torch.randn(1024, 64), torch.randn(128, 64)
     try:
-        assert matmul._by_onednn() is None
+        assert products._by_onednn() is None
         assert torch.equal(transposed_product(left, right), left @ right.T)
     finally:
-        matmul._by_onednn.cache_clear()
+        products._by_onednn.cache_clear()

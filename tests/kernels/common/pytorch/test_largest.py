@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvpolicy_kernels.largest import largest, without_nan
+from kvpolicy_kernels.common.pytorch.largest import largest, without_nan
 
 
 def naive(row, count):

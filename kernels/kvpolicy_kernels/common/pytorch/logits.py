@@ -1,4 +1,4 @@
-"""Attention logits of a window of queries, a bounded block of rows at a time."""
+"""Attention logits of a window of queries, in blocks of bounded size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import LOGITS_BYTES, rows_per_block, spans
-from kvpolicy_kernels.matmul import transposed_product
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.products import transposed_product
 
 
 class QueryBlock(NamedTuple):
-    """Logits of a few queries of one sequence; the caller may overwrite them."""
+    """Logits of a few queries of one sequence. The caller may overwrite them."""
 
     batch: int
     kv_head: int | None
-    """None where a block spans the heads of all."""
+    """None if the block spans all heads."""
     heads: slice
     window: slice
     logits: Float32[Tensor, "h w V"]
-    """Over the V positions that the block's last query sees; -inf where an earlier one does not."""
+    """V is the number of positions that the last query sees; -inf where an earlier one does not."""
 
 
 def query_blocks(
@@ -34,12 +34,16 @@ def query_blocks(
     softcap: float | None,
     together: bool = False,
 ) -> Iterator[QueryBlock]:
-    """Walk over all rows; a block holds whole windows of one key/value head while they fit.
+    """Yield the logits of all queries, block by block.
 
-    All heads of a group share one product: it reads the keys once and has enough rows to be fast.
-    With `together` the single query of a decoded token comes for all heads of a sequence at once,
-    where that is small: a walk over heads would take longer than its products. A block's logits
-    are valid until the next block.
+    A block holds the whole windows of several query heads of a group, or, if these are too large, a
+    part of one head's window. The heads of a group share one matrix product: it reads the keys
+    once and has enough rows to be fast.
+
+    `together`: if there is one query (W = 1) and the logits of a sequence are small, yield those of
+    all its heads at once. A loop over heads would take longer than the products.
+
+    The logits of a block are valid until the next block.
     """
     batch, heads, window, _ = queries.shape
     kv_heads, positions = keys.shape[1:3]
@@ -64,9 +68,9 @@ def query_blocks(
 def exponentials(
     logits: Float32[Tensor, "*lead w V"], sinks: Float[Tensor, "*lead 1"] | None = None
 ) -> tuple[Float32[Tensor, "*lead w"], Float32[Tensor, "*lead w"]]:
-    """Replace the logits x of a row by exp(x - base); return its base, and the mass of them all.
+    """Replace the logits x of each row by exp(x - base); return `base` and `mass`, their sum.
 
-    A sink is one more logit of a row, which adds to its mass alone.
+    A learned sink is one more logit of its row. It adds to the mass only.
     """
     base = logits.amax(-1)
     if sinks is not None:
@@ -98,7 +102,7 @@ def _logits(
 
 
 def _is_small(queries: Float[Tensor, "B H 1 D"], keys: Float[Tensor, "B N S D"]) -> bool:
-    """Whether a sequence's logits, and its keys in float32, are temporaries of bounded size."""
+    """Whether the logits of a sequence, and its keys in float32, each fit into LOGITS_BYTES."""
     _, kv_heads, positions, dim = keys.shape
     copied = 0 if keys.dtype == torch.float32 else kv_heads * dim
     return 4 * positions * max(queries.shape[1], copied) <= LOGITS_BYTES
@@ -110,7 +114,7 @@ def _single_queries(
     scaling: float,
     softcap: float | None,
 ) -> Iterator[QueryBlock]:
-    """Walk over sequences, each by itself, so that it does not depend on its batch mates."""
+    """Yield one block for each sequence, so that none depends on the rest of the batch."""
     heads, kv_heads = queries.shape[1], keys.shape[1]
     everything = slice(0, heads)
     for b in range(queries.shape[0]):

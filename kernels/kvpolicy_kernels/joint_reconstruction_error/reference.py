@@ -1,4 +1,4 @@
-"""The error of all query heads of a group together in PyTorch: the specification, and CPU path."""
+"""The error of a group of query heads in PyTorch, on every device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def joint_reconstruction_error(
     output: Float[Tensor, "B H D"],
     factors: Float[Tensor, "N R GD"] | None,
 ) -> Float[Tensor, "B N S"]:
-    """Add up a group's heads behind the projection, a block of positions at a time."""
+    """Stack the changes of a group's heads, and project them together, in blocks of positions."""
     batch, kv_heads, positions, dim = values.shape
     odds = odds.unflatten(1, (kv_heads, -1))
     outputs = output.to(odds.dtype).unflatten(1, (kv_heads, -1))[:, :, None]

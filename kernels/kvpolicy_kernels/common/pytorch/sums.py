@@ -1,4 +1,4 @@
-"""In what precision to add up scores that must tie where they are equal."""
+"""The precision of sums that must come out equal for equal scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 
 
 def sums_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, in which sums of a few float32 numbers are exact, where the device has it.
+    """Return float64, or float32 on a device that has no float64.
+
+    Sums of a few float32 numbers are exact in float64, whatever their order.
 
     >>> sums_dtype(torch.device("cpu"))
     torch.float64

@@ -1,8 +1,8 @@
-"""Products of float32 matrices on a CPU, by the faster of the libraries that PyTorch ships.
+"""Products of float32 matrices on a CPU, by the faster of two libraries that PyTorch ships.
 
-`torch.mm` asks MKL, which is slow on processors that its maker did not make; oneDNN is as exact,
-and faster there. The only way to ask it for float32 is the operator that `torch.compile` writes
-into its programs. Where that is missing, or refuses, products are those of `torch.mm`.
+`torch.mm` uses MKL, which is slow on processors that are not Intel's. oneDNN is as exact, and
+faster there. PyTorch offers it for float32 only through the operator that `torch.compile` writes
+into its programs. If that operator is missing or fails, `torch.mm` computes the product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 LEAST = 2**20
-"""So many multiplications make up for what oneDNN needs to prepare a shape that it has not seen."""
+"""Fewer multiplications are left to MKL: oneDNN takes time to prepare each new shape."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -34,14 +34,14 @@ def transposed_product(
     if rows.device.type == "cpu" and size >= LEAST and bool(torch.backends.mkldnn.enabled):
         product = _by_onednn()
         if product is not None:
-            # Of rows with gaps between them oneDNN walks through every number by itself.
+            # oneDNN is slow on rows with gaps between them: it reads them number by number.
             return product(rows.contiguous(), others.contiguous())
     return rows @ others.T
 
 
 @functools.cache
 def _by_onednn() -> Product | None:
-    """Return oneDNN's product if this PyTorch has one that gives what it should."""
+    """Return oneDNN's product, or None if this PyTorch has none that computes correctly."""
     rows = torch.arange(6.0).view(2, 3)
     try:
         if not torch.backends.mkldnn.is_available():

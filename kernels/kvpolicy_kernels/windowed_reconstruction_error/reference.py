@@ -1,4 +1,4 @@
-"""The error of every query's own output in PyTorch: the specification, and the CPU path."""
+"""The error of each query's own output in PyTorch, on every device."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.chunking import rows_per_block, spans
-from kvpolicy_kernels.logits import exponentials, query_blocks
-from kvpolicy_kernels.reconstruction_error.reference import odds
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.logits import exponentials, query_blocks
+from kvpolicy_kernels.common.pytorch.odds import odds
 
 LEAST_NORM = 2.0**-60
-"""Keeps the relative error of a vanishing output finite."""
+"""The least norm of an output that a relative error is divided by: the error stays finite."""
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def windowed_reconstruction_error(
     sinks: Float[Tensor, " H"] | None = None,
     normalize: bool = False,
 ) -> Float32[Tensor, "B H S"]:
-    """Hold the softmax rows of a block of queries, and walk over the positions twice."""
+    """Compute the attention of a block of queries; read the values once for o, once for errors."""
     scores = weights.new_zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32)
     for b, n, h, w, logits in query_blocks(queries, keys, scaling=scaling, softcap=softcap):
         _, mass = exponentials(logits, None if sinks is None else sinks[h, None])
@@ -37,8 +37,8 @@ def windowed_reconstruction_error(
         output = _project(_outputs(attention, seen), factor)
         share = weights[w].float().expand(attention.shape[:2])
         if sinks is None and w.start == 0 and queries.shape[2] == keys.shape[2]:
-            # The first query sees one position, which is its whole output: the error is 0. Odds of
-            # 2 ** 20 would make a score of the rounding of o - v.
+            # The first query sees one position. Its output is that value, and the error is 0. The
+            # odds of 2 ** 20 would turn the rounding error of o - v into a score.
             share = share.masked_fill(torch.arange(share.shape[1], device=share.device) == 0, 0.0)
         if normalize:
             share = share / torch.linalg.vector_norm(output, dim=-1).clamp_min(LEAST_NORM)
@@ -73,7 +73,7 @@ def _add_errors(
     together = heads * (values.shape[1] + 2 * rank + 3 * window)
     for s in spans(0, *_blocks(values, together)):
         projected = _project(values[s].float().expand(heads, -1, -1), factors)
-        # Not through products: o . o - 2 o . v + v . v loses every digit of a value close to o.
+        # Not by matrix products: o . o - 2 o . v + v . v loses all digits of a value close to o.
         distance = torch.cdist(output, projected, compute_mode="donot_use_mm_for_euclid_dist")
         scores[:, s] += (share[:, None] @ odds(attention[..., s]).mul_(distance))[:, 0]
 

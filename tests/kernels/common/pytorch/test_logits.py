@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import logits as room
-from kvpolicy_kernels.logits import query_blocks
+from kvpolicy_kernels.common.pytorch import logits as room
+from kvpolicy_kernels.common.pytorch.logits import query_blocks
 
 
 def blocks_of(queries, keys, **options):

@@ -1,0 +1,1 @@
+"""Helpers that several rooms share: `pytorch` for references, `triton` for kernels."""

@@ -1,0 +1,51 @@
+"""Scorer `jointrestkv`: the error that losing a position causes in a whole group of heads."""
+
+from __future__ import annotations
+
+import attrs
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.observation import Observation
+from kvpolicy.options import boolean, count, one_of
+from kvpolicy_kernels import joint_reconstruction_error, odds
+from kvpolicy_restkv.projection import PROJECTIONS, Projection, group_factors
+from kvpolicy_restkv.scoring import output_of
+
+
+@attrs.frozen(kw_only=True)
+class JointReconstructionScorer:
+    """Scores a position by the error that evicting it causes in all query heads of its group.
+
+    score_i = ||sum_h a_hi / (1 - a_hi) W_h (o_h - v_i)||    with    o_h = sum_i a_hi v_i
+
+    The sum runs over the query heads h of the group: they share the position and lose it together.
+    All of them get this one score. The paper instead scores each head alone, see
+    `kvpolicy_restkv.scoring`, where the options are explained.
+
+    >>> import torch
+    >>> from kvpolicy import Observation
+    >>> scorer = JointReconstructionScorer(window=1, o_includes_window=True)
+    >>> layer = Observation(queries=torch.zeros(1, 2, 1, 1), keys=torch.zeros(1, 1, 3, 1),
+    ...                     values=torch.tensor([[[[0.0], [3.0], [6.0]]]]),
+    ...                     output_weight=torch.ones(1, 2))
+    >>> scorer.score(layer, lambda attention: attention.mean(-2))
+    tensor([[[3.0000, 0.0000, 3.0000],
+             [3.0000, 0.0000, 3.0000]]])
+    """
+
+    window: int = attrs.field(default=32, validator=count)
+    projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))
+    o_includes_window: bool = attrs.field(default=False, validator=boolean)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Score every position, the window's too; `reduce` averages the attention.
+
+        Raises UnsupportedModelError if `projection` is "output" and the model does not show it.
+        """
+        factors = group_factors(observation, self.projection, scorer="jointrestkv")
+        attention = observation.folded_attention(reduce)
+        output = output_of(attention, observation, with_window=self.o_includes_window)
+        errors = joint_reconstruction_error(odds(attention), observation.values, output, factors)
+        return errors.repeat_interleave(attention.shape[1] // errors.shape[1], dim=1)

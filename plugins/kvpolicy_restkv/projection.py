@@ -1,0 +1,49 @@
+"""The output projection as reconstruction errors need it: its factors, or none in value space."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.observation.observation import Observation
+
+Projection: TypeAlias = Literal["output", "value"]
+"""Where errors are measured: behind the output projection, or in value space, without it."""
+
+PROJECTIONS = ("output", "value")
+
+
+def head_factors(
+    observation: Observation, projection: Projection, *, scorer: str
+) -> Float[Tensor, "H R Dv"] | None:
+    """Return the factor R_h of each query head's projection W_h; None in value space.
+
+    Raises UnsupportedModelError, which names `scorer`, if the model does not show its projection.
+    """
+    if projection == "value":
+        return None
+    return _known(observation.output_factors, scorer)
+
+
+def group_factors(
+    observation: Observation, projection: Projection, *, scorer: str
+) -> Float[Tensor, "N R GDv"] | None:
+    """Return the factor R_g of each group's stacked projections; None in value space.
+
+    Raises UnsupportedModelError, which names `scorer`, if the model does not show its projection.
+    """
+    if projection == "value":
+        return None
+    return _known(observation.group_factors, scorer)
+
+
+def _known(factors: Tensor | None, scorer: str) -> Tensor:
+    if factors is None:
+        raise UnsupportedModelError(
+            f"scorer {scorer!r} measures errors behind the output projection, but this model does "
+            "not show its projection. Use projection='value' to measure errors of values."
+        )
+    return factors

@@ -1,0 +1,90 @@
+"""Scorer `windowedrestkv`: the error in the output of each query, averaged over the window."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kvpolicy.observation.fold import Reduce, weights_of
+from kvpolicy.observation.observation import Observation
+from kvpolicy.options import boolean, count, one_of
+from kvpolicy_kernels import windowed_reconstruction_error
+from kvpolicy_restkv.projection import PROJECTIONS, Projection, head_factors
+
+
+@attrs.frozen(kw_only=True)
+class WindowedReconstructionScorer:
+    """Scores a position by the error that evicting it causes for each query of the window.
+
+    score_i = sum_t w_t a_ti / (1 - a_ti) ||W_h (o_t - v_i)||    with    o_t = sum_i a_ti v_i
+
+    Each query t of the window has its own attention and output; the smoother's weights w_t average
+    the errors. (`kvpolicy_restkv.scoring` averages the attention first.)
+
+    `window`: how many of the last queries judge.
+    `projection`: "output" as above; "value" leaves W_h out.
+    `normalize`: divide each norm by ||W_h o_t||, which makes the error relative.
+
+    An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm: "before" in the authors' code.
+
+    >>> from kvpolicy import Observation
+    >>> scorer = WindowedReconstructionScorer(window=2, projection="value")
+    >>> layer = Observation(queries=torch.zeros(1, 1, 2, 1), keys=torch.zeros(1, 1, 3, 1),
+    ...                     values=torch.tensor([[[[0.0], [3.0], [6.0]]]]))
+    >>> scorer.score(layer, lambda errors: errors.mean(-2))
+    tensor([[[1.5000, 0.7500, 0.7500]]])
+    """
+
+    window: int = attrs.field(default=32, validator=count)
+    projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))
+    normalize: bool = attrs.field(default=False, validator=boolean)
+
+    def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        """Score every position, the window's too; `reduce` averages the errors of the queries.
+
+        Raises UnsupportedModelError if `projection` is "output" and the model does not show it.
+        """
+        factors = head_factors(observation, self.projection, scorer="windowedrestkv")
+        weights = weights_of(reduce, observation.window)
+        if weights is None:
+            return reduce(self._errors_of_queries(observation, factors))
+        return self._sum_of_errors(observation, weights, factors)
+
+    def _sum_of_errors(
+        self,
+        observation: Observation,
+        weights: Float[Tensor, " W"],
+        factors: Float[Tensor, "H R Dv"] | None,
+    ) -> Float[Tensor, "B H S"]:
+        return windowed_reconstruction_error(
+            observation.queries,
+            observation.keys,
+            observation.values,
+            weights.to(observation.queries.device, torch.float32),
+            factors,
+            scaling=observation.scaling,
+            softcap=observation.softcap,
+            sinks=observation.sink_logits,
+            normalize=self.normalize,
+        )
+
+    def _errors_of_queries(
+        self, observation: Observation, factors: Float[Tensor, "H R Dv"] | None
+    ) -> Float[Tensor, "B H W S"]:
+        """Return the error of each query, for a `reduce` that is no weighted sum."""
+        rows = []
+        for query in range(observation.window):
+            seen = observation.length - observation.window + query + 1
+            alone = attrs.evolve(
+                observation,
+                queries=observation.queries[:, :, query : query + 1],
+                keys=observation.keys[:, :, :seen],
+                values=observation.values[:, :, :seen],
+                positions=observation.positions[:, :, :seen],
+            )
+            errors = self._sum_of_errors(alone, torch.ones(1), factors)
+            rows.append(F.pad(errors, (0, observation.length - seen)))
+        return torch.stack(rows, dim=2)
