@@ -21,9 +21,9 @@ def _positions(layer: Any) -> Int[Tensor, "B N K"]:
         return layer.positions
     keys: Tensor | None = getattr(layer, "keys", None)
     if keys is None:
-        return torch.empty((0, 0, 0), dtype=torch.long)
+        return torch.empty((0, 0, 0), dtype=torch.long, device="cpu")
     seen = layer.get_seq_length()
-    return torch.arange(seen - keys.shape[-2], seen).expand(*keys.shape[:2], -1)
+    return torch.arange(seen - keys.shape[-2], seen, device=keys.device).expand(*keys.shape[:2], -1)
 
 
 def _leftmost(positions: Int[Tensor, "B N K"]) -> Int[Tensor, "B N K"]:

@@ -32,7 +32,7 @@ def sums_of_last_attention(
     """
     batch, heads, window, dim = queries.shape
     length, block = keys.shape[2], beside.block
-    uniform = torch.full((window,), 1 / window, device=keys.device)
+    uniform = torch.full((window,), 1 / window, dtype=torch.float32, device=keys.device)
     whole = window_attention(queries, keys, uniform, scaling=scaling, softcap=softcap)
     logsumexp = whole.logsumexp[..., None]
     grouped = (queries.float() * scaling).reshape(batch, keys.shape[1], -1, dim)

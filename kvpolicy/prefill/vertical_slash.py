@@ -81,6 +81,6 @@ class VerticalSlash:
 
 def _best(sums: Float32[Tensor, "B H M"], kept: int) -> Bool[Tensor, "B H M"]:
     """Mark the largest sums of every head; of equal ones the first."""
-    room = torch.full(sums.shape[:2], kept, device=sums.device)
+    room = torch.full(sums.shape[:2], kept, dtype=torch.long, device=sums.device)
     best: Int[Tensor, "B H K"] = select(sums, room, count=min(kept, sums.shape[-1]))
     return torch.zeros_like(sums, dtype=torch.bool).scatter_(-1, best, True)

@@ -61,4 +61,4 @@ class UniformAllocator:
     ) -> Int[Tensor, "B N"]:
         """Return `budget`, or all positions if there are fewer."""
         batch, heads, length = scores.shape
-        return torch.full((batch, heads), min(budget, length))
+        return torch.full((batch, heads), min(budget, length), dtype=torch.long, device="cpu")

@@ -29,7 +29,8 @@ class Selection:
         >>> Selection(indices=torch.tensor([[[1, 2]]]), lengths=torch.tensor([[2]])).evicted(4)
         tensor([[[0, 3]]])
         """
-        left = torch.ones(*self.indices.shape[:2], length + 1, device=self.indices.device)
+        shape = (*self.indices.shape[:2], length + 1)
+        left = self.indices.new_ones(shape, dtype=torch.float32)
         left.scatter_(-1, self.indices, 0.0)
         return select(left[..., :length], length - self.lengths).to(self.indices.device)
 
@@ -43,7 +44,8 @@ class Selection:
         """
         shape = observation.keys.shape[:3]
         rows = torch.arange(observation.length, device=observation.keys.device)
-        return cls(indices=rows.expand(shape), lengths=torch.full(shape[:2], observation.length))
+        lengths = torch.full(shape[:2], observation.length, dtype=torch.long, device="cpu")
+        return cls(indices=rows.expand(shape), lengths=lengths)
 
 
 @runtime_checkable

@@ -94,7 +94,8 @@ def _shares_of_the_best(ranked: Float[Tensor, "B N S"], budget: int) -> Int[Tens
     batch, heads, length = ranked.shape
     total = heads * min(budget, length)
     by_rank = ranked.transpose(1, 2).reshape(batch, 1, length * heads)
-    best = select(by_rank, torch.full((batch, 1), total), count=total)[:, 0]
+    count = torch.full((batch, 1), total, dtype=torch.long, device="cpu")
+    best = select(by_rank, count, count=total)[:, 0]
     counts = best.new_zeros(batch, heads)
     return counts.scatter_add_(1, best % heads, torch.ones_like(best))
 

@@ -92,8 +92,10 @@ def draws(seed: int, observation: Observation) -> Float[Tensor, "B N S"]:
     before = observation.first_of_layer // groups
     # A generator on the CPU looks at 32 bits of its seed.
     mark = f"{seed} {observation.layer} {observation.seen}"
-    generator = torch.Generator().manual_seed(zlib.crc32(mark.encode()))
-    drawn = torch.rand(before + heads, length, generator=generator)[before:]
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(mark.encode()))
+    drawn = torch.rand(
+        (before + heads, length), generator=generator, dtype=torch.float32, device="cpu"
+    )[before:]
     return drawn.to(observation.keys.device).expand(batch, -1, -1)
 
 
@@ -104,7 +106,7 @@ def inherited(
 
     Values are first summed where their heirs begin, then over the slots that those reach.
     """
-    share = merged / heirs.counts.clamp(min=1)
+    share = merged.float() / heirs.counts.clamp(min=1)
     parts = values.float() * share[..., None]
     begun = parts.new_zeros(*heirs.kept.shape, values.shape[-1])
     begun.scatter_add_(2, heirs.first[..., None].expand_as(parts), parts)

@@ -92,7 +92,7 @@ def _in_two_stages(
     front, rest = order[..., :count], order[..., count:]
     again = second.gather(-1, rest).argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(first.shape[-1], device=first.device)
-    values = first.gather(-1, order).clamp_min(LEAST) / (1 + STEP * places)
+    values = first.gather(-1, order).clamp_min(LEAST) / (1 + STEP * places.float())
     return torch.empty_like(first).scatter_(
         -1, torch.cat([front, rest.gather(-1, again)], dim=-1), values
     )

@@ -49,7 +49,8 @@ class LayerDefensiveAllocator:
         ranked = torch.cat([_ranked(each, longest).to(scores[0].device) for each in scores], dim=-1)
         batch, _, heads = ranked.shape
         total = heads * min(budget, longest)
-        best = select(ranked.view(batch, 1, -1), torch.full((batch, 1), total), count=total)[:, 0]
+        count = torch.full((batch, 1), total, dtype=torch.long, device="cpu")
+        best = select(ranked.view(batch, 1, -1), count, count=total)[:, 0]
         counts = best.new_zeros(batch, heads)
         counts.scatter_add_(1, best % heads, torch.ones_like(best))
         of_layers = counts.split([each.shape[1] for each in scores], dim=1)

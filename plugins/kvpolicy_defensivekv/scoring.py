@@ -51,7 +51,8 @@ class DefensiveScorer:
         """
         batch, heads = observation.queries.shape[:2]
         if observation.length == observation.window:
-            return torch.zeros(batch, heads, observation.length, device=observation.keys.device)
+            shape = (batch, heads, observation.length)
+            return observation.keys.new_zeros(shape, dtype=torch.float32)
         seen = [
             self._seen_by(observation.head(n), reduce) for n in range(observation.keys.shape[1])
         ]
@@ -126,7 +127,7 @@ def _with_first(
     a budget ends among them, it ends at the least attended.
     """
     order = attention.argsort(dim=-1, descending=True, stable=True)
-    place = torch.arange(risk.shape[-1], device=risk.device)
+    place = torch.arange(risk.shape[-1], dtype=torch.float32, device=risk.device)
     raised = largest * (1 + STEP * (risk.shape[-1] - place))
     ranked = torch.where(place < counts[..., None], raised, risk.gather(-1, order))
     return torch.empty_like(risk).scatter_(-1, order, ranked)

@@ -69,7 +69,7 @@ class HeadTableAllocator:
             min(length, window + self._rounded(base - pool + share * pool))
             for share in self._shares(observation.layer, heads)
         ]
-        return torch.tensor(counts).expand(batch, heads)
+        return torch.tensor(counts, device="cpu").expand(batch, heads)
 
     def _rounded(self, count: float) -> int:
         return round(count) if self.rounding == "nearest" else math.floor(count + 1e-9)

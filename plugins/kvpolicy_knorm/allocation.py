@@ -87,4 +87,4 @@ class SkippingAllocator:
             rest = min(paid, seen)
             if observation.layer in self.layers:
                 rest = (total - others * rest) // skipped
-        return torch.full((batch, heads), min(rest, length))
+        return torch.full((batch, heads), min(rest, length), dtype=torch.long, device="cpu")

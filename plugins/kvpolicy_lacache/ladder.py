@@ -60,8 +60,8 @@ class Ladder:
         tensor([0, 1, 3, 5])
         tensor([0, 2, 4, 5])
         """
-        begins = first + offset + self.size(gap) * torch.arange(groups)
-        teeth = (begins[:, None] + gap * torch.arange(self.teeth)).flatten()
+        begins = first + offset + self.size(gap) * torch.arange(groups, device="cpu")
+        teeth = (begins[:, None] + gap * torch.arange(self.teeth, device="cpu")).flatten()
         behind = first + groups * self.size(gap)
         return torch.cat([rows[:first], rows[teeth[teeth < len(rows)]], rows[behind:]])
 

@@ -41,7 +41,7 @@ class Planner:
 
     def plan(self, cursor: int, *, length: int, layer: int) -> Plan:
         """Return what stays of `length` rows, of which those before the cursor are compacted."""
-        plan = Plan(rows=torch.arange(length), cursor=cursor)
+        plan = Plan(rows=torch.arange(length, device="cpu"), cursor=cursor)
         if self._at_once and length > self.budget:
             plan = self._continued(plan, layer)
             # Coarse groups that stop short of the last rows leave some for a second pass.

@@ -107,7 +107,7 @@ class LadderScorer:
 def _planned(planner: Planner, cursor: int, observation: Observation) -> Float[Tensor, " S"]:
     """Return the plan for one sequence, as it is kept in the state."""
     plan = planner.plan(cursor, length=observation.length, layer=observation.layer)
-    planned = torch.full((observation.length,), DROPPED)
+    planned = torch.full((observation.length,), DROPPED, dtype=torch.float32, device="cpu")
     planned[plan.rows] = 0.0
     planned[plan.rows[: plan.cursor]] = 1.0
     return planned

@@ -47,7 +47,7 @@ class LagScorer:
         information = _information(observation.keys.float(), partitions)
         of_values = _information(observation.values.float(), partitions)
         ranks = partitions.ranks(information + self.value_weight * of_values)
-        age = 1 - partitions.members / (partitions.last + 1)
+        age = 1 - partitions.members.float() / (partitions.last + 1)
         scores = torch.where(partitions.judged, -(ranks + age), _recency(observation))
         scores = scores.masked_fill(observation.positions < self.sinks, 2.0)
         groups = observation.queries.shape[1] // observation.keys.shape[1]
@@ -68,4 +68,4 @@ def _information(
 
 def _recency(observation: Observation) -> Float[Tensor, "B N S"]:
     """Return 1 for the last token, 1/2 for the one before it, and so on."""
-    return 1.0 / (observation.seen - observation.positions)
+    return 1.0 / (observation.seen - observation.positions).float()

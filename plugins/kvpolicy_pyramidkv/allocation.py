@@ -52,7 +52,7 @@ class PyramidAllocator:
         batch, heads, length = scores.shape
         window = min(self.window, budget)
         kept = window + self._past_of(observation, budget - window)
-        return torch.full((batch, heads), min(kept, length))
+        return torch.full((batch, heads), min(kept, length), dtype=torch.long, device="cpu")
 
     def _past_of(self, observation: Observation, base: int) -> int:
         """Return how many positions of the past the layer keeps, where `base` is the average."""

@@ -32,8 +32,13 @@ class RandomScorer:
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Draw from [0, 1); the attention is not looked at."""
         batch, heads = observation.queries.shape[:2]
-        generator = torch.Generator()
+        generator = torch.Generator("cpu")
         generator.manual_seed(self.seed * observation.num_layers + observation.layer)
         before = observation.first_of_layer
-        draws = torch.rand(before + heads, observation.length, generator=generator)[before:]
+        draws = torch.rand(
+            (before + heads, observation.length),
+            generator=generator,
+            dtype=torch.float32,
+            device="cpu",
+        )[before:]
         return draws.to(observation.keys.device).expand(batch, -1, -1)

@@ -56,9 +56,9 @@ class SpatiotemporalSmoother:
 
     def _weights(self, window: int) -> Float64[Tensor, " W"]:
         if self.averaging == "mean":
-            return torch.full((window,), 1 / window, dtype=torch.float64)
+            return torch.full((window,), 1 / window, dtype=torch.float64, device="cpu")
         alpha = 1.0 if self.averaging == "none" else self.alpha
-        age = torch.arange(window - 1, -1, -1, dtype=torch.float64)
+        age = torch.arange(window - 1, -1, -1, dtype=torch.float64, device="cpu")
         weights = alpha * (1 - alpha) ** age
         weights[0] = (1 - alpha) ** (window - 1)
         return weights.flip(0) if self.averaging == "inverse" else weights

@@ -85,6 +85,7 @@ class WindowedReconstructionScorer:
                 values=observation.values[:, :, :seen],
                 positions=observation.positions[:, :, :seen],
             )
-            errors = self._sum_of_errors(alone, torch.ones(1), factors)
+            one = torch.ones(1, dtype=torch.float32, device="cpu")
+            errors = self._sum_of_errors(alone, one, factors)
             rows.append(F.pad(errors, (0, observation.length - seen)))
         return torch.stack(rows, dim=2)

@@ -37,7 +37,7 @@ class PoolingSmoother:
 
     def weights(self, window: int) -> Float[Tensor, " W"]:
         """Return 1/W for every query."""
-        return torch.full((window,), 1 / window)
+        return torch.full((window,), 1 / window, dtype=torch.float32, device="cpu")
 
     def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
         """Average over the window's queries."""

@@ -21,7 +21,7 @@ def column_attention(
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
     """Sum over all queries as if they were one window."""
-    ones = torch.ones(queries.shape[2], device=queries.device)
+    ones = torch.ones(queries.shape[2], dtype=torch.float32, device=queries.device)
     return folded_attention(
         queries, keys, ones, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     ).attention

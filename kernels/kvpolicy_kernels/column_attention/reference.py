@@ -23,7 +23,7 @@ def column_attention(
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
     """Sum over all queries as one window, or one by one if each sees all positions."""
-    ones = torch.ones(queries.shape[2], device=keys.device)
+    ones = torch.ones(queries.shape[2], dtype=torch.float32, device=keys.device)
     if causal or queries.shape[2] == 1:
         return window_attention(
             queries, keys, ones, scaling=scaling, softcap=softcap, sinks=sinks

@@ -23,7 +23,7 @@ def projected_norms(
     batch, kv_heads, positions, _ = values.shape
     group = weights.shape[0] // kv_heads
     step = rows_per_block(batch * weights.shape[1], values.device)
-    norms = torch.zeros(batch, kv_heads, positions, device=values.device)
+    norms = torch.zeros(batch, kv_heads, positions, dtype=torch.float32, device=values.device)
     for head, weight in enumerate(weights):
         projection, kv_head = weight.float(), head // group
         for s in spans(0, positions, step):

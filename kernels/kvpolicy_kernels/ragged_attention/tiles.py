@@ -59,10 +59,10 @@ def tiles_of(lengths: tuple[int, ...], numbers: int, device: torch.device) -> Ti
     ([[0, 0, 64], [0, 64, 36], [2, 100, 64]], [0, 2, 2, 3])
     """
     span = span_of(max(lengths), sum(lengths), len(lengths), numbers)
-    sizes = torch.tensor(lengths)
+    sizes = torch.tensor(lengths, device="cpu")
     bounds = F.pad(((sizes + span - 1) // span).cumsum(0), (1, 0))
-    heads = torch.arange(len(lengths)).repeat_interleave(bounds.diff())
-    before = (torch.arange(len(heads)) - bounds[heads]) * span
+    heads = torch.arange(len(lengths), device="cpu").repeat_interleave(bounds.diff())
+    before = (torch.arange(len(heads), device="cpu") - bounds[heads]) * span
     first = (sizes.cumsum(0) - sizes)[heads] + before
     table = torch.stack([heads, first, (sizes[heads] - before).clamp_(max=span)], dim=1)
     moved = torch.cat([bounds, table.flatten()]).to(device)

@@ -40,7 +40,7 @@ def _on_cpu(
     chosen = largest(scores, np.maximum(counts, 1)) & (counts > 0)
     found = torch.from_numpy(np.flatnonzero(chosen)) % positions
     result = room.new_full((*room.shape[:2], count), positions)
-    return result.masked_scatter_(torch.arange(count) < room, found)
+    return result.masked_scatter_(torch.arange(count, device="cpu") < room, found)
 
 
 def _positions(chosen: Bool[Tensor, "B N S"], count: int) -> Int64[Tensor, "B N K"]:

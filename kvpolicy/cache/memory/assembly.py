@@ -35,7 +35,8 @@ class Piece:
         """How many positions each row and head keeps."""
         if self.lengths is not None:
             return self.lengths
-        return torch.full(self.keys.shape[:2], self.longest, device="cpu")
+        shape = self.keys.shape[:2]
+        return torch.full(shape, self.longest, dtype=torch.long, device="cpu")
 
     def flat(self) -> dict[str, Tensor]:
         """Return the kept rows, each head's behind those of the head before it.
@@ -48,7 +49,9 @@ class Piece:
             tables["state"] = by_group.transpose(2, 3)
         rows = None
         if self.lengths is not None:
-            kept = torch.arange(self.longest, device="cpu") < self.lengths[..., None]
+            kept = (
+                torch.arange(self.longest, dtype=torch.long, device="cpu") < self.lengths[..., None]
+            )
             rows = kept.flatten().nonzero()[:, 0].to(self.keys.device)
         joined = {name: table.flatten(0, 2) for name, table in tables.items()}
         return {name: flat if rows is None else flat[rows] for name, flat in joined.items()}

@@ -56,7 +56,8 @@ def _lengths(layout: Contents) -> Int[Tensor, "B N"]:
     """Return the slots of each head; on the CPU."""
     if layout.ragged is not None:
         return layout.ragged.lengths + layout.slots.held
-    return torch.full((layout.slots.batch, layout.slots.heads), layout.slots.held)
+    shape = (layout.slots.batch, layout.slots.heads)
+    return torch.full(shape, layout.slots.held, dtype=torch.long, device="cpu")
 
 
 def _known_bits(instance: object, option: attrs.Attribute[Any], value: Any) -> None:

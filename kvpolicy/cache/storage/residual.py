@@ -39,7 +39,7 @@ class Residual:
         """Drop the last rows of each head, and the first ones of those that have more left."""
         left = max(0, self.count - int(dropped.max()))
         first = self.count - left - dropped.clamp(max=self.count - left)
-        places = (first[..., None] + torch.arange(left))[..., None]
+        places = (first[..., None] + torch.arange(left, device="cpu"))[..., None]
         for name in BOTH:
             rows = self.of(name)
             index = places.expand(-1, -1, -1, rows.shape[-1]).to(rows.device)

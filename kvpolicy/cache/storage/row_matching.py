@@ -55,7 +55,7 @@ def last_rows(ragged: RaggedRows, count: int) -> tuple[Int[Tensor, " R"], Int[Te
     Heads are right-aligned; those that hold fewer rows have fewer. Both are on the CPU.
     """
     ends = list(chain.from_iterable(((rows.start, rows.stop) for _, _, rows in ragged.heads())))
-    first, last = torch.tensor(ends).view(-1, 2).split(1, 1)
-    rows = last - count + torch.arange(count)
+    first, last = torch.tensor(ends, device="cpu").view(-1, 2).split(1, 1)
+    rows = last - count + torch.arange(count, device="cpu")
     held = (rows >= first).flatten().nonzero()[:, 0]
     return rows.flatten()[held], held

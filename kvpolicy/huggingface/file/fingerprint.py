@@ -40,6 +40,8 @@ def _samples(module: nn.Module, name: str) -> bytes:
         weight = getattr(module, name).detach()
         if weight.device.type == "meta" or not weight.numel():
             return b""
-        places = torch.linspace(0, weight.numel() - 1, _SAMPLES, device=weight.device).long()
+        places = torch.linspace(
+            0, weight.numel() - 1, _SAMPLES, dtype=torch.float32, device=weight.device
+        ).long()
         numbers: bytes = weight.reshape(-1)[places].float().cpu().numpy().tobytes()
         return numbers

@@ -42,7 +42,7 @@ def transposed_product(
 @functools.cache
 def _by_onednn() -> Product | None:
     """Return oneDNN's product, or None if this PyTorch has none that computes correctly."""
-    rows = torch.arange(6.0).view(2, 3)
+    rows = torch.arange(6, dtype=torch.float32, device="cpu").view(2, 3)
     try:
         if not torch.backends.mkldnn.is_available():
             return None
