@@ -70,7 +70,7 @@ def _round(layer: Any, module: Any) -> dict[str, float]:
     updated = perf_counter()
     listener, call = layer.forward, Call(module, {})
     logits = call.logits(query)
-    listener.mask_for(None, query)
+    listener.mask_for(module, None, query)
     masked = perf_counter()
     listener.attend(call, query, None, logits)
     attended = perf_counter()

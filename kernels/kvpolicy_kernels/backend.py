@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from kvpolicy_kernels.checks import require
@@ -39,12 +40,12 @@ def implementation(door: Callable[P, R], *tensors: Tensor) -> Callable[P, R]:
     `door` is the public function. The modules `reference` and `kernel` of its room have functions
     of the same name and signature. `kernel.unsupported(*tensors)` returns why the kernel cannot
     take the tensors, or None. If it cannot, the reference runs, and a KernelFallbackWarning says so
-    once for each reason.
+    once for each reason. Kernels have no gradients: where they are needed, the reference runs.
 
     Raises ValueError if KVPOLICY_KERNELS has an unknown value, or asks for a kernel that cannot run
     here.
     """
-    if _wants_kernel(tensors):
+    if _wants_kernel(tensors) and not _needs_gradients(tensors):
         kernel = import_module(f"{door.__module__}.kernel")
         reason = kernel.unsupported(*tensors)
         if reason is None:
@@ -78,6 +79,10 @@ def _wants_kernel(tensors: tuple[Tensor, ...]) -> bool:
         "TRITON_INTERPRET=1 to run kernels in Triton's interpreter (slow).",
     )
     return True
+
+
+def _needs_gradients(tensors: tuple[Tensor, ...]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @cache

@@ -16,10 +16,10 @@ from transformers.cache_utils import (
 )
 
 from kvpolicy.cache.storage.protocol import AnyStorage
-from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.attach import attachment
 from kvpolicy.huggingface.attention.graphs import between_graphs
-from kvpolicy.huggingface.checks import check_crop, check_observed, check_whole
+from kvpolicy.huggingface.checks import check_crop, check_mode, check_observed, check_whole
 from kvpolicy.huggingface.file.saving import save
 from kvpolicy.huggingface.layer import PolicyLayer, prefetch_behind
 from kvpolicy.huggingface.model.fit import fitting_rotaries
@@ -70,6 +70,7 @@ class PolicyCache(Cache):
             storage=storage,
             storage_title=storage_title,
             ranks=ranks,
+            modules=frozenset(map(id, model.modules())),
         )
         order = iter(range(len(evicting)))
         super().__init__(
@@ -157,19 +158,22 @@ class PolicyCache(Cache):
             self._attachment.check(self)
             self.session.guard.check()
             check_whole(self.layers)
-        self._last_updated = layer_idx
         try:
             keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
             if self.session.storage is not None:
                 prefetch_behind(self.layers, layer_idx)
+        except InvalidValueError:
+            raise  # before anything was written
         except BaseException as error:
             self.session.guard.failed(error)
             raise
+        self._last_updated = layer_idx
         return keys, values
 
     @between_graphs
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the sizes for the full layer that holds the most: they all share one mask."""
+        check_mode(self._model())
         self.session.masks.expect()
         if not isinstance(self.layers[layer_idx], PolicyLayer):
             sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
@@ -222,12 +226,12 @@ class PolicyCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence of the batch, in place."""
         if self._batch:
-            self._take_rows(torch.arange(self._batch).repeat_interleave(repeats))
+            self._take_rows(torch.arange(self._batch, device="cpu").repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Int[Tensor, " rows"]) -> None:
         """Keep only these sequences of the batch, in this order."""
         if self._batch:
-            self._take_rows(torch.arange(self._batch)[indices.cpu()])
+            self._take_rows(torch.arange(self._batch, device="cpu")[indices.cpu()])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""

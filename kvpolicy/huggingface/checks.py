@@ -15,6 +15,17 @@ from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.layer import PolicyLayer
 
 
+def check_mode(model: Any) -> None:
+    """Raise UnsupportedModelError for gradient checkpointing in training: it drops the cache."""
+    if not getattr(model, "training", False):
+        return
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise UnsupportedModelError(
+            "gradient checkpointing reads without a cache while the model is in training mode, so "
+            "nothing would be evicted. Call model.eval(), or disable checkpointing."
+        )
+
+
 def check_observed(layers: Sequence[Any], index: int) -> None:
     """Raise UnsupportedModelError if a layer's keys never came to its attention."""
     if _is_unobserved(layers[index]):

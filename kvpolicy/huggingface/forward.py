@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -22,13 +22,16 @@ from kvpolicy.cache.eviction.shown import Shown
 from kvpolicy.cache.eviction.together import Waiting
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.layer_memory import LayerMemory
-from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.masks import fitted
 from kvpolicy.huggingface.model.output_projection import output_weight
 from kvpolicy.huggingface.model.ranks import here
 from kvpolicy.huggingface.session import Session
 from kvpolicy.observation.logits import Logits
+
+REFUSALS = (InvalidValueError, UnsupportedModelError)
+"""Raised before a part of the policy has run, so that the new tokens can be taken back."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -48,6 +51,8 @@ class Forward:
     contents: Contents
     keys: AttendedKeys | None
     """None once the queries have been observed."""
+    undo: Callable[[], None] | None = None
+    """Takes the new tokens back, in the first layer, until the queries are observed."""
     density: Float64[Tensor, ""] | None = None
     """The share of query-key pairs that was computed; None if all were."""
 
@@ -57,18 +62,28 @@ class Forward:
         return self.held < self.seen
 
     def failed(self, error: BaseException) -> None:
-        """Learn that the call failed, so that the cache refuses to go on."""
-        self.session.guard.failed(error)
+        """Learn that the call failed: the cache refuses to go on, unless nothing was changed."""
+        if self.undo is not None and isinstance(error, REFUSALS):
+            self.undo()
+        else:
+            self.session.guard.failed(error)
 
-    def mask_for(self, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
+    def mask_for(self, module: nn.Module, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
         """Return the mask that all layers share, as it fits this layer's slots.
 
-        Raises InvalidValueError for a mask that the slots cannot follow.
+        Raises UnsupportedModelError for a module of another model, and InvalidValueError for a mask
+        that the slots cannot follow.
         """
         self._attended()
-        slots = self.contents.slots
+        self.session.check_module(module)
+        slots, policy = self.contents.slots, self.session.policy
         real = self.session.masks.new_real_tokens(
-            mask, slots, query.shape[2], held=self.held, seen=self.seen
+            mask,
+            slots,
+            query.shape[2],
+            held=self.held,
+            seen=self.seen,
+            may_evict=self.has_evicted or not all(map(policy.keeps_all, slots.seen)),
         )
         if real is not None:
             slots.mark_padding(real)
@@ -86,7 +101,7 @@ class Forward:
         contents, pattern = self.contents, self.session.prefill
         if contents.ragged is not None:
             call.refuse_what_is_not_computed()
-            return attend_uneven(query.detach(), contents, self._attended(), logits)
+            return attend_uneven(query, contents, self._attended(), logits)
         if pattern is None or self.seen > query.shape[2]:
             return None
         if logits.sinks is not None:
@@ -98,6 +113,10 @@ class Forward:
         if max(lengths) <= pattern.dense_up_to:
             return None
         call.refuse_what_is_not_computed()
+        if query.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedModelError(
+                "sparse prefill has no gradients. Run under torch.no_grad(), or use prefill=None."
+            )
         self.session.masks.check_causal(mask, lengths)
         keys, values = self._attended().dense, contents.values.view
         prompt = read_sparsely(pattern, query.detach(), keys, values, lengths, logits)
@@ -106,9 +125,10 @@ class Forward:
 
     def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
         """Take note of the queries that just attended, and evict where the policy says so."""
-        session, keys = self.session, self._attended()
+        session, keys, self.undo = self.session, self._attended(), None
+        needs_gradients = query.requires_grad or self.contents.keys.buffer.requires_grad
         # Backward passes need keys and values unmoved; a storage compares rows by their place.
-        in_place = not query.requires_grad and session.storage is None
+        in_place = not needs_gradients and session.storage is None
         query = query.detach()
         decoded = query.shape[2] == 1 and self.seen > 1
         queries = self.schedule.queries_if_due(query, decoded=decoded)
@@ -116,11 +136,12 @@ class Forward:
         evicted = False
         if runs or queries is not None:
             shown = self._shown(module, query, logits)
-            with torch.no_grad():
-                if runs:
-                    accumulate(session.policy, self.contents, keys, shown)
-                if queries is not None:
-                    shown = attrs.evolve(shown, queries=queries)
+            if runs:
+                accumulate(session.policy, self.contents, keys, shown)
+            if queries is not None:
+                shown = attrs.evolve(shown, queries=queries)
+                # Gradients flow through the rows that are kept, if they are needed at all.
+                with torch.set_grad_enabled(needs_gradients):
                     evicted = self._evict(keys, shown, in_place=in_place)
         self.keys = None
         if session.storage is not None and not session.together.waits_for(self.layer):

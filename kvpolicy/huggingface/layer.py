@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from kvpolicy.cache.attention.keys import attended
 from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.storage.layer_memory import LayerMemory
+from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.marks import mark
 from kvpolicy.huggingface.forward import Forward
 from kvpolicy.huggingface.session import Session
@@ -74,8 +75,13 @@ class PolicyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Add the new tokens, and hand out all dense rows, marked for the attention call."""
-        contents = self.memory.with_new(key_states.detach(), value_states.detach())
+        """Add the new tokens, and hand out all dense rows, marked for the attention call.
+
+        Raises InvalidValueError, before anything is written, for tensors that do not fit.
+        """
+        self._check_fits(key_states, value_states)
+        undo = self._undo() if self.index == 0 else None
+        contents = self.memory.with_new(key_states, value_states)
         self.seen += key_states.shape[2]
         keys = attended(contents, self._slot_rotary)
         self._density = self.density
@@ -88,8 +94,53 @@ class PolicyLayer(DynamicLayer):
             held=contents.held,
             contents=contents,
             keys=keys,
+            undo=undo,
         )
         return mark(keys.dense, self.forward), contents.values.view
+
+    def _check_fits(self, keys: Tensor, values: Tensor) -> None:
+        layout = self.memory.layout
+        if keys.shape[:3] != values.shape[:3]:
+            raise InvalidValueError(
+                f"the keys of a layer are {tuple(keys.shape)} and its values "
+                f"{tuple(values.shape)}: batch, heads and tokens must be the same."
+            )
+        if self.memory.storage is not None and keys.requires_grad and torch.is_grad_enabled():
+            raise InvalidValueError(
+                f"{self.session.storage_title} has no gradients, but the new keys need them. Read "
+                "under torch.no_grad(), or use storage=None."
+            )
+        if layout is None:
+            return
+        slots, rows = layout.slots, keys.shape[0]
+        if rows != slots.batch:
+            raise InvalidValueError(
+                f"this conversation has {slots.batch} rows, but {rows} rows were given. Use "
+                "cache.batch_repeat_interleave(n) or cache.batch_select_indices(rows), or make a "
+                "new cache."
+            )
+        if keys.shape[1] != slots.heads:
+            raise InvalidValueError(
+                f"attention layer {self.index} has {slots.heads} key/value heads in this cache, "
+                f"but {keys.shape[1]} heads were given. Make a cache for this model."
+            )
+
+    def _undo(self) -> Callable[[], None]:
+        """Return a function that takes back what the next tokens change."""
+        seen, contents = self.seen, self.memory.contents
+        slots = None if contents is None else contents.slots.copied()
+        rows = None if contents is None else (contents.keys, contents.values)
+        before = [(table.buffer, table.held) for table in rows or ()]
+
+        def undo() -> None:
+            self.seen, self.forward = seen, None
+            self.memory.contents = contents
+            if contents is not None and slots is not None:
+                contents.slots = slots
+                for table, (buffer, held) in zip(rows or (), before, strict=True):
+                    table.buffer, table.held = buffer, held
+
+        return undo
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.
@@ -161,7 +212,7 @@ class PolicyLayer(DynamicLayer):
         """The true position of every slot, -1 for padding (leftmost)."""
         layout = self.memory.layout
         if layout is None:
-            return torch.empty((0, 0, 0), dtype=torch.long)
+            return torch.empty((0, 0, 0), dtype=torch.long, device="cpu")
         return layout.positions
 
     @property

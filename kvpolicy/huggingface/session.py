@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+from torch import nn
 from transformers import PreTrainedConfig
 
 from kvpolicy.cache.eviction.together import Together
 from kvpolicy.cache.storage.protocol import AnyStorage
+from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.mask_memo import MaskMemo
 from kvpolicy.huggingface.guard import Guard
 from kvpolicy.huggingface.model.ranks import Ranks
@@ -32,6 +34,8 @@ class Session:
     config: PreTrainedConfig
     attention: str
     rotaries: Sequence[Rotary | None]
+    modules: frozenset[int]
+    """The `id` of every module of the model; the cache holds a weak reference to the model."""
     prefill: PrefillPattern | None = None
     storage: AnyStorage | None = None
     storage_title: Title | None = None
@@ -56,6 +60,14 @@ class Session:
     def num_layers(self) -> int:
         """How many layers evict."""
         return len(self.rotaries)
+
+    def check_module(self, module: nn.Module) -> None:
+        """Raise UnsupportedModelError for a module of another model than the cache was made for."""
+        if id(module) not in self.modules:
+            raise UnsupportedModelError(
+                "this cache was made for another model than the one that was called with it. Make "
+                "a cache of its own for each model: policy.cache(model)."
+            )
 
     def slot_rotary(self, layer: int) -> Rotary | None:
         """Return by what a layer's keys are rotated to their slots; None if they are not."""

@@ -293,14 +293,15 @@ def test_only_a_causal_mask_with_padding_on_the_left_is_followed(backend, at_onc
     lengths, token = [20, 17, 1], torch.arange(20)
     real = token >= 20 - torch.tensor(lengths)[:, None]
     allowed = torch.ones(20, 20, dtype=torch.bool).tril() & real[:, None]
-    masks.check_causal(as_given(backend, allowed), lengths)
-    masks.check_causal(as_given(backend, allowed | ~real[..., None]), lengths)
+    told = ("sparse prefill", "Use prefill=None.")
+    masks.check_causal(as_given(backend, allowed), lengths, *told)
+    masks.check_causal(as_given(backend, allowed | ~real[..., None]), lengths, *told)
 
     for row, query, key in ((0, 19, 4), (0, 4, 19), (1, 12, 3), (1, 12, 2), (2, 19, 19)):
         other = allowed.clone()
         other[row, query, key] ^= True
         with pytest.raises(InvalidValueError, match="prefill=None"):
-            masks.check_causal(as_given(backend, other), lengths)
+            masks.check_causal(as_given(backend, other), lengths, *told)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -311,9 +312,11 @@ def test_a_mask_that_does_more_than_hide_padding_is_refused(implementation):
     mask = packed
     if implementation == "eager":
         mask = torch.zeros(packed.shape).masked_fill(~packed, torch.finfo(torch.float32).min)
-    cache = POLICY.cache(model, prefill=A_SHAPE)
+    # Nothing is evicted: the eviction would refuse the mask first.
+    cache = attrs.evolve(POLICY, budget=1000).cache(model, prefill=A_SHAPE)
 
-    with pytest.raises(InvalidValueError, match=r"sparse prefill cannot follow\. Use prefill=None"):
+    refusal = r"sparse prefill cannot follow it\. Use prefill=None"
+    with pytest.raises(InvalidValueError, match=refusal):
         model(input_ids=tokens(0, LENGTH), attention_mask=mask, past_key_values=cache)
 
 

@@ -220,11 +220,11 @@ def test_inference_mode_and_gradients_may_alternate():
         first = logits(model, cache, tokens(0))
     with torch.enable_grad():
         second = logits(model, cache, tokens(1, 1))
+        second.sum().backward()
 
-    assert second.requires_grad
     assert torch.equal(first, expected[0])
     assert torch.equal(second, expected[1])
-    assert not cache.policy_layers[0].keys.requires_grad
+    assert model.model.embed_tokens.weight.grad is not None
 
 
 def test_sliding_window_layers_stay_transformers_own():

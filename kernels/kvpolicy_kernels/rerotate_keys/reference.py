@@ -29,7 +29,6 @@ def rotate_half(
     return torch.cat([-second, first], dim=-1)
 
 
-@torch.no_grad()
 def rerotate_keys(
     keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
 ) -> Float[Tensor, "B N S D"]:

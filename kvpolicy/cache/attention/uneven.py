@@ -18,7 +18,8 @@ def attend_uneven(
 ) -> Float[Tensor, "B Q H Dv"]:
     """Let the queries of the newest Q tokens attend to ragged and dense rows.
 
-    Raises CacheStateError for contents without ragged rows.
+    Gradients flow to queries, keys and values. Raises CacheStateError for contents without ragged
+    rows.
     """
     ragged = contents.ragged
     if ragged is None or keys.ragged is None:
@@ -27,6 +28,9 @@ def attend_uneven(
     # A tensor is sent to the device for padded batches only: sending makes the device wait.
     if slots.is_padded:
         padding = torch.tensor(slots.lengths, device=queries.device).neg().add(slots.held)
+    tables = (queries, keys.ragged, ragged.values, keys.dense, contents.values.view)
+    if torch.is_grad_enabled() and any(table.requires_grad for table in tables):
+        return _with_gradients(queries, contents, keys, logits).transpose(1, 2).contiguous()
     output = ragged_attention(
         queries,
         keys.ragged,
@@ -40,3 +44,36 @@ def attend_uneven(
         padding=padding,
     )
     return output.to(queries.dtype).transpose(1, 2).contiguous()
+
+
+def _with_gradients(
+    queries: Float[Tensor, "B H Q D"], contents: Contents, keys: AttendedKeys, logits: Logits
+) -> Float[Tensor, "B H Q Dv"]:
+    """Attend by operations that have gradients; shorter heads are padded on the left."""
+    ragged, slots = contents.ragged, contents.slots
+    if ragged is None or keys.ragged is None:
+        raise CacheStateError("attention over uneven heads was asked for, but all heads are alike.")
+    heads, count = queries.shape[1:3]
+    precision = torch.promote_types(queries.dtype, torch.float32)
+    rows = torch.cat([ragged.padded(keys.ragged), keys.dense], 2).to(precision)
+    values = contents.joined("values").to(precision)
+    groups = heads // rows.shape[1]
+    found = queries.to(precision) @ rows.repeat_interleave(groups, 1).mT * logits.scaling
+    if logits.softcap is not None:
+        found = torch.tanh(found / logits.softcap) * logits.softcap
+    device, column = queries.device, torch.arange(rows.shape[2], device=queries.device)
+    first = ragged.longest - ragged.lengths.to(device)[:, :, None]
+    padding = torch.tensor([slots.held - length for length in slots.lengths], device=device)
+    is_ragged = column < ragged.longest
+    visible = torch.where(
+        is_ragged, column >= first, column >= ragged.longest + padding[:, None, None]
+    ).repeat_interleave(groups, 1)
+    last = torch.arange(rows.shape[2] - count, rows.shape[2], device=device)
+    visible = visible[:, :, None] & (column <= last[:, None])
+    # A query that sees nothing would make NaN of -inf, and its gradients NaN too.
+    found = found.masked_fill(~visible, torch.finfo(precision).min)
+    if logits.sinks is not None:
+        sink = logits.sinks.to(precision)[:, None, None].expand(*found.shape[:3], 1)
+        found = torch.cat([found, sink], -1)
+    weights = found.softmax(-1)[..., : rows.shape[2]].masked_fill(~visible, 0)
+    return (weights @ values.repeat_interleave(groups, 1)).to(queries.dtype)

@@ -59,12 +59,16 @@ class Ranked:
 def ranked(
     pipeline: Pipeline, contents: Contents, keys: AttendedKeys, shown: Shown
 ) -> list[Ranked]:
-    """Show a layer to the policy without padding, and let the policy score each group of rows."""
+    """Show a layer to the policy without padding, and let the policy score each group of rows.
+
+    Scores have no gradients; keys and values keep theirs.
+    """
     by_row = pipeline.model_allocator is not None
     groups = views_of(contents, keys, by_row=by_row, shard=shown.shard)
     return [_ranked(pipeline, views, shown) for views in groups]
 
 
+@torch.no_grad()
 def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
     unranked = Ranked(views=views, shard=shown.shard)
     if not min(unranked.held) or pipeline.keeps_all(views[0].seen):

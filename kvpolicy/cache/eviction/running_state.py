@@ -17,6 +17,7 @@ from kvpolicy.pipeline.checks import check_same_state
 from kvpolicy.pipeline.pipeline import Pipeline
 
 
+@torch.no_grad()
 def accumulate(pipeline: Pipeline, contents: Contents, keys: AttendedKeys, shown: Shown) -> None:
     """Let the scorer bring its state up to date with the queries of one forward."""
     if contents.state is not None:

@@ -48,8 +48,14 @@ class Rows:
         return self.buffer.nbytes
 
     def append(self, new: Shaped[Tensor, "B N Q D"]) -> None:
-        """Write new rows behind those in use."""
+        """Write new rows behind those in use.
+
+        Rows that need gradients are joined to new memory: a backward pass needs the old rows.
+        """
         needed = self.held + new.shape[2]
+        if self.buffer.requires_grad or new.requires_grad:
+            self.buffer, self.held = torch.cat([self.view, new], 2), needed
+            return
         if needed > self.buffer.shape[2] or self._is_locked:
             self._grow(needed + max(16, needed // 16))
         self.buffer.narrow(2, self.held, new.shape[2]).copy_(new)
@@ -69,6 +75,8 @@ class Rows:
         Small is at most an eighth of `held`, or 32 rows.
         """
         slack = self.buffer.shape[2] - held
+        if self.buffer.requires_grad:
+            return False
         return slack <= max(32, held // 8) and not self._is_locked
 
     @property

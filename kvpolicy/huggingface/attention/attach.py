@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import partial
 from typing import Any
 
 import attrs
@@ -12,7 +13,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.attention.call import observed
 from kvpolicy.huggingface.attention.mask_memo import noted
-from kvpolicy.huggingface.attention.points import Point, Wrap, attention_points, mask_points
+from kvpolicy.huggingface.attention.points import (
+    Point,
+    Wrap,
+    attention_points,
+    mask_points,
+    method_point,
+)
+from kvpolicy.huggingface.generation import checked_generate, checked_inputs
 from kvpolicy.huggingface.model.config import decoder_config
 
 _lock = threading.RLock()
@@ -67,12 +75,29 @@ class Attachment:
             )
 
 
+def is_open(cache: object) -> bool:
+    """Whether an object is a cache of ours that is open."""
+    try:
+        return cache in _open
+    except TypeError:
+        return False
+
+
+_INPUTS, _GENERATE = partial(checked_inputs, is_open), partial(checked_generate, is_open)
+
+
 def attachment(model: PreTrainedModel) -> Attachment:
     """Return where a model's attention can be observed; nothing is changed yet."""
     config = decoder_config(model)
     attention = [(point, observed) for point in attention_points(model.modules(), config)]
     masks = [(point, noted) for point in mask_points(config)]
-    return Attachment(config, config._attn_implementation or "eager", (*attention, *masks))
+    generation = [
+        (method_point(type(model), name), wrap)
+        for name, wrap in (("prepare_inputs_for_generation", _INPUTS), ("generate", _GENERATE))
+        if hasattr(model, name)
+    ]
+    name = config._attn_implementation or "eager"
+    return Attachment(config, name, (*attention, *masks, *generation))
 
 
 def restore(model: Any) -> None:

@@ -51,7 +51,7 @@ def _observed(
     try:
         call = Call(module, kwargs)
         logits = call.logits(query)
-        mask = layer.mask_for(mask, query)
+        mask = layer.mask_for(module, mask, query)
         output = layer.attend(call, query, mask, logits)
         if output is None and layer.has_evicted:
             output = attend_grouped(own, query, key, value, mask, logits, kwargs)

@@ -19,9 +19,9 @@ class Listener(Protocol):
         """Whether the layer holds fewer tokens than it has seen."""
 
     def failed(self, error: BaseException) -> None:
-        """Learn that the call failed, so that the cache refuses to go on."""
+        """Learn that the call failed: the cache refuses to go on, unless nothing was changed."""
 
-    def mask_for(self, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
+    def mask_for(self, module: nn.Module, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
         """Return the mask that the model built, as it fits the slots of this layer."""
 
     def attend(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool
 from torch import Tensor
+from transformers.masking_utils import causal_mask_function
 
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.huggingface.attention.graphs import between_graphs
@@ -21,56 +22,77 @@ from kvpolicy.huggingface.attention.masks import (
 _thread = threading.local()
 
 
-class MaskMemo:
-    """What was found out about a mask, so that the layers that share it find it out once.
+class Note(NamedTuple):
+    """A mask that was built: the 2D mask it was built of, and whether it is plainly causal."""
 
-    `given` is the 2D mask from which this forward's masks were built, in a tuple; None where no
-    mask was built. It is noted by `noted`.
-    """
+    mask: weakref.ref[Any] | None
+    given: Bool[Tensor, "B T"] | None
+    plain: bool
+
+    def is_of(self, mask: Any) -> bool:
+        """Whether this is the note of `mask`."""
+        return mask is None if self.mask is None else self.mask() is mask
+
+
+class MaskMemo:
+    """What was found out about a mask, so that the layers that share it find it out once."""
 
     def __init__(self) -> None:
         """Know nothing."""
-        self.given: tuple[Tensor | None] | None = None
+        self.notes: list[Note] = []
         self._mask: weakref.ref[Any] | None = None
         self._causal: weakref.ref[Any] | None = None
         self._before: list[int] = []
         self._real: Bool[Tensor, "B Q"] | None = None
 
     def expect(self) -> None:
-        """Note the 2D mask of the mask that is built next in this thread."""
-        self.given, _thread.memo = None, weakref.ref(self)
+        """Take a note of the mask that is built next in this thread."""
+        _thread.memo = weakref.ref(self)
 
     def new_real_tokens(
-        self, mask: Any, slots: Slots, length: int, *, held: int, seen: int
+        self, mask: Any, slots: Slots, length: int, *, held: int, seen: int, may_evict: bool
     ) -> Bool[Tensor, "B Q"] | None:
         """Return which of the `length` new tokens are real; None if all are.
 
         The mask is read once for all layers that share it. `held` are the columns of the longest
         head, and `seen` the tokens of the layer, new ones included.
 
-        Raises InvalidValueError for a mask that contradicts how earlier tokens were read.
+        Raises InvalidValueError for a mask that contradicts how earlier tokens were read, and for
+        one that is not plainly causal if the layer has evicted or `may_evict`.
         """
         before = [count - length for count in slots.seen]
-        given, self.given = self.given, None
+        note = next((each for each in reversed(self.notes) if each.is_of(mask)), None)
+        self.notes.clear()
         # The 2D mask of a decoded token only grows.
-        if given is not None and length > 1:
-            check_given_mask(given[0], before, seen - length)
+        if note is not None and length > 1:
+            check_given_mask(note.given, before, seen - length)
         if mask is None:
             return new_real_tokens(None, before, length, held)
         if self._mask is None or self._mask() is not mask or self._before != before:
             self._real = new_real_tokens(mask, before, length, mask.shape[-1])
+            if may_evict and (note is None or not note.plain):
+                self._check_whole(mask, slots)
             self._mask, self._before = weakref.ref(mask), before
         return self._real
+
+    def _check_whole(self, mask: Any, slots: Slots) -> None:
+        """Compare a whole mask, not only its last row and its diagonal."""
+        # A mask that was built has a column for each slot, a ready one has one for each token.
+        lengths = slots.lengths if mask.shape[-1] == slots.held else slots.seen
+        if self._real is not None:
+            pads: list[int] = (~self._real).sum(1).tolist()
+            lengths = [length - pad for length, pad in zip(lengths, pads, strict=True)]
+        check_causal(mask, lengths, "an evicted cache", "Give a 2D attention_mask, or none.")
 
     def check_causal(self, mask: Any, lengths: list[int]) -> None:
         """Find out once for all layers whether a prompt's mask only hides padding."""
         if mask is not None and (self._causal is None or self._causal() is not mask):
-            check_causal(mask, lengths)
+            check_causal(mask, lengths, "sparse prefill", "Use prefill=None.")
             self._causal = weakref.ref(mask)
 
 
 def noted(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that builds masks, and notes the 2D mask for the cache that expects it.
+    """Return a function that builds masks, and takes a note of each for the cache that expects it.
 
     The mask that is built has fewer columns than the 2D mask once tokens are evicted.
     """
@@ -79,8 +101,16 @@ def noted(build: Callable[..., Any]) -> Callable[..., Any]:
     def mask(*args: Any, **kwargs: Any) -> Any:
         expecting, _thread.memo = getattr(_thread, "memo", None), None
         memo = None if expecting is None else expecting()
+        built = build(*args, **kwargs)
         if memo is not None:
-            memo.given = (kwargs.get("attention_mask"),)
-        return build(*args, **kwargs)
+            rule = kwargs.get("mask_function", causal_mask_function)
+            memo.notes.append(
+                Note(
+                    mask=None if built is None else weakref.ref(built),
+                    given=kwargs.get("attention_mask"),
+                    plain=rule is causal_mask_function,
+                )
+            )
+        return built
 
     return mask

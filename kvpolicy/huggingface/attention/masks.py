@@ -96,27 +96,30 @@ def new_real_tokens(
     return None if bool(new.all()) else new
 
 
-def check_causal(mask: Any, lengths: list[int]) -> None:
-    """Refuse a prompt's mask that does more than to hide padding on the left of a causal model.
+def check_causal(mask: Any, lengths: list[int], of_whom: str, remedy: str) -> None:
+    """Refuse a mask that does more than to hide padding on the left of a causal model.
 
-    The last `lengths` tokens of each row are real. Raises InvalidValueError. Waits for the device.
+    The last `lengths` columns of each row are real tokens, and the rows of the mask are those of
+    the last tokens. Raises InvalidValueError. Waits for the device.
     """
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return
-    count = mask.shape[-1]
+    count, rows = mask.shape[-1], mask.shape[-2]
     device = mask.device if isinstance(mask, Tensor) else mask.kv_num_blocks.device
     key = torch.arange(count, device=device)
     real = key >= count - torch.tensor(lengths, device=device)[:, None, None]
     differs = torch.zeros((), dtype=torch.bool, device=device)
-    for query in key[:, None].split(max(1, _ROWS_AT_ONCE // (len(lengths) * count))):
-        expected = (key <= query) & real
+    queries = torch.arange(rows, device=device)[:, None]
+    for query in queries.split(max(1, _ROWS_AT_ONCE // (len(lengths) * count))):
+        place = query + count - rows
+        expected = (key <= place) & real
         seen = _visible(mask, query, len(lengths))
         # What padding sees does not matter.
-        differs |= ((seen != expected[:, None]) & real.mT[:, None, query[:, 0]]).any()
+        differs |= ((seen != expected[:, None]) & real.mT[:, None, place[:, 0]]).any()
     if bool(differs):
         raise InvalidValueError(
             "the attention mask, given or of the model's own making, does more than to hide "
-            "padding from a causal model, which sparse prefill cannot follow. Use prefill=None."
+            f"padding from a causal model; {of_whom} cannot follow it. {remedy}"
         )
 
 

@@ -69,6 +69,29 @@ class Global:
         self._scope[self._name] = function
 
 
+class Method:
+    """A method, in the class that defines it: a model that is pickled has none of it."""
+
+    def __init__(self, of: type, name: str) -> None:
+        """Name a method of `of` or of one of its bases."""
+        self._owner = next(each for each in of.__mro__ if name in vars(each))
+        self._name = name
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """By which two places are the same."""
+        return ("method", id(self._owner), self._name)
+
+    def read(self) -> Function | None:
+        """Return the function of that name."""
+        found: Function | None = vars(self._owner).get(self._name)
+        return found
+
+    def write(self, function: Function) -> None:
+        """Put another function there."""
+        setattr(self._owner, self._name, function)
+
+
 class Point:
     """One place, the function that was found there, and what is wrapped around it."""
 
@@ -139,6 +162,12 @@ def mask_points(config: PreTrainedConfig) -> list[Point]:
         return []
     place = Registered(ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, name)
     return [_point(("mask", 0, name), place)]
+
+
+def method_point(of: type, name: str) -> Point:
+    """Return where a method is looked up."""
+    place = Method(of, name)
+    return _point(place.key, place)
 
 
 @contextmanager

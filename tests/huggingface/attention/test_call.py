@@ -127,20 +127,6 @@ def test_restore_closes_caches_that_are_still_alive():
         logits(model, cache, tokens(0))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
-def test_the_default_dtype_does_not_matter(dtype):
-    model = tiny_model("llama")
-    policy = kvpolicy.recipe("restkv", scorer={"name": "restkv", "window": 8}, budget=24)
-    torch.set_default_dtype(dtype)
-    try:
-        cache = policy.cache(model)
-        logits(model, cache, tokens(0))
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-    assert cache.policy_layers[0].held == 24
-
-
 class SeenAttention:
     """Notes the attention that it is shown, of every query, and the values behind it."""
 

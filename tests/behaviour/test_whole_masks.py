@@ -1,0 +1,89 @@
+"""A mask is followed exactly or refused, whatever its middle rows hide."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.exactness.limits import LIMIT
+from kvpolicy.exactness.usages import small_policy
+from kvpolicy.exactness.usages.inputs import tokens
+from kvpolicy.testing.models import tiny_model
+
+NEW, SEEN = 5, 60
+
+
+def _causal(new=NEW, seen=SEEN):
+    return torch.ones(1, 1, new, seen + new, dtype=torch.bool).tril(seen)
+
+
+def _hidden(rows, columns):
+    mask = _causal()
+    mask[:, :, rows, columns] = False
+    return mask
+
+
+# Each hides tokens from rows in the middle; the last row and the diagonal are causal.
+MASKS = {
+    "block": _hidden(slice(0, NEW - 1), slice(0, 30)),
+    "document": _hidden(slice(1, 3), slice(0, SEEN)),
+    "tree": _hidden(slice(2, 3), slice(SEEN + 1, SEEN + 2)),
+    "one cell": _hidden(slice(0, 1), slice(7, 8)),
+}
+ATTENTION = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+
+
+def _given(mask, attention):
+    if attention == "sdpa":
+        return mask
+    return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def _turn(model, cache, mask):
+    model(tokens(0), past_key_values=cache)
+    return model(tokens(1, NEW), attention_mask=mask, past_key_values=cache).logits
+
+
+@ATTENTION
+@pytest.mark.parametrize("name", MASKS)
+def test_before_any_eviction_the_mask_is_the_models_own(attention, name):
+    model = tiny_model("llama", attn_implementation=attention)
+    mask = _given(MASKS[name], attention)
+    expected = _turn(model, DynamicCache(config=model.config), mask)
+    found = _turn(model, small_policy("snapkv", budget=1000).cache(model), mask)
+    assert (found - expected).abs().max() <= LIMIT
+
+
+@ATTENTION
+@pytest.mark.parametrize("recipe", ["snapkv", "adakv", "h2o"])
+@pytest.mark.parametrize("name", MASKS)
+def test_behind_an_eviction_it_is_refused_and_the_conversation_goes_on(attention, recipe, name):
+    model = tiny_model("llama", attn_implementation=attention)
+    cache, undisturbed = (small_policy(recipe).cache(model) for _ in range(2))
+    with pytest.raises(InvalidValueError, match="does more than to hide padding"):
+        _turn(model, cache, _given(MASKS[name], attention))
+    assert cache.get_seq_length() == SEEN
+    expected = _turn(model, undisturbed, None)
+    found = model(tokens(1, NEW), past_key_values=cache).logits
+    assert torch.equal(found, expected)
+
+
+@ATTENTION
+def test_a_causal_mask_of_its_own_making_is_served(attention):
+    model, policy = tiny_model("llama", attn_implementation=attention), small_policy("snapkv")
+    expected = _turn(model, policy.cache(model), None)
+    found = _turn(model, policy.cache(model), _given(_causal(), attention))
+    assert (found - expected).abs().max() <= LIMIT
+
+
+@ATTENTION
+def test_a_prompt_with_two_documents_is_refused(attention):
+    model, mask = tiny_model("llama", attn_implementation=attention), _causal(SEEN, 0)
+    mask[:, :, 30:, :30] = False
+    mask[:, :, -1] = True
+    with pytest.raises(InvalidValueError, match="does more than to hide padding"):
+        model(
+            tokens(0),
+            attention_mask=_given(mask, attention),
+            past_key_values=small_policy("snapkv").cache(model),
+        )
