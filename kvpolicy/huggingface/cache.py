@@ -24,6 +24,7 @@ from kvpolicy.huggingface.file.saving import save
 from kvpolicy.huggingface.layer import PolicyLayer, prefetch_behind
 from kvpolicy.huggingface.model.fit import fitting_rotaries
 from kvpolicy.huggingface.model.ranks import ranks_of
+from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.model.support import plain_layers, supported_config
 from kvpolicy.huggingface.positions import positions_of
 from kvpolicy.huggingface.report import CacheReport, report_of
@@ -60,12 +61,15 @@ class PolicyCache(Cache):
         config = supported_config(model)
         layers, ranks = plain_layers(model, config), ranks_of(model, config)
         evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
-        self._attachment = attachment(model)
+        rotaries = fitting_rotaries(policy, model, config, evicting)
+        watched = RotaryPositions.of(policy, rotaries)
+        self._attachment = attachment(model, watched.modules)
         self.session = Session(
             policy=policy,
             config=config,
             attention=self._attachment.attention,
-            rotaries=fitting_rotaries(policy, model, config, evicting),
+            rotaries=rotaries,
+            rotary_positions=watched,
             prefill=prefill,
             storage=storage,
             storage_title=storage_title,

@@ -72,7 +72,7 @@ class Forward:
         """Return the mask that all layers share, as it fits this layer's slots.
 
         Raises UnsupportedModelError for a module of another model, and InvalidValueError for a mask
-        that the slots cannot follow.
+        or for rotary positions that the slots cannot follow.
         """
         self._attended()
         self.session.check_module(module)
@@ -87,9 +87,14 @@ class Forward:
         )
         if real is not None:
             slots.mark_padding(real)
+        self.session.rotary_positions.follow(slots, query.shape[2])
         if self.contents.ragged is not None:
             return None
         return fitted(mask, slots, query, self.session.attention)
+
+    def seen_by(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
+        """Return the model's queries, rotated to their slots if the keys are."""
+        return self._attended().seen_by(query)
 
     def attend(
         self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
@@ -135,11 +140,11 @@ class Forward:
         runs = session.policy.running_scorer is not None
         evicted = False
         if runs or queries is not None:
-            shown = self._shown(module, query, logits)
+            shown = self._shown(module, keys.seen_by(query), logits)
             if runs:
                 accumulate(session.policy, self.contents, keys, shown)
             if queries is not None:
-                shown = attrs.evolve(shown, queries=queries)
+                shown = attrs.evolve(shown, queries=keys.seen_by(queries))
                 # Gradients flow through the rows that are kept, if they are needed at all.
                 with torch.set_grad_enabled(needs_gradients):
                     evicted = self._evict(keys, shown, in_place=in_place)
@@ -151,7 +156,7 @@ class Forward:
         session, contents = self.session, self.contents
         shard, weight = here(
             session.ranks,
-            output_weight(module),
+            output_weight(module, needed=self.session.needs_output_weight, like=query),
             session.config,
             heads=query.shape[1],
             value_dim=contents.values.buffer.shape[-1],

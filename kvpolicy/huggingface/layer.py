@@ -83,7 +83,11 @@ class PolicyLayer(DynamicLayer):
         undo = self._undo() if self.index == 0 else None
         contents = self.memory.with_new(key_states, value_states)
         self.seen += key_states.shape[2]
-        keys = attended(contents, self._slot_rotary)
+        positions = self.session.rotary_positions
+        if self.index == 0:
+            positions.begin()
+        new = positions.of_new(*key_states.shape[0:3:2])
+        keys = attended(contents, self._slot_rotary, new)
         self._density = self.density
         self.forward = Forward(
             session=self.session,

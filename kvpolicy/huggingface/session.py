@@ -15,7 +15,9 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.mask_memo import MaskMemo
 from kvpolicy.huggingface.guard import Guard
 from kvpolicy.huggingface.model.ranks import Ranks
+from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.observation.rotary import Rotary
+from kvpolicy.pipeline.capabilities import needs_of
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
 from kvpolicy.prefill.pattern import PrefillPattern
@@ -42,7 +44,12 @@ class Session:
     ranks: Ranks | None = None
     guard: Guard = attrs.field(factory=Guard)
     masks: MaskMemo = attrs.field(factory=MaskMemo)
+    rotary_positions: RotaryPositions = attrs.field()
     together: Together = attrs.field()
+
+    @rotary_positions.default
+    def _none_noted(self) -> RotaryPositions:
+        return RotaryPositions.of(self.policy, self.rotaries)
 
     @together.default
     def _nobody_waits(self) -> Together:
@@ -51,7 +58,11 @@ class Session:
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """Return a session of the same policy and model, for a copy of the cache."""
         twin = attrs.evolve(
-            self, guard=Guard(), masks=MaskMemo(), together=Together(self.policy, self.num_layers)
+            self,
+            guard=Guard(),
+            masks=MaskMemo(),
+            rotary_positions=RotaryPositions.of(self.policy, self.rotaries),
+            together=Together(self.policy, self.num_layers),
         )
         twin.guard.failure = self.guard.failure
         return twin
@@ -60,6 +71,11 @@ class Session:
     def num_layers(self) -> int:
         """How many layers evict."""
         return len(self.rotaries)
+
+    @property
+    def needs_output_weight(self) -> bool:
+        """Whether a part cannot do without the weight of the output projection."""
+        return any("output_weight" in needs_of(part) for part in self.policy.parts.values())
 
     def check_module(self, module: nn.Module) -> None:
         """Raise UnsupportedModelError for a module of another model than the cache was made for."""

@@ -57,6 +57,29 @@ class PlainRotary:
         return angles.cos().float(), angles.sin().float()
 
 
+@attrs.frozen(kw_only=True)
+class DisplacedRotary:
+    """Another rotary embedding, which takes position p to its own position p + `by`.
+
+    >>> DisplacedRotary(rotary=PlainRotary(dim=4), by=-5).tables(torch.tensor([6]))[1]
+    tensor([[0.8415, 0.0100, 0.8415, 0.0100]])
+    """
+
+    rotary: Rotary
+    by: int
+
+    @property
+    def interleaved(self) -> bool:
+        """Which channels are a pair, as in the other embedding."""
+        return self.rotary.interleaved
+
+    def tables(
+        self, positions: Int[Tensor, "*shape"]
+    ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
+        """Return the cosines and sines of the displaced positions."""
+        return self.rotary.tables(positions + self.by)
+
+
 def unrotated(
     vectors: Float[Tensor, "*lead D"], positions: Int[Tensor, "*pos"], rotary: Rotary
 ) -> Float[Tensor, "*lead D"]:

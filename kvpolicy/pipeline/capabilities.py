@@ -5,7 +5,7 @@ A part says so by a class attribute or a method of that name; one that says noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -38,6 +38,16 @@ class SaysPrefillOnly(Protocol):
     @property
     def prefill_only(self) -> bool:
         """Whether `every` is refused."""
+        ...
+
+
+@runtime_checkable
+class SaysNeeds(Protocol):
+    """A part that computes with what not every model shows."""
+
+    @property
+    def needs(self) -> Sequence[str]:
+        """The fields of an observation that must not be None: "rotary" or "output_weight"."""
         ...
 
 
@@ -86,3 +96,8 @@ def is_uneven(part: object) -> bool:
 def is_prefill_only(part: object) -> bool:
     """Whether a part can judge a whole prompt only."""
     return isinstance(part, SaysPrefillOnly) and part.prefill_only
+
+
+def needs_of(part: object) -> tuple[str, ...]:
+    """Return the optional fields of an observation that a part cannot do without."""
+    return tuple(part.needs) if isinstance(part, SaysNeeds) else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -46,6 +46,8 @@ class CriticalScorer:
     first: float = attrs.field(default=0.5, converter=as_float, validator=share)
     epsilon: float = attrs.field(default=1e-4, converter=as_float, validator=positive)
     norm: Literal["l1", "l2"] = attrs.field(default="l1", validator=one_of("l1", "l2"))
+
+    needs: ClassVar[tuple[str, ...]] = ("output_weight",)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the same for all query heads of a group.

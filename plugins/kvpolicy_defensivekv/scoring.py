@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +45,8 @@ class DefensiveScorer:
     window: int = attrs.field(default=32, validator=count)
     width: int = attrs.field(default=5, validator=odd_count)
     mass: float = attrs.field(default=0.9, converter=as_float, validator=share)
+
+    needs: ClassVar[tuple[str, ...]] = ("output_weight",)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the same for all query heads of a group.

@@ -15,7 +15,6 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import as_float, at_most, boolean, count, natural, share
-from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_expectedattention.logits import expected_logits
 from kvpolicy_expectedattention.rotation import MeanRotation
 from kvpolicy_expectedattention.statistics import query_statistics
@@ -53,11 +52,7 @@ class ExpectedAttentionScorer:
 
     window: ClassVar[None] = None
     prefill_only: ClassVar[bool] = True
-
-    def check_model(self, model: ModelFacts) -> None:
-        """Raise UnsupportedModelError for a model whose rotary embedding is not known."""
-        if not model.has_rotary:
-            raise _without_rotary(model.name)
+    needs: ClassVar[tuple[str, ...]] = ("rotary",)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position by what queries to come would make of it.
@@ -65,7 +60,10 @@ class ExpectedAttentionScorer:
         Raises UnsupportedModelError if the rotary embedding is not known.
         """
         if observation.rotary is None:
-            raise _without_rotary("this model")
+            raise UnsupportedModelError(
+                "scorer 'expectedattention' turns queries to positions still to come, but the "
+                "rotary embedding of this model is not known. Use another scorer, such as 'snapkv'."
+            )
         sinks = observation.positions < self.sinks
         attention = self._attention(observation, observation.rotary, sinks)
         scores = attention + self.epsilon
@@ -88,10 +86,3 @@ class ExpectedAttentionScorer:
         lowest = torch.finfo(logits.dtype).min
         logits = logits.masked_fill(sinks[:, :, None], lowest)
         return softmax(logits.flatten(1, 2), observation.sink_logits).view_as(logits)
-
-
-def _without_rotary(name: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"scorer 'expectedattention' turns queries to positions still to come, but the rotary "
-        f"embedding of {name} is not known. Use another scorer, such as 'snapkv'."
-    )

@@ -10,7 +10,7 @@ from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, one_of
 from kvpolicy_kernels import joint_reconstruction_error, odds
-from kvpolicy_restkv.projection import PROJECTIONS, Projection, group_factors
+from kvpolicy_restkv.projection import PROJECTIONS, Projection, group_factors, needs
 from kvpolicy_restkv.scoring import output_of
 
 
@@ -38,6 +38,11 @@ class JointReconstructionScorer:
     window: int = attrs.field(default=32, validator=count)
     projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))
     o_includes_window: bool = attrs.field(default=False, validator=boolean)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the model must show: its output projection, unless errors are those of values."""
+        return needs(self.projection)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the window's too; `reduce` averages the attention.

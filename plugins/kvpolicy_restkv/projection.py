@@ -16,6 +16,11 @@ Projection: TypeAlias = Literal["output", "value"]
 PROJECTIONS = ("output", "value")
 
 
+def needs(projection: Projection) -> tuple[str, ...]:
+    """Return which optional fields of an observation errors are measured with."""
+    return ("output_weight",) if projection == "output" else ()
+
+
 def head_factors(
     observation: Observation, projection: Projection, *, scorer: str
 ) -> Float[Tensor, "H R Dv"] | None:

@@ -10,7 +10,7 @@ from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, at_most, boolean, count, one_of, positive
 from kvpolicy_kernels import reconstruction_error, weighted_values
-from kvpolicy_restkv.projection import PROJECTIONS, Projection, head_factors
+from kvpolicy_restkv.projection import PROJECTIONS, Projection, head_factors, needs
 
 LARGEST_TAU = 8
 """With a larger `tau`, norms that occur in models overflow float32."""
@@ -49,6 +49,11 @@ class ReconstructionScorer:
         default=1.0, converter=as_float, validator=[positive, at_most(LARGEST_TAU)]
     )
     o_includes_window: bool = attrs.field(default=False, validator=boolean)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the model must show: its output projection, unless errors are those of values."""
+        return needs(self.projection)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the window's too; `reduce` averages the attention.

@@ -12,7 +12,7 @@ from kvpolicy.observation.fold import Reduce, weights_of
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, one_of
 from kvpolicy_kernels import windowed_reconstruction_error
-from kvpolicy_restkv.projection import PROJECTIONS, Projection, head_factors
+from kvpolicy_restkv.projection import PROJECTIONS, Projection, head_factors, needs
 
 
 @attrs.frozen(kw_only=True)
@@ -41,6 +41,11 @@ class WindowedReconstructionScorer:
     window: int = attrs.field(default=32, validator=count)
     projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))
     normalize: bool = attrs.field(default=False, validator=boolean)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the model must show: its output projection, unless errors are those of values."""
+        return needs(self.projection)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the window's too; `reduce` averages the errors of the queries.

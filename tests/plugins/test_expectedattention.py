@@ -1,12 +1,13 @@
 import attrs
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import kvpolicy
 from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.exactness.usages import small_policy
 from kvpolicy.observation.rotary import PlainRotary
-from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
 from kvpolicy_expectedattention import ExpectedAttentionScorer
@@ -171,13 +172,13 @@ def test_it_does_not_judge_while_decoding():
 
 
 def test_a_model_without_known_rotary_embedding_is_refused():
-    facts = ModelFacts(name="GPT2LMHeadModel", layers=2, heads=4, kv_heads=4, has_rotary=False)
-    scorer = ExpectedAttentionScorer()
-    with pytest.raises(UnsupportedModelError, match="rotary embedding of GPT2LMHeadModel is not"):
-        scorer.check_model(facts)
-    scorer.check_model(attrs.evolve(facts, has_rotary=True))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gpt2", vocab_size=128, n_embd=32, n_layer=2, n_head=4)
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'expectedattention'.* rotary embedding of G"):
+        small_policy("expectedattention").cache(model)
     with pytest.raises(UnsupportedModelError, match="rotary embedding of this model is not known"):
-        scorer.score(observation(rotary=None), mean)
+        ExpectedAttentionScorer().score(observation(rotary=None), mean)
 
 
 @pytest.mark.parametrize(

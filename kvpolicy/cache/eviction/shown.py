@@ -9,7 +9,7 @@ from torch import Tensor
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.observation.logits import Logits
 from kvpolicy.observation.observation import Observation
-from kvpolicy.observation.rotary import Rotary
+from kvpolicy.observation.rotary import DisplacedRotary, Rotary
 from kvpolicy.observation.shard import Shard
 from kvpolicy.pipeline.pipeline import Pipeline
 
@@ -53,9 +53,14 @@ class Shown:
             budget=pipeline.positions(view.seen),
             state=view.state,
             first_head=heads.start,
-            rotary=self.rotary,
+            rotary=self._rotary_of(view),
             shard=self._shard_of(view),
         )
+
+    def _rotary_of(self, view: View) -> Rotary | None:
+        if self.rotary is None or view.renumbered is None:
+            return self.rotary
+        return DisplacedRotary(rotary=self.rotary, by=view.renumbered - view.seen)
 
     def _shard_of(self, view: View) -> Shard | None:
         # An uneven head is compared with no other head, so nothing is exchanged for it.

@@ -22,7 +22,7 @@ class View:
     `keys` are the stored keys, `attended` the keys that attention sees: they differ in rotary
     position where slots are renumbered. Where the heads of a row are uneven, each head has a view
     of its own, and `held_by_head` says how many tokens each head of the row holds, heads of other
-    processes included.
+    processes included. `renumbered` is the slot behind the newest token where slots are renumbered.
     """
 
     rows: slice
@@ -34,6 +34,7 @@ class View:
     seen: int
     state: Float[Tensor, "b h S *rest"] | None = None
     held_by_head: Sequence[int] = ()
+    renumbered: int | None = None
 
 
 def views_of(
@@ -70,6 +71,7 @@ def _view_of_rows(
         positions=contents.slots.positions[rows, :, first:],
         seen=seen,
         state=None if state is None else state[rows, :, first:],
+        renumbered=keys.renumbered,
     )
 
 
@@ -102,6 +104,7 @@ def _joined_if_even(heads: Sequence[View], held: Sequence[int]) -> list[View]:
             positions=positions,
             seen=heads[0].seen,
             state=torch.cat(states, 1) if states else None,
+            renumbered=heads[0].renumbered,
         )
     ]
 
@@ -134,6 +137,7 @@ def _views_of_heads(contents: Contents, keys: AttendedKeys) -> list[list[View]]:
                 heads=slice(head, head + 1),
                 seen=slots.seen[row],
                 state=state,
+                renumbered=keys.renumbered,
                 **tables,
             )
         )

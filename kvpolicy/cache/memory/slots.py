@@ -35,6 +35,12 @@ class Slots:
     moved: int = attrs.field(metadata=SAVED)
     """How many of the first slots may have a gap before them, because a token was evicted."""
     known: Int[Tensor, "B n S"] = attrs.field(metadata=SAVED)
+    offsets: list[int] = attrs.field(metadata=SAVED)
+    """By how much a row's rotary positions exceed its token positions, where that is known."""
+
+    @offsets.default
+    def _none(self) -> list[int]:
+        return [0] * self.batch
 
     @classmethod
     def empty(cls, batch: int, heads: int, device: torch.device) -> Slots:
@@ -56,6 +62,7 @@ class Slots:
         """Return the same slots, to go their own way from here."""
         twin = copy.copy(self)
         twin.lengths, twin.seen = list(self.lengths), list(self.seen)
+        twin.offsets = list(self.offsets)
         return twin
 
     @property
@@ -114,7 +121,7 @@ class Slots:
     def emptied(self) -> Slots:
         """Return slots for what comes next, where all that is held has gone elsewhere."""
         empty = Slots.empty(self.batch, self.heads, self.known.device)
-        empty.seen = list(self.seen)
+        empty.seen, empty.offsets = list(self.seen), list(self.offsets)
         return empty
 
     def drop_columns(self, count: int) -> None:
@@ -166,3 +173,4 @@ class Slots:
         self.batch = len(rows)
         self.lengths = [self.lengths[row] for row in rows]
         self.seen = [self.seen[row] for row in rows]
+        self.offsets = [self.offsets[row] for row in rows]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import attrs
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
@@ -22,6 +24,7 @@ from kvpolicy.huggingface.attention.points import (
 )
 from kvpolicy.huggingface.generation import checked_generate, checked_inputs
 from kvpolicy.huggingface.model.config import decoder_config
+from kvpolicy.huggingface.model.rotary_positions import noted_positions
 
 _lock = threading.RLock()
 _open: weakref.WeakKeyDictionary[Any, Attachment] = weakref.WeakKeyDictionary()
@@ -86,8 +89,11 @@ def is_open(cache: object) -> bool:
 _INPUTS, _GENERATE = partial(checked_inputs, is_open), partial(checked_generate, is_open)
 
 
-def attachment(model: PreTrainedModel) -> Attachment:
-    """Return where a model's attention can be observed; nothing is changed yet."""
+def attachment(model: PreTrainedModel, rotaries: Sequence[nn.Module] = ()) -> Attachment:
+    """Return where a model's attention can be observed; nothing is changed yet.
+
+    The positions that `rotaries` are called with are noted too.
+    """
     config = decoder_config(model)
     attention = [(point, observed) for point in attention_points(model.modules(), config)]
     masks = [(point, noted) for point in mask_points(config)]
@@ -97,7 +103,8 @@ def attachment(model: PreTrainedModel) -> Attachment:
         if hasattr(model, name)
     ]
     name = config._attn_implementation or "eager"
-    return Attachment(config, name, (*attention, *masks, *generation))
+    positions = [(method_point(type(each), "forward"), noted_positions) for each in rotaries]
+    return Attachment(config, name, (*attention, *masks, *generation, *positions))
 
 
 def restore(model: Any) -> None:

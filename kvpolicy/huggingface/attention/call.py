@@ -52,11 +52,12 @@ def _observed(
         call = Call(module, kwargs)
         logits = call.logits(query)
         mask = layer.mask_for(module, mask, query)
-        output = layer.attend(call, query, mask, logits)
+        attending = layer.seen_by(query)
+        output = layer.attend(call, attending, mask, logits)
         if output is None and layer.has_evicted:
-            output = attend_grouped(own, query, key, value, mask, logits, kwargs)
+            output = attend_grouped(own, attending, key, value, mask, logits, kwargs)
         if output is None:
-            result = own(module, query, key, value, mask, *args, **kwargs)
+            result = own(module, attending, key, value, mask, *args, **kwargs)
         else:
             result = output, None
         layer.observe(module, query, logits)

@@ -24,6 +24,9 @@ class Listener(Protocol):
     def mask_for(self, module: nn.Module, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
         """Return the mask that the model built, as it fits the slots of this layer."""
 
+    def seen_by(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
+        """Return the model's queries, rotated as the keys are that the layer handed out."""
+
     def attend(
         self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
     ) -> Float[Tensor, "B Q H Dv"] | None:

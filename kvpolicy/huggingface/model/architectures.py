@@ -12,7 +12,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Model types whose attention does what no configuration says, and why they are refused."""
 
-OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense")
+OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
 """The attributes of attention modules that may be their output projection."""
 
 KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")

@@ -16,13 +16,13 @@ _HOOK = "_hf_hook"
 """What accelerate calls that which brings a module's weights and inputs to its device."""
 
 
-def weight_of(projection: nn.Linear) -> Float[Tensor, "M columns"]:
+def weight_of(projection: nn.Module) -> Float[Tensor, "M columns"]:
     """Return a projection's weight; one that waits on the host or on disk is read now.
 
     Raises UnsupportedModelError for a weight that is nowhere.
     """
     with weights_present(projection):
-        weight = projection.weight
+        weight: Tensor = projection.get_parameter("weight")
         if weight.device.type == "meta":
             raise UnsupportedModelError(
                 "the weight of an attention's output projection is on the meta device, and nothing "

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.model.output_projection import check_readable
 from kvpolicy.huggingface.model.rotary import rotaries
 from kvpolicy.observation.rotary import Rotary
-from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts
+from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts, needs_of
 from kvpolicy.pipeline.checks import at_work
 from kvpolicy.pipeline.pipeline import Pipeline
 
@@ -19,14 +20,21 @@ def fitting_rotaries(
 ) -> Sequence[Rotary | None]:
     """Return the rotary embedding of each layer that evicts, and let every part check the model.
 
-    It is looked for only if the policy renumbers slots or a part checks models: others do not use
-    it. Raises UnsupportedModelError where slots are to be renumbered and it is not known, and what
-    the parts raise.
+    It is looked for only if the policy renumbers slots, or a part needs it or checks models: others
+    do not use it. Raises UnsupportedModelError where the policy needs what the model does not show,
+    and what the parts raise.
     """
     checking = {
         kind: part for kind, part in pipeline.parts.items() if isinstance(part, ChecksModel)
     }
-    if not checking and not pipeline.slot_positions:
+    needs = {
+        need: pipeline.titles[kind]
+        for kind, part in pipeline.parts.items()
+        for need in needs_of(part)
+    }
+    if "output_weight" in needs:
+        check_readable(model, layers, str(needs["output_weight"]))
+    if not checking and not pipeline.slot_positions and "rotary" not in needs:
         return [None] * len(layers)
     known = rotaries(model, config, layers)
     facts = ModelFacts(
@@ -41,6 +49,12 @@ def fitting_rotaries(
             f"slot_positions=True turns keys to their place in the cache, but the rotary embedding "
             f"of some layers of {facts.name} is none, depends on the length of the prompt, or is "
             "not understood. Use slot_positions=False."
+        )
+    if "rotary" in needs and not facts.has_rotary:
+        raise UnsupportedModelError(
+            f"{needs['rotary']} computes with the rotary embedding of {facts.name}, which is none "
+            "in some layers, depends on the length of the prompt, or is not understood. Use "
+            "another scorer, such as 'snapkv'."
         )
     for kind, part in checking.items():
         with at_work(pipeline.titles[kind]):

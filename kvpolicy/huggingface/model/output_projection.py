@@ -1,18 +1,124 @@
-"""The output projection of an attention layer."""
+"""The output projection of an attention layer, as the layer computes with it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from kvpolicy.huggingface.model.architectures import OUTPUT_PROJECTIONS
-from kvpolicy.huggingface.model.devices import weight_of
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.model.architectures import ATTENTION, OUTPUT_PROJECTIONS
+from kvpolicy.huggingface.model.devices import device_of, weight_of, weights_present
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
+"""How far a projection may be from linear, as a share of its largest output; 2 % in half precision,
+where an adapter rounds its own share of the output."""
 
 
-def output_weight(module: nn.Module) -> Float[Tensor, "M columns"] | None:
-    """Return the weight of an attention's output projection; None where it cannot be read."""
-    for name in OUTPUT_PROJECTIONS:
-        projection = getattr(module, name, None)
-        if type(projection) is nn.Linear:
-            return weight_of(projection)
+def output_weight(
+    module: nn.Module, *, needed: bool, like: Float[Tensor, ...]
+) -> Float[Tensor, "M columns"] | None:
+    """Return the weight of an attention's output projection; None where it cannot be read.
+
+    The weight of a plain `nn.Linear` is returned itself. That of another projection (quantised, or
+    with LoRA adapters) is computed only if it is `needed`, as what the projection makes of unit
+    vectors, in the dtype of `like`.
+    """
+    projection = _projection(module)
+    if projection is None:
+        return None
+    if _is_plain(projection):
+        return weight_of(projection)
+    return _effective(projection, like.dtype) if needed else None
+
+
+def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:
+    """Raise UnsupportedModelError if the output projection of one of these layers cannot be read.
+
+    `who` is the part that needs it.
+    """
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if layer not in layers or ATTENTION not in type(module).__name__:
+            continue
+        projection = _projection(module)
+        if projection is None or not (_is_plain(projection) or _is_linear(projection, model.dtype)):
+            kind = "none" if projection is None else type(projection).__name__
+            raise UnsupportedModelError(
+                f"{who} measures what attention gives behind the output projection, but that of "
+                f"layer {layer} of {type(model).__name__} cannot be read (it is {kind}). Use "
+                "another scorer, such as 'snapkv'."
+            )
+
+
+def _projection(module: nn.Module) -> nn.Module | None:
+    found = (getattr(module, name, None) for name in OUTPUT_PROJECTIONS)
+    return next((each for each in found if isinstance(each, nn.Module)), None)
+
+
+def _is_plain(projection: nn.Module) -> bool:
+    """Whether a projection computes with its weight alone, as that is stored."""
+    if type(projection) is not nn.Linear:
+        return False
+    # A quantised weight is a tensor that can be dequantised; DTensors are those of several ranks.
+    kind = type(projection.weight.data)
+    return kind is Tensor or hasattr(projection.weight, "device_mesh")
+
+
+def _columns(projection: nn.Module) -> int | None:
+    """Return how many inputs a projection takes; None if nothing says so."""
+    for each in (projection, getattr(projection, "base_layer", None)):
+        for name in ("in_features", "nx"):
+            if isinstance(count := getattr(each, name, None), int):
+                return count
     return None
+
+
+@torch.no_grad()
+def _effective(projection: nn.Module, dtype: torch.dtype) -> Float[Tensor, "M columns"] | None:
+    columns = _columns(projection)
+    if columns is None:
+        return None
+    device = device_of(projection)
+    units = torch.eye(columns, dtype=dtype, device=device)
+    with _as_in_inference(projection):
+        outputs: Tensor = projection.forward(units)
+        bias: Tensor = projection.forward(torch.zeros_like(units[:1]))
+    return (outputs - bias).mT.contiguous()
+
+
+@torch.no_grad()
+def _is_linear(projection: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a projection adds up what it makes of two inputs; it is tried on random ones."""
+    columns = _columns(projection)
+    if columns is None:
+        return False
+    generator = torch.Generator("cpu").manual_seed(0)
+    rows = torch.randn(2, columns, generator=generator, dtype=torch.float32, device="cpu")
+    inputs = torch.stack([torch.zeros_like(rows[0]), rows[0], rows[1], rows.sum(0)])
+    try:
+        with _as_in_inference(projection):
+            found = projection.forward(inputs.to(device_of(projection), dtype)).float()
+    except Exception:  # noqa: BLE001 - a projection of another make: it cannot be read
+        return False
+    zero, first, second, both = found
+    tolerance = _TOLERANCE.get(dtype, 2e-2) * float(found.abs().amax())
+    return bool(((first + second - zero - both).abs() <= tolerance).all())
+
+
+@contextmanager
+def _as_in_inference(projection: nn.Module) -> Iterator[None]:
+    """Have no dropout, and the weights where the projection computes, until the block is left."""
+    training = [module for module in projection.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        with weights_present(projection):
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -17,6 +17,7 @@ from kvpolicy.huggingface.model.architectures import (
     VARYING_ROTARY,
 )
 from kvpolicy.huggingface.model.devices import device_of
+from kvpolicy.huggingface.model.rotary_positions import not_noted
 from kvpolicy_kernels import rerotate_keys
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -146,8 +147,9 @@ def _keys_at(
 
 def _call(module: nn.Module, like: Tensor, positions: Int[Tensor, "1 P"]) -> tuple[Tensor, Tensor]:
     """Call a rotary module; some want to be told for which kind of layer."""
-    try:
-        cosines, sines = module(like, positions)
-    except (TypeError, AttributeError):
-        cosines, sines = module(like, positions, "full_attention")
+    with not_noted():
+        try:
+            cosines, sines = module(like, positions)
+        except (TypeError, AttributeError):
+            cosines, sines = module(like, positions, "full_attention")
     return cosines, sines

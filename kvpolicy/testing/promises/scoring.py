@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.observation.observation import Observation
-from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts
+from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts, needs_of
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing.promises.inputs import unchanged
@@ -116,6 +116,8 @@ def runs_on_from_its_state(scorer: Scorer, draw: Draw) -> None:
 def _shown(scorer: Scorer, draw: Draw, dtype: torch.dtype = torch.float32) -> Observation:
     """Draw a layer as `scorer` is shown it, with running state if it wants any."""
     observation = draw(observations(window=scorer.window, dtype=dtype))
+    if any(getattr(observation, need) is None for need in needs_of(scorer)):
+        reject()
     if isinstance(scorer, ChecksModel):
         _reject_what_does_not_fit(scorer, observation)
     return with_state(scorer, observation)

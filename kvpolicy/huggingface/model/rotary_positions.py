@@ -1,0 +1,141 @@
+"""The rotary positions that a model gives to its tokens, noted where it looks up its tables.
+
+They are the indices of the tokens, plus an offset where `position_ids` say so. Models for images
+and video (M-RoPE) give several tokens one position, or one token several.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from kvpolicy.cache.memory.slots import Slots
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.huggingface.attention.graphs import between_graphs
+from kvpolicy.observation.rotary import Rotary
+from kvpolicy.pipeline.capabilities import needs_of
+from kvpolicy.pipeline.pipeline import Pipeline
+
+
+class _Notes(threading.local):
+    """What each rotary module of this thread was called with last."""
+
+    def __init__(self) -> None:
+        self.positions: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
+        self.is_quiet = False
+
+
+_notes = _Notes()
+
+
+def noted_positions(own: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a rotary module's `forward` that takes a note of the positions it is given."""
+
+    @functools.wraps(own)
+    def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        _note(module, kwargs.get("position_ids", args[1] if len(args) > 1 else None))
+        return own(module, *args, **kwargs)
+
+    return forward
+
+
+@between_graphs
+def _note(module: nn.Module, positions: Any) -> None:
+    if isinstance(positions, Tensor) and not _notes.is_quiet:
+        _notes.positions[module] = positions
+
+
+@contextmanager
+def not_noted() -> Iterator[None]:
+    """Call rotary modules for tables of our own until the block is left."""
+    before, _notes.is_quiet = _notes.is_quiet, True
+    try:
+        yield
+    finally:
+        _notes.is_quiet = before
+
+
+class RotaryPositions:
+    """The rotary positions of one forward's new tokens, found out once for all layers.
+
+    `modules` are the rotary modules of the layers that evict; without any, nothing is noted.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], reason: str) -> None:
+        """Know nothing; `reason` says which part of the policy computes with rotary positions."""
+        self._modules = modules
+        self._reason = reason
+        self._new: Tensor | None = None
+        self._found: tuple[list[int], list[int]] | None = None
+
+    @classmethod
+    def of(cls, policy: Pipeline, rotaries: Sequence[Rotary | None]) -> RotaryPositions:
+        """Watch what a policy computes with: nothing, unless a part or slots need it."""
+        who = [
+            policy.titles[kind] for kind, part in policy.parts.items() if "rotary" in needs_of(part)
+        ]
+        reason = "slot_positions=True" if policy.slot_positions else str(who[0]) if who else ""
+        found = (getattr(each, "module", None) for each in rotaries) if reason else ()
+        modules = {id(each): each for each in found if isinstance(each, nn.Module)}
+        return cls(list(modules.values()), reason)
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The rotary modules that are watched."""
+        return self._modules
+
+    def begin(self) -> None:
+        """Take what was noted of this forward."""
+        self._found, noted = None, [_notes.positions.pop(each, None) for each in self._modules]
+        self._new = next((each for each in noted if each is not None), None)
+
+    def of_new(self, batch: int, count: int) -> Int[Tensor, "B Q"] | None:
+        """Return the positions of the new tokens; None where they were not noted."""
+        if self._new is None or self._new.shape[-1] != count:
+            return None
+        positions = self._new.reshape(-1, *self._new.shape[-2:])[0]
+        return positions.expand(batch, -1) if positions.shape[0] in (1, batch) else None
+
+    def follow(self, slots: Slots, count: int) -> None:
+        """Let slots know by how much the rotary positions of a row exceed its token indices.
+
+        Raises InvalidValueError unless they count up by one. Waits for the device, in the first
+        layer of a forward.
+        """
+        new = self.of_new(slots.batch, count)
+        if new is None or self._new is None:
+            return
+        if self._found is None or self._found[0] != slots.seen:
+            self._found = list(slots.seen), self._offsets(new, slots, count)
+        slots.offsets = list(self._found[1])
+
+    def _offsets(self, new: Int[Tensor, "B Q"], slots: Slots, count: int) -> list[int]:
+        axes = self._new if self._new is not None else new
+        real = slots.positions[:, 0, -count:] >= 0
+        steps = torch.arange(1 - count, 1, device=new.device)
+        differ = (new != new[:, -1:] + steps) | (axes != new).reshape(-1, *new.shape).any(0)
+        gaps = (differ & real.to(new.device)).any(1).tolist()
+        last: list[int] = new[:, -1].tolist()
+        has_new = real.any(1).tolist()
+        offsets = list(slots.offsets)
+        for row, seen in enumerate(slots.seen):
+            if not has_new[row]:
+                continue
+            offset, has_old = last[row] - (seen - 1), seen > int(real[row].sum())
+            if gaps[row] or (has_old and offset != slots.offsets[row]):
+                raise InvalidValueError(
+                    f"the model gave the tokens of row {row} rotary positions that do not count "
+                    "up by one, as models do for images (M-RoPE) or for position_ids with gaps; "
+                    f"{self._reason} computes with them. Use another recipe, such as 'snapkv', or "
+                    "slot_positions=False."
+                )
+            offsets[row] = offset
+        return offsets
