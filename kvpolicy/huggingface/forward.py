@@ -76,14 +76,14 @@ class Forward:
         """
         self._attended()
         self.session.check_module(module)
-        slots, policy = self.contents.slots, self.session.policy
+        slots = self.contents.slots
         real = self.session.masks.new_real_tokens(
             mask,
             slots,
             query.shape[2],
             held=self.held,
             seen=self.seen,
-            may_evict=self.has_evicted or not all(map(policy.keeps_all, slots.seen)),
+            judged=self._judged(query.shape[2]),
         )
         if real is not None:
             slots.mark_padding(real)
@@ -91,6 +91,22 @@ class Forward:
         if self.contents.ragged is not None:
             return None
         return fitted(mask, slots, query, self.session.attention)
+
+    def _judged(self, count: int) -> int:
+        """Return how many of the last rows of the mask must be causal.
+
+        Before any eviction the model's own mask is used as it is. Then only the queries that the
+        scorer is shown must see what the scorer computes that they see.
+        """
+        policy, slots = self.session.policy, self.contents.slots
+        if self.has_evicted:
+            return count
+        if all(map(policy.keeps_all, slots.seen)):
+            return 0
+        window = policy.scorer.window
+        if window is None or policy.running_scorer is not None:
+            return count
+        return min(window, count)
 
     def seen_by(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
         """Return the model's queries, rotated to their slots if the keys are."""

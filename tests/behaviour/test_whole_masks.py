@@ -87,3 +87,41 @@ def test_a_prompt_with_two_documents_is_refused(attention):
             attention_mask=_given(mask, attention),
             past_key_values=small_policy("snapkv").cache(model),
         )
+
+
+def _with_an_image(attention):
+    mask = _causal(SEEN, 0)
+    mask[:, :, 10:26, 10:26] = True
+    return _given(mask, attention)
+
+
+@ATTENTION
+def test_a_block_that_sees_itself_whole_is_read_as_the_model_reads_it(attention):
+    model, mask = tiny_model("llama", attn_implementation=attention), _with_an_image(attention)
+    cache, full = small_policy("snapkv").cache(model), DynamicCache(config=model.config)
+    found, expected = (
+        model(tokens(0), attention_mask=mask, past_key_values=each).logits for each in (cache, full)
+    )
+    assert (found - expected).abs().max() <= LIMIT
+    assert cache.policy_layers[0].held == 24
+
+
+@ATTENTION
+def test_it_is_refused_where_a_scorer_computes_what_its_queries_see(attention):
+    model = tiny_model("llama", attn_implementation=attention)
+    cache = small_policy("h2o").cache(model)
+    with pytest.raises(InvalidValueError, match="does more than to hide padding"):
+        model(tokens(0), attention_mask=_with_an_image(attention), past_key_values=cache)
+
+
+@ATTENTION
+def test_layers_that_share_a_mask_are_judged_each_by_what_it_has_evicted(attention):
+    """The first layer holds all that it has seen; the second one does not."""
+    model = tiny_model("llama", attn_implementation=attention)
+    policy = small_policy("pyramidkv", budget=56)
+    cache, mask = policy.cache(model), _given(MASKS["block"], attention)
+    model(tokens(0), past_key_values=cache)
+    held = [layer.held for layer in cache.policy_layers]
+    assert held[0] == SEEN > held[1]
+    with pytest.raises(InvalidValueError, match="does more than to hide padding"):
+        model(tokens(1, NEW), attention_mask=mask, past_key_values=cache)

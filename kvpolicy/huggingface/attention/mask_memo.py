@@ -43,6 +43,8 @@ class MaskMemo:
         self._mask: weakref.ref[Any] | None = None
         self._causal: weakref.ref[Any] | None = None
         self._before: list[int] = []
+        self._is_plain = False
+        self._judged = 0
         self._real: Bool[Tensor, "B Q"] | None = None
 
     def expect(self) -> None:
@@ -50,7 +52,7 @@ class MaskMemo:
         _thread.memo = weakref.ref(self)
 
     def new_real_tokens(
-        self, mask: Any, slots: Slots, length: int, *, held: int, seen: int, may_evict: bool
+        self, mask: Any, slots: Slots, length: int, *, held: int, seen: int, judged: int
     ) -> Bool[Tensor, "B Q"] | None:
         """Return which of the `length` new tokens are real; None if all are.
 
@@ -58,7 +60,7 @@ class MaskMemo:
         head, and `seen` the tokens of the layer, new ones included.
 
         Raises InvalidValueError for a mask that contradicts how earlier tokens were read, and for
-        one that is not plainly causal if the layer has evicted or `may_evict`.
+        one whose last `judged` rows are not plainly causal.
         """
         before = [count - length for count in slots.seen]
         note = next((each for each in reversed(self.notes) if each.is_of(mask)), None)
@@ -70,19 +72,23 @@ class MaskMemo:
             return new_real_tokens(None, before, length, held)
         if self._mask is None or self._mask() is not mask or self._before != before:
             self._real = new_real_tokens(mask, before, length, mask.shape[-1])
-            if may_evict and (note is None or not note.plain):
-                self._check_whole(mask, slots)
             self._mask, self._before = weakref.ref(mask), before
+            self._is_plain, self._judged = note is not None and note.plain, 0
+        # Layers that share a mask may have evicted or not.
+        if judged > self._judged and not self._is_plain:
+            self._check_rows(mask, slots, judged)
+            self._judged = judged
         return self._real
 
-    def _check_whole(self, mask: Any, slots: Slots) -> None:
-        """Compare a whole mask, not only its last row and its diagonal."""
+    def _check_rows(self, mask: Any, slots: Slots, judged: int) -> None:
+        """Compare the last rows of a mask whole."""
         # A mask that was built has a column for each slot, a ready one has one for each token.
         lengths = slots.lengths if mask.shape[-1] == slots.held else slots.seen
         if self._real is not None:
             pads: list[int] = (~self._real).sum(1).tolist()
             lengths = [length - pad for length, pad in zip(lengths, pads, strict=True)]
-        check_causal(mask, lengths, "an evicted cache", "Give a 2D attention_mask, or none.")
+        remedy = "Give a 2D attention_mask, or none."
+        check_causal(mask, lengths, "an evicted cache", remedy, judged=judged)
 
     def check_causal(self, mask: Any, lengths: list[int]) -> None:
         """Find out once for all layers whether a prompt's mask only hides padding."""

@@ -96,11 +96,14 @@ def new_real_tokens(
     return None if bool(new.all()) else new
 
 
-def check_causal(mask: Any, lengths: list[int], of_whom: str, remedy: str) -> None:
+def check_causal(
+    mask: Any, lengths: list[int], of_whom: str, remedy: str, *, judged: int | None = None
+) -> None:
     """Refuse a mask that does more than to hide padding on the left of a causal model.
 
     The last `lengths` columns of each row are real tokens, and the rows of the mask are those of
-    the last tokens. Raises InvalidValueError. Waits for the device.
+    the last tokens. Only the last `judged` rows are compared, or all. Raises InvalidValueError.
+    Waits for the device.
     """
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return
@@ -109,7 +112,8 @@ def check_causal(mask: Any, lengths: list[int], of_whom: str, remedy: str) -> No
     key = torch.arange(count, device=device)
     real = key >= count - torch.tensor(lengths, device=device)[:, None, None]
     differs = torch.zeros((), dtype=torch.bool, device=device)
-    queries = torch.arange(rows, device=device)[:, None]
+    first = 0 if judged is None else max(0, rows - judged)
+    queries = torch.arange(first, rows, device=device)[:, None]
     for query in queries.split(max(1, _ROWS_AT_ONCE // (len(lengths) * count))):
         place = query + count - rows
         expected = (key <= place) & real

@@ -13,7 +13,7 @@ from transformers.cache_utils import (
 )
 
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.huggingface.model.architectures import REFUSED
+from kvpolicy.huggingface.model.architectures import ATTENTION, REFUSED
 from kvpolicy.huggingface.model.config import decoder_config
 
 _LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer)
@@ -28,15 +28,18 @@ def supported_config(model: Any) -> PreTrainedConfig:
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoders are served.")
-    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
-        raise UnsupportedModelError(f"{name} takes no past_key_values: it has a state of its own.")
     # The test that transformers itself makes before it lets the attention be set.
+    if not (_takes_a_cache(model) and model._can_set_attn_implementation()):
+        _refuse_what_is_around_a_language_model(model)
+    if not _takes_a_cache(model):
+        raise UnsupportedModelError(f"{name} takes no past_key_values: it has a state of its own.")
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{name} does not call its attention through transformers' attention interface, so its "
             "queries cannot be observed."
         )
     config = decoder_config(model)
+    _refuse_more_than_causal_attention(model, config)
     if config.to_dict().get("kv_lora_rank") is not None:
         raise UnsupportedModelError(
             f"{name} has latent attention: it caches what keys are made of, all heads at once, so "
@@ -50,6 +53,52 @@ def supported_config(model: Any) -> PreTrainedConfig:
             "cache. Set attn_implementation to sdpa, eager, flash_attention_2 or flex_attention."
         )
     return config
+
+
+def _takes_a_cache(model: PreTrainedModel) -> bool:
+    return "past_key_values" in inspect.signature(type(model).forward).parameters
+
+
+def _refuse_what_is_around_a_language_model(model: PreTrainedModel) -> None:
+    """Name the model inside that takes a cache, if there is one."""
+    for path, inner in model.named_modules():
+        if (
+            path
+            and isinstance(inner, PreTrainedModel)
+            and _takes_a_cache(inner)
+            and inner._can_set_attn_implementation()
+        ):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is a class around the language model "
+                f"{type(inner).__name__}, which takes the cache. Use policy.cache(model.{path}), "
+                "and give that cache to model.generate(past_key_values=...)."
+            )
+
+
+def _refuse_more_than_causal_attention(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Refuse decoders that attend to another input, or to tokens that are read later."""
+    name = type(model).__name__
+    if getattr(config, "cross_attention_layers", None) or getattr(
+        config, "add_cross_attention", False
+    ):
+        raise UnsupportedModelError(
+            f"{name} has cross-attention layers, which keep keys and values of another input "
+            "(an image, an encoder's states) in the same cache; policies are not shown those. Use "
+            "a model that reads images as tokens, or one without an encoder."
+        )
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if (
+            isinstance(layer, int)
+            and ATTENTION in type(module).__name__
+            and getattr(module, "config", None) is config
+            and getattr(module, "is_causal", True) is False
+        ):
+            raise UnsupportedModelError(
+                f"the attention of {name} is not causal ({type(module).__name__}, layer {layer}): "
+                "tokens that are read later change what earlier tokens give, also those that were "
+                "evicted. An encoder needs is_decoder=True to generate."
+            )
 
 
 def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
