@@ -30,6 +30,8 @@ def policy_fields(data: Any) -> dict[str, Any]:
     parts = {kind: each.part for kind, each in named.items()}
     if given.get("recent") is None:
         given["recent"] = _window(parts["scorer"])
+    if given.get("group_order") is None:
+        given.pop("group_order", None)
     return parts | given | {"titles": {kind: each.title for kind, each in named.items()}}
 
 

@@ -11,7 +11,7 @@ from kvpolicy.named import Part
 from kvpolicy.policy import Policy
 from kvpolicy.stages.allocation import Allocator
 from kvpolicy.stages.compaction import Compactor
-from kvpolicy.stages.grouping import Group
+from kvpolicy.stages.grouping import Group, GroupOrder
 from kvpolicy.stages.scoring import Scorer
 from kvpolicy.stages.selection import Selector
 from kvpolicy.stages.smoothing import Smoother
@@ -26,6 +26,7 @@ def compose(
     compactor: Part[Compactor] = "gather",
     budget: Budget = 1024,
     group: Group = "mean",
+    group_order: GroupOrder | None = None,
     sinks: int = 0,
     recent: int | float | None = None,
     every: int | None = None,
@@ -57,6 +58,7 @@ def compose(
             "compactor": compactor,
             "budget": budget,
             "group": group,
+            "group_order": group_order,
             "sinks": sinks,
             "recent": recent,
             "every": every,

@@ -29,6 +29,8 @@ class Policy(Pipeline):
     - `budget`: how many positions each key/value head of a layer may keep, observation window
       included (an int), or the share of the prompt that is kept (a float in (0, 1]).
     - `group`: how the scores of the query heads that share a key/value head are reduced.
+    - `group_order`: "before" reduces them before scores are smoothed over positions, "after" behind
+      that. The default is "before" for a maximum, as SnapKV's authors do, and "after" otherwise.
     - `sinks`: how many of the first tokens are always kept.
     - `recent`: how many of the last tokens are always kept; a float is a share of the budget.
     - `every`: evict again after so many decoded tokens; None evicts only when a prompt ends.

@@ -52,6 +52,7 @@ def test_a_description_spells_out_every_option():
         "compactor": {"name": "gather"},
         "budget": 64,
         "group": "mean",
+        "group_order": "after",
         "sinks": 0,
         "recent": 32,
         "every": None,

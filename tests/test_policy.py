@@ -137,6 +137,7 @@ def test_query_heads_of_a_group_are_reduced(group, expected):
             {"group": "men"},
             "'group' must be one of 'mean', 'max', 'sum', not 'men'. Did you mean 'mean'?",
         ),
+        ({"group_order": "first"}, "'group_order' must be one of 'before', 'after', not 'first'."),
         ({"group": None}, "'group' must be one of 'mean', 'max', 'sum', not None."),
     ],
 )

@@ -101,6 +101,7 @@ def _settings(budgets: tuple[int, int]) -> st.SearchStrategy[dict[str, Any]]:
             "recent": st.one_of(st.none(), st.integers(0, 8), st.sampled_from([0.25, 0.5])),
             "every": st.sampled_from([None, 1, 2, 5, 16]),
             "group": st.sampled_from(["mean", "max", "sum"]),
+            "group_order": st.sampled_from(["before", "after"]),
             "slot_positions": st.booleans(),
         },
     )

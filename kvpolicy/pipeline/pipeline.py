@@ -31,7 +31,7 @@ from kvpolicy.pipeline.describe import described
 from kvpolicy.pipeline.title import Titles, title_of
 from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.stages.compaction import Compactor
-from kvpolicy.stages.grouping import Group, reduce_groups
+from kvpolicy.stages.grouping import Group, GroupOrder, order_of, reduce_groups, spread_groups
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
 from kvpolicy.stages.smoothing import Smoother, fold_of
@@ -53,11 +53,16 @@ class Pipeline:
     compactor: Compactor
     budget: Budget = attrs.field(converter=checked_budget)
     group: Group = attrs.field(default="mean", validator=one_of("mean", "max", "sum"))
+    group_order: GroupOrder = attrs.field(validator=one_of("before", "after"))
     sinks: int = attrs.field(default=0, validator=natural)
     recent: int | float = attrs.field(default=0, validator=natural_or_share)
     every: int | None = attrs.field(default=None, validator=optional(count))
     slot_positions: bool = attrs.field(default=False, validator=boolean)
     titles: Titles = attrs.field(factory=dict, eq=False, repr=False)
+
+    @group_order.default
+    def _as_published(self) -> GroupOrder:
+        return order_of(self.group)
 
     def __attrs_post_init__(self) -> None:
         """Refuse parts and settings that cannot work together."""
@@ -124,18 +129,35 @@ class Pipeline:
 
     def rank(self, observation: Observation) -> Float[Tensor, "B N S"]:
         """Score every position for every key/value head; protected positions get +inf."""
-        scores = reduce_groups(self.score(observation), observation.keys.shape[1], self.group)
+        scores = self.group_scores(observation)
         recent = self.recent_of(observation.budget)
         return protect(scores, observation, sinks=self.sinks, recent=recent)
 
+    def group_scores(self, observation: Observation) -> Float[Tensor, "B N S"]:
+        """Score every position for every key/value head, smoothed over time and space."""
+        kv_heads = observation.keys.shape[1]
+        if self.group_order == "after":
+            return reduce_groups(self.score(observation), kv_heads, self.group)
+        grouped = reduce_groups(self._scored(observation), kv_heads, self.group)
+        spread = spread_groups(grouped, observation.queries.shape[1])
+        return reduce_groups(self._smoothed(spread, observation), kv_heads, "mean")
+
     def score(self, observation: Observation) -> Float[Tensor, "B H S"]:
         """Score every position for every query head, smoothed over time and space."""
-        scorer, smoother = self.titles["scorer"], self.titles["smoother"]
+        return self._smoothed(self._scored(observation), observation)
+
+    def _scored(self, observation: Observation) -> Float[Tensor, "B H S"]:
+        scorer = self.titles["scorer"]
         with at_work(scorer, observation):
             if self.running_scorer is not None:
                 observation = with_state(self.running_scorer, observation)
             scores = self.scorer.score(observation, self.fold)
-        scores = checked_scores(scorer, scores, observation)
+        return checked_scores(scorer, scores, observation)
+
+    def _smoothed(
+        self, scores: Float[Tensor, "B H S"], observation: Observation
+    ) -> Float[Tensor, "B H S"]:
+        smoother = self.titles["smoother"]
         with at_work(smoother, scores, observation):
             smooth = self.smoother.spatial(scores, observation)
         return scores if smooth is scores else checked_scores(smoother, smooth, observation)
@@ -192,5 +214,5 @@ class Pipeline:
         Raises InvalidComponentError for a part that no installed plugin offers.
         """
         parts = {kind: described(self.titles[kind], part) for kind, part in self.parts.items()}
-        settings = ("budget", "group", "sinks", "recent", "every", "slot_positions")
+        settings = ("budget", "group", "group_order", "sinks", "recent", "every", "slot_positions")
         return parts | {setting: getattr(self, setting) for setting in settings}

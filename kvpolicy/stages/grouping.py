@@ -12,6 +12,31 @@ from kvpolicy_kernels import sums_dtype
 Group = Literal["mean", "max", "sum"]
 """How the scores of a group of query heads are reduced."""
 
+GroupOrder = Literal["before", "after"]
+"""Whether groups are reduced before or after scores are smoothed over positions."""
+
+
+def order_of(group: Group) -> GroupOrder:
+    """Return what the authors of SnapKV do where it matters: they take a maximum before pooling.
+
+    For a mean and a sum, averages of neighbours give the same before and after.
+
+    >>> order_of("max"), order_of("mean")
+    ('before', 'after')
+    """
+    # A group that is refused later may be no string.
+    return "before" if isinstance(group, str) and group == "max" else "after"
+
+
+def spread_groups(scores: Float[Tensor, "B N S"], heads: int) -> Float[Tensor, "B H S"]:
+    """Give the score of a key/value head to each of its query heads, `heads` in all.
+
+    >>> import torch
+    >>> spread_groups(torch.tensor([[[1.0], [2.0]]]), 4).flatten()
+    tensor([1., 1., 2., 2.])
+    """
+    return scores.repeat_interleave(heads // scores.shape[1], dim=1)
+
 
 def reduce_groups(
     scores: Float[Tensor, "B H S"], heads: int, group: Group

@@ -48,7 +48,8 @@ def extreme(draw):
     budget = draw(st.one_of(st.integers(1, 40), FLOATS, INTS))
     recent = draw(sampled(None, 0, 1, 0.5, 0.99999999))
     group = draw(sampled("mean", "max", "sum"))
-    return parts | {"budget": budget, "recent": recent, "group": group}
+    order = draw(sampled(None, "before", "after"))
+    return parts | {"budget": budget, "recent": recent, "group": group, "group_order": order}
 
 
 def _ends(default):

@@ -12,7 +12,6 @@ import torch
 
 import kvpolicy
 from kvpolicy.cache.eviction.one_layer import selected
-from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
 
 POOLING = {"adaptive": "adaptive", "avgpool": "avg", "maxpool": "max", "none": "none"}
@@ -126,7 +125,7 @@ def test_scores_are_the_authors(case):
     policy, observation = policy_of(case), observation_of(case)
     expected = case.array("scores_before_topk")
 
-    scores = reduce_groups(policy.score(observation), observation.keys.shape[1], policy.group)
+    scores = policy.group_scores(observation)
     past = scores[..., : observation.length - observation.window]
     if summed_over_the_window(case):
         past = past * observation.window
@@ -145,6 +144,42 @@ def test_kept_positions_are_the_authors(case):
     expected = case.array("kept_in_emitted_order").long().sort(-1).values
     assert torch.equal(selection.indices, expected)
     assert (selection.lengths == expected.shape[-1]).all()
+
+
+@pytest.mark.golden("snapkv_gqa", array="scores_before_topk")
+def test_a_mean_and_a_sum_are_the_authors_in_either_order(case):
+    observation, expected = observation_of(case), case.array("scores_before_topk")
+    for order in ("before", "after"):
+        policy = attrs.evolve(policy_of(case), group_order=order)
+        past = policy.group_scores(observation)[..., : observation.length - observation.window]
+        if summed_over_the_window(case):
+            past = past * observation.window
+        torch.testing.assert_close(past, expected, rtol=2e-4, atol=0)
+
+
+@pytest.mark.golden("snapkv_gqa")
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_a_maximum_is_taken_before_pooling_unless_after_is_asked_for(case, pooling):
+    """As `SnapKVCluster` of AdaKV and KVCache-Factory do: the group's maximum, then the pooling."""
+    observation, window = observation_of(case), case.params["window_size"]
+    width = case.params["kernel_size"]
+    policy = kvpolicy.compose(
+        scorer={"name": "snapkv", "window": window},
+        smoother={"name": "pooling", "pooling": pooling, "width": width},
+        group="max",
+        budget=case.params["max_capacity_prompt"],
+    )
+    assert policy.group_order == "before"
+    past = observation.attention.mean(-2)[..., : observation.length - window]
+    heads = past.unflatten(1, (observation.keys.shape[1], -1))
+    pool = {"avg": torch.nn.functional.avg_pool1d, "max": torch.nn.functional.max_pool1d}[pooling]
+    before = pool(heads.amax(2), width, 1, width // 2)
+    after = pool(heads.flatten(1, 2), width, 1, width // 2).view_as(heads).amax(2)
+    for order, expected in (("before", before), ("after", after)):
+        scores = attrs.evolve(policy, group_order=order).group_scores(observation)
+        torch.testing.assert_close(scores[..., : past.shape[-1]], expected, rtol=2e-4, atol=1e-9)
+    # A maximum of maxima is the same in either order; averages differ.
+    assert torch.allclose(before, after, rtol=1e-3) is (pooling == "max")
 
 
 @pytest.mark.golden("restkv", array="t_shift")
