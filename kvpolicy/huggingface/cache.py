@@ -16,7 +16,7 @@ from transformers.cache_utils import (
 )
 
 from kvpolicy.cache.storage.protocol import AnyStorage
-from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.errors import CacheFileError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.attach import attachment
 from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.huggingface.checks import check_crop, check_mode, check_observed, check_whole
@@ -113,6 +113,16 @@ class PolicyCache(Cache):
         vars(twin).update(copy.deepcopy(copied, memo) | shared | {"_entered": 0})
         self._attachment.open(twin)
         return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse `pickle`, `torch.save` and `copy.copy`: a cache belongs to its model.
+
+        Raises CacheFileError.
+        """
+        raise CacheFileError(
+            "a PolicyCache belongs to its model, so pickle, torch.save and copy.copy cannot copy "
+            "it. Use kvpolicy.save(cache, path) and kvpolicy.load(path, model), or cache.clone()."
+        )
 
     @property
     def policy(self) -> Pipeline:

@@ -186,6 +186,7 @@ class Forward:
             output_weight=weight,
             rotary=session.rotaries[self.layer],
             shard=shard,
+            of_prompt=query.shape[2] > 1,
         )
 
     def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:

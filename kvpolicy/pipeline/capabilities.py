@@ -60,6 +60,15 @@ class ChecksParts(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksSettings(Protocol):
+    """A part that goes with some settings of a policy only."""
+
+    def check_settings(self, settings: Mapping[str, object]) -> None:
+        """Raise InvalidValueError if it does not go with these settings of its policy, by name."""
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class ModelFacts:
     """What a part may want to know of a model before any work is done.

@@ -13,6 +13,7 @@ from kvpolicy.errors import (
     ComponentFailedError,
     InvalidComponentError,
     KvpolicyError,
+    UnsupportedModelError,
     shown,
     told,
 )
@@ -60,6 +61,7 @@ def checked_scores(title: Title, scores: Any, observation: Observation) -> Tenso
         _refuse(title, f"dtype {scores.dtype}", "dtype torch.float32")
     _check_place(title, scores, observation.keys.device)
     if not bool(scores.isfinite().all()):
+        check_numbers(observation)
         _refuse(title, "scores that are NaN or infinite", "finite scores")
     return scores
 
@@ -81,6 +83,7 @@ def checked_state(title: Title, state: Any, observation: Observation) -> Tensor:
         _refuse(title, f"a state of dtype {state.dtype}", "dtype torch.float32")
     _check_place(title, state, observation.keys.device)
     if not bool(state.isfinite().all()):
+        check_numbers(observation)
         _refuse(title, "a state that is NaN or infinite", "a finite one")
     return state
 
@@ -157,6 +160,21 @@ def checked_compaction(
         if not _is_finite(got) and _is_finite(whole):
             _refuse(title, "numbers that are NaN or infinite", "finite ones")
     return compacted
+
+
+def check_numbers(observation: Observation) -> None:
+    """Raise UnsupportedModelError if the model's own queries, keys or values are not finite.
+
+    Waits for the device.
+    """
+    for name in ("keys", "values", "queries"):
+        if not _is_finite(getattr(observation, name)):
+            raise UnsupportedModelError(
+                f"the model's {name} are NaN or infinite in attention layer {observation.layer} "
+                f"(of {observation.num_layers} that evict), so no position can be ranked. That "
+                "happens to weights that were not loaded, or to a model that overflows in float16: "
+                "look at the model's logits without a policy, or load it in bfloat16 or float32."
+            )
 
 
 def check_same_state(title: Title, states: Sequence[Tensor]) -> None:

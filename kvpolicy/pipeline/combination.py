@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvpolicy.errors import InvalidValueError, shown
-from kvpolicy.pipeline.capabilities import ChecksParts, across_heads, is_prefill_only, is_uneven
+from kvpolicy.pipeline.capabilities import (
+    ChecksParts,
+    ChecksSettings,
+    across_heads,
+    is_prefill_only,
+    is_uneven,
+)
 from kvpolicy.pipeline.checks import at_work
 from kvpolicy.pipeline.title import Titles
 from kvpolicy.stages.scoring import Scorer
@@ -64,6 +70,14 @@ def check_parts(parts: Parts, titles: Titles) -> None:
         with at_work(titles[kind]):
             if isinstance(part, ChecksParts):
                 part.check_parts(parts)
+
+
+def check_settings(parts: Parts, titles: Titles, settings: Mapping[str, object]) -> None:
+    """Let each part that goes with some settings only check those of its policy."""
+    for kind, part in parts.items():
+        with at_work(titles[kind]):
+            if isinstance(part, ChecksSettings):
+                part.check_settings(settings)
 
 
 def _says(parts: Parts, titles: Titles, kind: str, demand: Callable[[object], bool]) -> bool:

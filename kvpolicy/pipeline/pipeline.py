@@ -74,6 +74,7 @@ class Pipeline:
         if self.every is not None:
             combination.check_every(self.every, self.parts, self.titles)
         combination.check_parts(self.parts, self.titles)
+        combination.check_settings(self.parts, self.titles, self.settings)
 
     def _complete_titles(self) -> Titles:
         return {kind: title_of(kind, part, self.titles) for kind, part in self.parts.items()}
@@ -88,6 +89,12 @@ class Pipeline:
             "selector": self.selector,
             "compactor": self.compactor,
         }
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What of a policy is no part, by name."""
+        names = ("budget", "group", "group_order", "sinks", "recent", "every", "slot_positions")
+        return {name: getattr(self, name) for name in names}
 
     # Layers ask for these at every token, and an isinstance of a Protocol is slow.
     @cached_property
@@ -214,5 +221,4 @@ class Pipeline:
         Raises InvalidComponentError for a part that no installed plugin offers.
         """
         parts = {kind: described(self.titles[kind], part) for kind, part in self.parts.items()}
-        settings = ("budget", "group", "group_order", "sinks", "recent", "every", "slot_positions")
-        return parts | {setting: getattr(self, setting) for setting in settings}
+        return parts | self.settings

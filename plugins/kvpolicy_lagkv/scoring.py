@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, natural, positive
@@ -40,6 +43,16 @@ class LagScorer:
     sinks: int = attrs.field(default=16, validator=natural)
     lag: int = attrs.field(default=128, validator=count)
     value_weight: float = attrs.field(default=1.0, converter=as_float, validator=positive)
+
+    def check_settings(self, settings: Mapping[str, object]) -> None:
+        """Raise InvalidValueError if the policy protects another number of sinks."""
+        sinks = settings["sinks"]
+        if sinks and sinks != self.sinks:
+            raise InvalidValueError(
+                f"the policy has sinks={sinks}, but scorer 'lagkv' begins its partitions behind "
+                f"sinks={self.sinks}. Give both the same number: sinks={sinks}, "
+                f'scorer={{"name": "lagkv", "sinks": {sinks}}}.'
+            )
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the scores of a key/value head for each of its query heads."""

@@ -1,13 +1,15 @@
 """What a cache holds, says and lets one do."""
 
 import copy
+import io
+import pickle
 
 import attrs
 import pytest
 import torch
 
 import kvpolicy
-from kvpolicy.errors import CacheStateError
+from kvpolicy.errors import CacheFileError, CacheStateError
 from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing.models import tiny_model
 
@@ -245,3 +247,17 @@ def test_a_copy_made_inside_with_restores_the_model_too():
         logits(model, twin, tokens(0))
 
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [pickle.dumps, copy.copy, lambda cache: torch.save(cache, io.BytesIO())],
+    ids=["pickle", "copy", "torch.save"],
+)
+def test_pickling_is_refused_and_names_what_works(use):
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    logits(model, cache, tokens(0))
+    with pytest.raises(CacheFileError, match=r"kvpolicy.save\(cache, path\).* cache.clone\(\)"):
+        use(cache)
+    logits(model, cache, tokens(1, 1))

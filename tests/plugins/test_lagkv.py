@@ -222,3 +222,11 @@ def test_the_recipe_has_the_authors_sinks_and_evicts_partition_by_partition():
 def test_mistakes_are_named(options, message):
     with pytest.raises(InvalidValueError, match=f"scorer 'lagkv': {message}"):
         kvpolicy.compose(scorer={"name": "lagkv", **options})
+
+
+def test_other_sinks_than_the_policys_are_refused():
+    with pytest.raises(InvalidValueError, match=r"the policy has sinks=4, .* sinks=16"):
+        kvpolicy.recipe("lagkv", sinks=4)
+    policy = kvpolicy.recipe("lagkv", sinks=4, scorer={"name": "lagkv", "sinks": 4})
+    assert policy.sinks == policy.scorer.sinks == 4
+    assert kvpolicy.compose(scorer="lagkv").sinks == 0

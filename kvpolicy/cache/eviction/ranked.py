@@ -15,6 +15,7 @@ from kvpolicy.cache.eviction.views import View, views_of
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.shard import Shard
+from kvpolicy.pipeline.checks import check_numbers
 from kvpolicy.pipeline.pipeline import Pipeline
 
 
@@ -74,6 +75,9 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
     if not min(unranked.held) or pipeline.keeps_all(views[0].seen):
         return unranked
     observations = [shown.observation(pipeline, view, pipeline.scorer.window) for view in views]
+    if shown.of_prompt:
+        for observation in observations:
+            check_numbers(observation)
     scores = [pipeline.rank(observation) for observation in observations]
     longest = max(unranked.held)
     filled = [

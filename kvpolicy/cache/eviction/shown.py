@@ -30,6 +30,8 @@ class Shown:
     output_weight: Float[Tensor, "M columns"] | None = None
     rotary: Rotary | None = None
     shard: Shard | None = None
+    of_prompt: bool = False
+    """Whether several tokens were read at once; then numbers that are not finite are looked for."""
 
     def observation(self, pipeline: Pipeline, view: View, window: int | None) -> Observation:
         """Show a view, with the last `window` of the queries; None shows all."""

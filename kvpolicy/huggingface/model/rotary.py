@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.architectures import (
     ATTENTION,
     ROTARY_EMBEDDING,
@@ -121,6 +122,12 @@ def _explains(rotary: ModelRotary, attention: nn.Module, config: PreTrainedConfi
         turned = rerotate_keys(before, old, new, interleaved=rotary.interleaved)
     except Exception:  # noqa: BLE001 - a layer of another make: it says nothing about its rotary
         return False
+    if not bool(before.isfinite().all()):
+        raise UnsupportedModelError(
+            f"the model's keys are NaN or infinite in layer {attention.layer_idx}, whatever it "
+            "reads. That happens to weights that were not loaded: look at the model's logits "
+            "without a policy."
+        )
     scale = float(before.float().abs().amax()) or 1.0
     tolerance = _TOLERANCE.get(weight.dtype, 2e-2) * scale
     moved = float((after - before).float().abs().amax()) > 2 * tolerance
