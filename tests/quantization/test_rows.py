@@ -101,7 +101,7 @@ def test_half_precision_comes_back_in_its_own_type(dtype):
 
 
 def test_quanto_has_no_groups_of_eight_bits():
-    with pytest.raises(InvalidValueError, match="'quanto' has groups with codes of 4 bits, not 8"):
+    with pytest.raises(InvalidValueError, match="'quanto' has codes of 4 bits, not of 8"):
         check_backend("quanto", 8)
 
 
