@@ -173,10 +173,10 @@ def test_it_does_not_judge_while_decoding():
 def test_a_model_without_known_rotary_embedding_is_refused():
     facts = ModelFacts(name="GPT2LMHeadModel", layers=2, heads=4, kv_heads=4, has_rotary=False)
     scorer = ExpectedAttentionScorer()
-    with pytest.raises(UnsupportedModelError, match="rotary embedding of GPT2LMHeadModel is not"):
+    with pytest.raises(UnsupportedModelError, match="not known for GPT2LMHeadModel"):
         scorer.check_model(facts)
     scorer.check_model(attrs.evolve(facts, has_rotary=True))
-    with pytest.raises(UnsupportedModelError, match="rotary embedding of this model is not known"):
+    with pytest.raises(UnsupportedModelError, match="not known for this model"):
         scorer.score(observation(rotary=None), mean)
 
 
