@@ -26,7 +26,7 @@ function, so that `kvpolicy --help` is fast.
 
 
 class Commands(TyperGroup):
-    """The commands by name. If one raises a KvpolicyError, it prints the message; status 2."""
+    """The commands by name. A KvpolicyError of a command is printed, and ends it with status 2."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands, in the order of the help page."""

@@ -26,7 +26,7 @@ from kvpolicy.pipeline.title import Title
 
 
 class Unset(enum.Enum):
-    """What stands for the default of an option that has no fixed one."""
+    """Marks an option without a fixed default."""
 
     REQUIRED = "required"
     COMPUTED = "computed"
@@ -89,8 +89,8 @@ class Component:
     def build(self, **options: object) -> Any:
         """Build the part. For a recipe, return its arguments of `compose` changed by `options`.
 
-        Raises InvalidOptionError for an option that is unknown or missing, InvalidValueError for a
-        refused value, InvalidComponentError if the object built lacks part of the interface, and
+        Raises InvalidOptionError for an unknown or missing option, and InvalidValueError for a
+        refused value. Raises InvalidComponentError if the object lacks part of the interface, and
         ComponentFailedError if building fails otherwise.
         """
         if isinstance(self.offer, Mapping):

@@ -27,10 +27,9 @@ _COUNTS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 @contextmanager
 def at_work(title: Title, *inputs: object) -> Iterator[None]:
-    """Run a part: name it in what it raises, and refuse it if it writes into a tensor of `inputs`.
+    """Run a part: name it in its errors, and refuse it if it writes into a tensor of `inputs`.
 
-    A KvpolicyError gets a note. Any other exception becomes a ComponentFailedError. A part that
-    wrote into an input raises InvalidComponentError.
+    A KvpolicyError gets a note. Any other exception becomes a ComponentFailedError.
     """
     before = versions(inputs)
     try:
@@ -46,10 +45,7 @@ def at_work(title: Title, *inputs: object) -> Iterator[None]:
 
 
 def checked_fold(title: Title, fold: Fold) -> Fold:
-    """Return the smoother's temporal part with checks.
-
-    A scorer calls it, but its errors name the smoother.
-    """
+    """Return the smoother's temporal part, with checks whose errors name the smoother."""
     return Fold(
         lambda values: _folded(title, fold.temporal, values),
         None if fold.weights is None else lambda window: _weights(title, fold, window),
@@ -72,10 +68,7 @@ def checked_scores(title: Title, scores: Any, observation: Observation) -> Tenso
 
 
 def checked_state(title: Title, state: Any, observation: Observation) -> Tensor:
-    """Return the running state, if it is finite float32 of shape (B, H, S, ...).
-
-    The shape must be that of the state before.
-    """
+    """Return the running state, if it is finite float32 of shape (B, H, S, ...), as before."""
     expected = (*observation.queries.shape[:2], observation.length)
     if not isinstance(state, Tensor) or tuple(state.shape[:3]) != expected:
         described = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else shown(state)
@@ -161,10 +154,7 @@ def checked_selection(title: Title, selection: Any, budgets: Tensor, scores: Ten
 def checked_compaction(
     title: Title, compacted: Any, keys: Tensor, values: Tensor, selection: Selection
 ) -> tuple[Tensor, Tensor]:
-    """Return the keys and values, if they are finite, with a row for each selected one.
-
-    Their dtype must be that of the keys and values before.
-    """
+    """Return the compacted keys and values, if shape and dtype are right and they are finite."""
     if not isinstance(compacted, tuple) or len(compacted) != 2:
         _refuse(title, f"a {type(compacted).__name__}", "a pair of keys and values")
     for got, whole in zip(compacted, (keys, values), strict=True):

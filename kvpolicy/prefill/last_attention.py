@@ -27,8 +27,8 @@ def sums_of_last_attention(
     """Return sums of the attention of the last W queries of a prompt to keys outside an A-shape.
 
     The first sums are over columns: the attention that each block of keys gets. The second are over
-    diagonals: the attention at each distance in blocks. A distance of d tokens belongs to the
-    distances d // block and d // block + 1, to each by the share of its pairs that falls into it.
+    diagonals: the attention at each distance in blocks. Pairs at a distance of d tokens lie at the
+    block distances d // block and d // block + 1. The sum of d is split by their shares.
     """
     batch, heads, window, dim = queries.shape
     length, block = keys.shape[2], beside.block

@@ -30,8 +30,8 @@ class ExpectedAttentionScorer:
 
     z_i = c mu k_i + c^2 / 2 k_i S k_i,   score_i = (softmax_i(z) + epsilon) ||v_i||
 
-    mu and S are the mean and covariance of the queries shown, before rotary embedding, then rotated
-    by the mean rotation of the next `future` positions. c is the scale of the logits. The first
+    mu and S are the mean and covariance of the queries shown, before rotary embedding. Then the
+    mean rotation of the next `future` positions is applied. c is the scale of the logits. The first
     `sinks` tokens of the sequence are left out of statistics and softmax, and get the best score of
     the head. `covariance=False` leaves out S, and `values=False` leaves out ||v_i||. The smoother's
     temporal part has no effect: all queries count equally.

@@ -24,8 +24,8 @@ class Plan:
 class Planner:
     """Plans how layers are compacted to `budget` rows. The first `start` rows are always kept.
 
-    With `groups` "authors", teeth may be behind the last group, so a plan may have a row twice, and
-    groups may reach into the last rows. "fitting" prevents both.
+    With `groups` "authors", teeth may be behind the last group, so a plan may have a row twice.
+    Groups may also reach into the last rows. "fitting" prevents both.
 
     Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204.
 
