@@ -1,4 +1,4 @@
-"""The command line: `kvpolicy list` and what else is in kvpolicy.commands."""
+"""The command line `kvpolicy`, with the commands of kvpolicy.commands."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ COMMANDS = {
     "generate": "kvpolicy.commands.generate",
     "exactness": "kvpolicy.commands.exactness",
 }
-"""Each command and its module, whose `app` is a Typer with that one command.
+"""Each command and its module. The module's `app` is a Typer with that one command.
 
-A module is imported when its command is run or described, so it imports heavy libraries inside
-its function.
+A module is imported when its command is run or listed. It imports heavy libraries inside its
+function, so that `kvpolicy --help` is fast.
 """
 
 
 class Commands(TyperGroup):
-    """The commands by name; an error of kvpolicy ends one with a sentence and status 2."""
+    """The commands by name. A KvpolicyError of a command is printed, and ends it with status 2."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of the commands, in the order in which they are described."""
+        """Return the names of the commands, in the order of the help page."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return a command, or None if there is no such."""
+        """Import and return a command; None if there is none of that name."""
         if cmd_name not in COMMANDS:
             return None
         command = typer.main.get_command(import_module(COMMANDS[cmd_name]).app)
@@ -41,7 +41,7 @@ class Commands(TyperGroup):
         return command
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command, and print a KvpolicyError as a message."""
         try:
             return super().invoke(ctx)
         except KvpolicyError as error:
@@ -60,7 +60,7 @@ app = typer.Typer(
 
 @app.callback()
 def describe() -> None:
-    """Evict what a model's KV cache does not need, by policies composed from plugins."""
+    """Run and compare KV-cache eviction policies that are composed from plugins."""
 
 
 def main() -> None:

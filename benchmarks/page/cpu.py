@@ -44,11 +44,11 @@ def _circumstances(rows: Sequence[Row]) -> str:
     machines = sorted({row.machine for row in rows})
     versions = ", ".join(f"{name} {found}" for name, found in sorted(rows[0].versions.items()))
     return (
-        f"Measured by `make bench` on {'; '.join(machines)}; {versions}. Those that are compared "
-        "take turns in one process. The fastest repeat counts; for whole decode steps the median "
-        "does. Memory is what a fresh process needs at its peak beside the layer. In the table of "
-        "one layer ours is the largest of three processes. An operation has a speed only if its "
-        "check passed in the same process."
+        f"Measured by `make bench` on {'; '.join(machines)}; {versions}. Entrants that are "
+        "compared run in turns in one process. The fastest repeat counts; for whole decode steps "
+        "the median counts. Memory is the peak of a new process, without the layer itself. In the "
+        "table of one layer our memory is the largest of three processes. An operation has a speed "
+        "only if its check passed in the same process."
     )
 
 
@@ -74,9 +74,9 @@ def _one_layer(rows: Sequence[Row]) -> Iterator[str]:
     yield "### One layer"
     yield (
         "A layer of the shape of Llama-3.1-8B (H 32, N 8, D 128) is scored, smoothed, selected "
-        "and gathered to K positions. `authors` is the authors' algorithm of ReST-KV, written "
-        "again for this comparison (`benchmarks/peers/authors_restkv.py`); repeating the keys is "
-        "not counted. `kvpress` are the steps of kvpress' SnapKV "
+        "and gathered to K positions. `authors` is the algorithm of the authors' code of ReST-KV, "
+        "written again for this comparison (`benchmarks/peers/authors_restkv.py`), without the "
+        "time to repeat keys. `kvpress` has the steps of kvpress' SnapKV "
         "(`benchmarks/peers/kvpress_snapkv.py`)."
     )
     memory = {_key(row): row for row in mine if row.name == MEMORY}
@@ -154,9 +154,9 @@ def _decoding(rows: Sequence[Row]) -> Iterator[str]:
         return
     yield "### Decoding"
     yield (
-        "The attention of one token in one layer of that shape. If one layer attends again and "
-        "again, its keys stay in the processor's cache. If layers take turns, as in a model, keys "
-        "come from memory, as those of the long cache do. The long cache has 32 times the bytes."
+        "The attention of one token in one layer of that shape. If only one layer attends, its "
+        "keys stay in the processor's cache. If several layers attend in turn, as in a model, keys "
+        "are read from memory, like those of the long cache. The long cache has 32 times the bytes."
     )
     attention = [row for row in mine if row.name == "time of decode attention"]
     yield table(
@@ -171,8 +171,8 @@ def _decoding(rows: Sequence[Row]) -> Iterator[str]:
         f"Whole steps of a Llama of {shape['layers']} layers with M {shape['M']}, H {shape['H']}, "
         f"N {shape['N']}, D {shape['D']} and random weights. All caches hold {shape['K']:,} "
         "positions. 'no groups' has a key/value head for each query head. Uneven heads hold half "
-        "and three halves of the positions, in turns. The recipes at the end evict at every token; "
-        "they are compared with one that never does."
+        "and three halves of the positions, in turn. The recipes at the end evict at every token; "
+        "they are compared with a recipe that never evicts while decoding."
     )
     seconds = {(row.variant, row.shape["N"]): row for row in mine if row.unit == "s"}
     cells = [
@@ -194,7 +194,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[str]:
     yield (
         f"Median microseconds for each token and layer, with {mine[0].shape['K']} positions held, "
         "in a model so small that Python takes most of the time. `attend` is the attention over "
-        "uneven heads, which replaces the model's own."
+        "uneven heads, which replaces the attention of the model."
     )
     parts = list(dict.fromkeys(row.name for row in mine))
     cells = []

@@ -26,9 +26,9 @@ def sections(rows: Sequence[Row]) -> Iterator[str]:
         yield from _measured(found)
     else:
         yield (
-            "**Nothing was measured on a GPU yet.** `python -m benchmarks.gpu` measures kernels, "
-            "evictions, whole prompts and decoding in less than ten minutes, and writes rows for "
-            "this page. Until then the page has bounds only."
+            "**Nothing has been measured on a GPU yet.** `python -m benchmarks.gpu` measures "
+            "kernels, evictions, whole prompts and decoding in less than ten minutes, and writes "
+            "rows for this page. Until then this page has only bounds."
         )
     yield from _bounds()
 
@@ -57,19 +57,20 @@ def _value(value: float, unit: str) -> str:
 def _bounds() -> Iterator[str]:
     yield "### Bounds"
     yield (
-        f"`benchmarks/bounds.py` computes them from shapes, in bfloat16, for an {H200.name} that "
-        f"is assumed to reach {H200.flops / 1e12:.0f} TFLOP/s and {H200.bandwidth / 1e12:.1f} "
+        f"`benchmarks/bounds.py` computes bounds from shapes, in bfloat16. It assumes that an "
+        f"{H200.name} reaches {H200.flops / 1e12:.0f} TFLOP/s and {H200.bandwidth / 1e12:.1f} "
         f"TB/s. {LLAMA.name} and {MISTRAL.name} have the same layers and different vocabularies."
     )
     yield (
-        "A prompt of one sequence: its operations at peak speed; `f`, the share of attention; the "
-        "operations that ReST-KV's exact scores add; and by how much sparse attention of density "
-        "rho can shorten it at most, 1 / (1 - f + f rho)."
+        "A prompt of one sequence. 'prefill' is the time of its operations at peak speed, and `f` "
+        "is the share of attention. 'scores' is the share of operations that ReST-KV's exact "
+        "scores add. Sparse attention of density rho makes a prefill at most 1 / (1 - f + f rho) "
+        "times as fast."
     )
     yield _prompts()
     yield (
-        f"A decode step: the full cache's bytes at full bandwidth, and by how much a cache of "
-        f"{KEPT:,} positions shortens it."
+        f"A decode step: the time to read all weights and the full cache at full bandwidth, and "
+        f"how much faster a step is with a cache of {KEPT:,} positions."
     )
     yield _steps()
     yield (

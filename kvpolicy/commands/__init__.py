@@ -1,1 +1,1 @@
-"""The commands of `kvpolicy`, a module for each."""
+"""The commands of `kvpolicy`, one module each."""

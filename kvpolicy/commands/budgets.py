@@ -1,4 +1,4 @@
-"""Budgets as people write them: 1024, 0.25 or 25%."""
+"""Reads budgets from text: 1024, 0.25 or 25%."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from kvpolicy.errors import InvalidValueError, shown
 
 
 def read_budget(text: str) -> Budget:
-    """Read a number of positions, or a share of the prompt.
+    """Read a budget: a number of positions, or a share of the prompt.
 
     Raises InvalidValueError for anything else.
 
@@ -18,7 +18,7 @@ def read_budget(text: str) -> Budget:
     try:
         if figure.endswith("%"):
             return checked_budget(float(figure[:-1]) / 100)
-        # Python reads 1_024 as a number; people who write 1,024 are told.
+        # Python reads 1_024 as a number. 1,024 is refused below.
         return checked_budget(int(figure) if figure.lstrip("+-").isdigit() else float(figure))
     except InvalidValueError:
         raise

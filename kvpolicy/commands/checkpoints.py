@@ -1,4 +1,4 @@
-"""Loads a model and its tokenizer, or says in a sentence why that is not possible."""
+"""Loads a model and its tokenizer, or says in one sentence why it cannot."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ CHOICES = (
 
 @attrs.frozen(kw_only=True)
 class Checkpoint:
-    """Where a model is and how to load it; weights are read from safetensors only.
+    """Where a model is and how to load it. Weights are read from safetensors only.
 
-    `attention` None leaves the choice to transformers; `trust_remote_code` runs Python code that
-    comes with the checkpoint.
+    With `attention` None transformers chooses the attention. `trust_remote_code` allows Python code
+    of the checkpoint to run.
     """
 
     name: str
@@ -39,33 +39,31 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the name stands for, or None if it is an id on the Hub.
+        """The folder of that name; None if the name is an id on the Hub.
 
-        Raises InvalidValueError if it can be neither.
+        Raises InvalidValueError if the name is neither a folder with a checkpoint nor an id.
         """
         try:
             folder = Path(self.name).expanduser()
             found = folder.exists()
         except (OSError, RuntimeError, ValueError) as error:
             raise InvalidValueError(
-                f"{shown(self.name)} can be no folder: {error}. {CHOICES}"
+                f"{shown(self.name)} cannot be a folder: {error}. {CHOICES}"
             ) from error
         if found:
             if not (folder / "config.json").is_file():
                 raise InvalidValueError(
-                    f"{shown(self.name)} holds no config.json: nothing was loaded. {CHOICES}"
+                    f"the folder {shown(self.name)} has no config.json. {CHOICES}"
                 )
             return folder
         if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 or not self.name:
-            raise InvalidValueError(
-                f"there is no {shown(self.name)}: nothing was loaded. {CHOICES}"
-            )
+            raise InvalidValueError(f"there is no folder {shown(self.name)}. {CHOICES}")
         return None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 
-        Raises InvalidValueError with what transformers said.
+        Raises InvalidValueError, with the message of transformers, if that fails.
         """
         from transformers import AutoTokenizer
 
@@ -77,9 +75,10 @@ class Checkpoint:
             return tokenizer
 
     def model(self) -> PreTrainedModel:
-        """Load the model onto its device, ready to generate.
+        """Load the model onto its device, in evaluation mode.
 
-        Raises InvalidValueError with what transformers said, or if there is no such device.
+        Raises InvalidValueError, with the message of transformers, if that fails, and if the device
+        does not exist.
         """
         from transformers import AutoModelForCausalLM
 
@@ -109,11 +108,11 @@ class Checkpoint:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what transformers raises into one sentence, and say what helps."""
+        """Turn an error of transformers into one sentence, and add what to do."""
         try:
             yield
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            # Some messages go on with every architecture there is.
+            # Some messages list every architecture of transformers.
             said = shorten(str(error), 320, placeholder=" …").rstrip(".")
             raise InvalidValueError(
                 f"could not load {shown(self.name)}: {said}.{self._help(str(error))}"
@@ -121,7 +120,7 @@ class Checkpoint:
 
     def _help(self, said: str) -> str:
         if "trust_remote_code" in said:
-            return " --trust-remote-code runs that code; read it first."
+            return " Read that code, then give --trust-remote-code to run it."
         if self.folder is None:
             return f" {CHOICES}"
         return " Weights are read from *.safetensors only." if "safetensors" in said else ""

@@ -1,4 +1,4 @@
-"""Prints a comparison to the terminal: a table, its footnotes, and what was seen."""
+"""Prints a comparison to the terminal: a table, its footnotes, and a conclusion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvpolicy.evaluation.results import Comparison
 
 
 def print_table(console: Console, comparison: Comparison) -> None:
-    """Print a row for each contender, in its recipe's colour, and what the columns mean."""
+    """Print a row for each entrant, in the colour of its recipe, and what the columns mean."""
     palette = colours(comparison.names)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in wording.HEADINGS:
@@ -31,7 +31,7 @@ def print_table(console: Console, comparison: Comparison) -> None:
 
 
 def print_conclusion(console: Console, comparison: Comparison, output: Path) -> None:
-    """Say what was seen, where the page is, and what to try next."""
+    """Print the conclusion, the path of the page, and what to try next."""
     console.print(f"\n[bold]{escape(wording.conclusion(comparison))}[/bold]")
     console.print(f"The page: {escape(str(output))}", soft_wrap=True)
     console.print(f"Next: {escape(wording.next_step(comparison))}", soft_wrap=True)

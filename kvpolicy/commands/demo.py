@@ -1,4 +1,4 @@
-"""`kvpolicy demo`: every installed recipe against the full cache, on the model that ships."""
+"""`kvpolicy demo`: compares every installed recipe with the full cache, on the needle model."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def demo(
         str, typer.Option(help="Positions per head (64), or shares of the prompt (25%).")
     ] = "40,64,128,256",
     tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 512,
-    facts: Annotated[int, typer.Option(min=1, help="Facts told in every prompt.")] = 32,
+    facts: Annotated[int, typer.Option(min=1, help="How many facts every prompt has.")] = 32,
     prompts: Annotated[
-        int, typer.Option(min=1, max=10_000, help="How many prompts; the same for all.")
+        int, typer.Option(min=1, max=10_000, help="How many prompts each recipe answers.")
     ] = 32,
-    seed: Annotated[int, typer.Option(help="Another seed writes other prompts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed gives other prompts.")] = 0,
     output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path(
         "kvpolicy-demo.html"
     ),
     picture: Annotated[
-        Path | None, typer.Option(help="Write its pictures here as well: .png, .svg or .pdf.")
+        Path | None, typer.Option(help="Also write the pictures here: .png, .svg or .pdf.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Compare every installed recipe with the full cache, and show what each of them keeps.
+    """Compare every installed recipe with the full cache, and show which tokens each one keeps.
 
-    A small model reads prompts full of facts, and is then asked for one of them.
+    A small model reads prompts with many facts, and is then asked for one of them.
     """
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
@@ -85,16 +85,16 @@ def demo(
 
 
 def _check_paths(output: Path, picture: Path | None) -> None:
-    """Say what is wrong with a path before the work begins."""
+    """Raise InvalidValueError if a path cannot be written, before the work begins."""
     for path in filter(None, (output, picture)):
         if not _can_be_written(path):
             raise InvalidValueError(
-                f"cannot write {shown(str(path))}: give a file in a folder that exists."
+                f"cannot write {shown(str(path))}. Give a file in a folder that exists and that "
+                "you may write to."
             )
     if picture is not None and picture.suffix not in PICTURES:
         raise InvalidValueError(
-            f"a picture is written as {', '.join(PICTURES)}, but --picture is "
-            f"{shown(str(picture))}."
+            f"--picture must end in one of {', '.join(PICTURES)}, but is {shown(str(picture))}."
         )
 
 
@@ -123,12 +123,12 @@ def _questions(
 
 
 def _positions(budgets: str, tokens: int) -> list[int]:
-    """Read budgets, shares as positions of a prompt of so many tokens."""
+    """Read budgets in positions. A share is a share of `tokens` tokens."""
     from kvpolicy.budget import positions_of
 
     read = [read_budget(text) for text in budgets.split(",") if text.strip()]
     if not read:
-        raise InvalidValueError("--budgets names no budget. Give some, such as 48,64,25%.")
+        raise InvalidValueError("--budgets is empty. Give budgets such as 48,64,25%.")
     return [positions_of(budget, tokens, protected=0) for budget in read]
 
 
@@ -166,7 +166,7 @@ def _specimen(
     accepted: Sequence[Contender],
     comparison: Comparison,
 ) -> Specimen:
-    """Show the first prompt at the budget that tells the recipes apart best."""
+    """Return the first prompt with what each recipe keeps, at the budget that differs most."""
     from kvpolicy.evaluation.survival import Specimen, survivals
 
     budget = comparison.telling_budget

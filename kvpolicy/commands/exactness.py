@@ -25,19 +25,20 @@ def exactness(
     table: Annotated[
         list[str] | None, typer.Option(help=f"Only this table: {', '.join(TABLES)}.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that measure at once.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes measure at once.")] = 2,
     rows: Annotated[
-        Path | None, typer.Option(help="Write what was measured, as JSON lines.")
+        Path | None, typer.Option(help="Write the measurements to this file, as JSON lines.")
     ] = None,
-    page: Annotated[Path | None, typer.Option(help="Write a page of Markdown.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a Markdown page to this file.")] = None,
     measured: Annotated[
-        Path | None, typer.Option("--from", help="Measure nothing; read the rows of this file.")
+        Path | None,
+        typer.Option("--from", help="Measure nothing; read the measurements of this file."),
     ] = None,
 ) -> None:
-    """Compare evicted caches with full ones that mask what was evicted, on tiny random models.
+    """Compare evicted caches with full caches that mask the evicted entries.
 
-    Prints a line for each model and policy. Ends with status 1 if a cell is wrong. All tables
-    together take long; `--table` measures one.
+    The models are tiny and random. Prints a line for each model and policy. Ends with status 1 if a
+    cell is wrong. All tables take hours; `--table` measures only one.
     """
     for name in table or ():
         if name not in TABLES:
@@ -68,7 +69,7 @@ def exactness(
 
 
 def _measured(tables: Sequence[str], workers: int) -> Iterator[Line]:
-    """Measure tables, under a progress bar if somebody watches."""
+    """Measure tables, and show a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 

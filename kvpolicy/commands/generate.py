@@ -1,4 +1,4 @@
-"""`kvpolicy generate`: text from a causal model of Hugging Face whose cache a policy evicts."""
+"""`kvpolicy generate`: continues a prompt with a Hugging Face model and an evicted cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FULL = "none"
 COLDEST = 1e-3
-"""Logits that are divided by less overflow."""
+"""The smallest temperature above 0. Logits divided by less would overflow."""
 
 app = typer.Typer(add_completion=False)
 
@@ -43,37 +43,41 @@ def generate(
         str | None,
         typer.Option(help="How to keep the cache between forwards; see `kvpolicy list storage`."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the model goes on from.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The text that the model continues.")] = None,
     prompt_file: Annotated[
-        str | None, typer.Option(help="A file that holds the prompt; - reads standard input.")
+        str | None, typer.Option(help="A file with the prompt; - reads standard input.")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop there at the latest.")] = 256,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Stop after this many new tokens.")
+    ] = 256,
     temperature: Annotated[
-        float, typer.Option(min=0, help="0 always takes the likeliest token.")
+        float, typer.Option(min=0, help="Sampling temperature; 0 takes the most likely token.")
     ] = 0,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**32 - 1, help="Makes sampling repeatable.")
     ] = None,
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="The dtype of the weights; auto is that of the checkpoint."),
     ] = "auto",
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU if there is one.")
     ] = "auto",
     attention: Annotated[
-        str | None, typer.Option(help="sdpa, eager, flash_attention_2 ... as in transformers.")
+        str | None,
+        typer.Option(help="An attention of transformers: sdpa, eager, flash_attention_2, ..."),
     ] = None,
     trust_remote_code: Annotated[
         bool,
         typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
     ] = False,
 ) -> None:
-    """Go on from a prompt, with a cache that a recipe keeps within a budget.
+    """Continue a prompt with a cache that a recipe keeps within a budget.
 
-    Only the text goes to standard output; what the cache holds goes to standard error.
+    Writes the text to standard output, and a report of the cache to standard error.
     """
     from kvpolicy.commands.checkpoints import Checkpoint
     from kvpolicy.commands.prompts import encoded, read_prompt
@@ -95,7 +99,10 @@ def generate(
 
 
 def _checked_extras(policy: Policy | None, **given: str | None) -> dict[str, str]:
-    """Return what is given beside a recipe; refuse it before anything is loaded."""
+    """Return the prefill pattern and the storage that are given, by argument of `policy.cache`.
+
+    Raises before anything is loaded if one does not exist or if there is no recipe.
+    """
     from kvpolicy.kinds import KINDS
     from kvpolicy.named import resolved
 
@@ -107,23 +114,23 @@ def _checked_extras(policy: Policy | None, **given: str | None) -> dict[str, str
         resolved(kind, value)
         if policy is None:
             raise InvalidValueError(
-                f"--{argument} {value} needs a recipe: --recipe {FULL} leaves the cache and the "
-                "attention to transformers."
+                f"--{argument} {value} needs a recipe. With --recipe {FULL} transformers provides "
+                "the cache and the attention."
             )
         extras[argument] = value
     return extras
 
 
 def _sampling(temperature: float, seed: int | None) -> dict[str, Any]:
-    """Return what `generate` is told, over whatever the checkpoint says."""
+    """Return the sampling arguments of `generate`, which override those of the checkpoint."""
     from transformers import set_seed
 
     if seed is not None:
         set_seed(seed)
     if not (temperature == 0 or COLDEST <= temperature < math.inf):
         raise InvalidValueError(
-            f"--temperature must be 0 or from {COLDEST} up, but is {temperature}. 0 always takes "
-            "the likeliest token."
+            f"--temperature must be 0 or at least {COLDEST}, but is {temperature}. 0 always takes "
+            "the most likely token."
         )
     if temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -138,7 +145,7 @@ def _stream(
     extras: dict[str, str],
     sampling: dict[str, Any],
 ) -> None:
-    """Write the text as it comes, then say what the cache holds."""
+    """Write the text while it is generated, then report what the cache holds."""
     from rich.console import Console
     from transformers import TextStreamer
 

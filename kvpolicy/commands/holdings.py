@@ -1,4 +1,4 @@
-"""Says in a few lines what a cache holds after a text was generated."""
+"""Describes in a few lines what a cache holds after a text was generated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kvpolicy.huggingface.report import CacheReport, LayerReport, readable_bytes
 
 
 def holdings(report: CacheReport, *, read: int, written: int) -> str:
-    """Describe a cache: tokens read and written, positions held, bytes, and what was saved.
+    """Return a description of a cache: tokens read and written, positions held, bytes, saving.
 
     >>> layer = LayerReport(layer=0, evicts=True, seen=99, held=25, nbytes=512, full_nbytes=2048)
     >>> print(holdings(CacheReport(layers=(layer,)), read=90, written=10))
@@ -28,7 +28,7 @@ def holdings(report: CacheReport, *, read: int, written: int) -> str:
 
 
 def _held(layers: tuple[LayerReport, ...]) -> list[str]:
-    """Describe the layers, neighbours that hold the same together."""
+    """Describe the layers. Neighbours that hold the same number are described together."""
     runs = [list(run) for _, run in groupby(layers, key=lambda layer: (layer.held, layer.seen))]
     return [f"{run[0].held:,} of {run[0].seen:,} positions in {_named(run)}" for run in runs]
 

@@ -1,4 +1,4 @@
-"""`kvpolicy list`: what the installed plugins offer, and which of them are broken."""
+"""`kvpolicy list`: lists what the installed plugins offer, and which plugins are broken."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def show(
 ) -> None:
     """List the parts and recipes that are installed."""
     with warnings.catch_warnings():
-        # Broken plugins are part of the list; they need no warning on top.
+        # The list itself names broken plugins, so their warnings are not needed.
         warnings.simplefilter("ignore", BrokenPluginWarning)
         components, faulty = installed(kind), broken()
     if as_json:

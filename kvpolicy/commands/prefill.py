@@ -1,4 +1,4 @@
-"""Shows, layer by layer, how far a model has read its prompt."""
+"""Shows a progress bar, layer by layer, while a model reads its prompt."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def prefill_progress(model: PreTrainedModel, tokens: int, console: Console) -> Iterator[None]:
-    """Show a bar while `model` reads its next prompt; nothing of the model stays changed.
+    """Show a progress bar while `model` reads its next prompt.
 
-    The bar and the hooks behind it go away as soon as the last attention layer is through. Without
-    a terminal there is no bar.
+    The bar and its hooks on the model are removed when the last attention layer is done. Without a
+    terminal there is no bar.
     """
     layers = _numbered(model)
     if not (console.is_terminal and layers):
@@ -51,7 +51,7 @@ def prefill_progress(model: PreTrainedModel, tokens: int, console: Console) -> I
 
 
 def _numbered(model: PreTrainedModel) -> dict[torch.nn.Module, int]:
-    """Return the modules that know the index of their layer: attention, in transformers."""
+    """Return the modules that have a `layer_idx`, and it: attention layers, in transformers."""
     numbers = {
         module: getattr(module, "layer_idx", None) for module in model.get_decoder().modules()
     }

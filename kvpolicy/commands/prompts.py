@@ -1,4 +1,4 @@
-"""Reads the prompt of `kvpolicy generate`, and turns it into tokens."""
+"""Reads the prompt of `kvpolicy generate`, and tokenizes it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STDIN = "-"
 
 
 def read_prompt(text: str | None, file: str | None) -> str:
-    """Return the text, or what stands in the file; '-' reads standard input.
+    """Return the text, or the contents of the file. The file '-' is standard input.
 
     Raises InvalidValueError if there is no prompt, or more than one.
     """
     if text is not None and file is not None:
-        raise InvalidValueError("--prompt and --prompt-file were both given. Give one of them.")
+        raise InvalidValueError("--prompt and --prompt-file were both given. Give only one.")
     if text is None and file is None:
         raise InvalidValueError(
             "there is no prompt. Give --prompt TEXT or --prompt-file FILE (- is standard input)."
@@ -33,26 +33,26 @@ def read_prompt(text: str | None, file: str | None) -> str:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise InvalidValueError(
-            f"the prompt is not UTF-8 text (character {error.start}). Give text."
+            f"the prompt is not UTF-8 text (at character {error.start}). Give UTF-8 text."
         ) from error
     if not prompt.strip():
-        raise InvalidValueError("the prompt is empty. Give it some text to go on.")
+        raise InvalidValueError("the prompt is empty. Give a prompt with some text.")
     return prompt
 
 
 def encoded(
     tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
 ) -> dict[str, Int[Tensor, "1 T"]]:
-    """Return the prompt's tokens and their mask; `chat` makes it a user's turn.
+    """Return the prompt's token ids and attention mask. With `chat` the prompt is a user's turn.
 
-    Raises InvalidValueError if a chat is asked of a tokenizer without chat template.
+    Raises InvalidValueError if `chat` is set and the tokenizer has no chat template.
     """
     if not chat:
         tokens = tokenizer(prompt, return_tensors="pt")
     elif tokenizer.chat_template is None:
         raise InvalidValueError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Leave --chat out, "
-            "or choose a model that was made for chat."
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Leave out --chat, "
+            "or choose a chat model."
         )
     else:
         tokens = tokenizer.apply_chat_template(
@@ -65,13 +65,13 @@ def encoded(
 
 
 def too_long(model: PreTrainedModel, tokens: int) -> str | None:
-    """Return a warning if a prompt is longer than what the model was made for."""
+    """Return a warning if a prompt is longer than the model's longest context, else None."""
     longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if longest is None or tokens <= longest:
         return None
     return (
-        f"The prompt has {tokens:,} tokens, but the model was made for {longest:,}: "
-        "what it writes may be poor."
+        f"The prompt has {tokens:,} tokens, but the model's longest context is {longest:,}. "
+        "The text may be poor."
     )
 
 
@@ -80,10 +80,11 @@ def _contents(file: str) -> str:
         return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidValueError(
-            f"cannot read --prompt-file {shown(file)}: {error.strerror or error}. Give a text "
-            "file, or - for standard input."
+            f"cannot read --prompt-file {shown(file)}: {error.strerror or error}. Give a file "
+            "with UTF-8 text, or - for standard input."
         ) from error
     except UnicodeDecodeError as error:
         raise InvalidValueError(
-            f"--prompt-file {shown(file)} is not UTF-8 text (byte {error.start}). Give a text file."
+            f"--prompt-file {shown(file)} is not UTF-8 text (at byte {error.start}). Give a file "
+            "with UTF-8 text."
         ) from error

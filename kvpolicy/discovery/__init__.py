@@ -1,1 +1,1 @@
-"""Find plugins, and the parts that they offer, by kind and name."""
+"""Finds installed plugins and the parts that they offer."""

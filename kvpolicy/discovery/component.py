@@ -26,7 +26,7 @@ from kvpolicy.pipeline.title import Title
 
 
 class Unset(enum.Enum):
-    """Stands where an option has no default that can be shown."""
+    """Marks an option without a fixed default."""
 
     REQUIRED = "required"
     COMPUTED = "computed"
@@ -54,7 +54,7 @@ class Component:
 
     @property
     def title(self) -> str:
-        """Its kind and name, for messages: scorer 'restkv'."""
+        """The kind and the name, for example "scorer 'restkv'"."""
         return f"{KINDS[self.kind].title} {self.name!r}"
 
     def title_of(self, part: object) -> Title:
@@ -70,12 +70,12 @@ class Component:
 
     @property
     def source(self) -> str:
-        """Who offers it, for messages: 'restkv' (kvpolicy 0.1.0)."""
+        """The plugin and its distribution, for example "'restkv' (kvpolicy 0.1.0)"."""
         return f"{self.plugin!r} ({self.distribution} {self.version})"
 
     @property
     def options(self) -> dict[str, Any]:
-        """Its options and their defaults, or what a recipe sets.
+        """The options and their defaults; for a recipe, the arguments that it sets.
 
         >>> from kvpolicy.discovery.registry import find
         >>> find("scorer", "snapkv").options
@@ -87,11 +87,11 @@ class Component:
         return {each.name: _default(each) for each in parameters if each.kind != each.VAR_KEYWORD}
 
     def build(self, **options: object) -> Any:
-        """Build the part, or return a recipe's arguments of `compose` with `options` changed.
+        """Build the part. For a recipe, return its arguments of `compose` changed by `options`.
 
-        Raises InvalidOptionError for an option that it does not have or that is missing,
-        InvalidValueError for a value that it refuses, InvalidComponentError if what it builds
-        lacks part of the interface, and ComponentFailedError if building fails otherwise.
+        Raises InvalidOptionError for an unknown or missing option, and InvalidValueError for a
+        refused value. Raises InvalidComponentError if the object lacks part of the interface, and
+        ComponentFailedError if building fails otherwise.
         """
         if isinstance(self.offer, Mapping):
             _check_names(self.title, options, (*PARTS, *SETTINGS))
@@ -116,14 +116,16 @@ class Component:
         for name, default in known.items():
             if default is Unset.REQUIRED and name not in options:
                 raise InvalidOptionError(
-                    f"{self.title} needs the option {name!r}: "
-                    f"give {{'name': {self.name!r}, {name!r}: ...}}."
+                    f"{self.title} needs the option {name!r}. "
+                    f"Give {{'name': {self.name!r}, {name!r}: ...}}."
                 )
 
     def _checked(self, built: Any) -> Any:
         kind = KINDS[self.kind]
         if isinstance(built, type):
-            raise InvalidComponentError(f"{self} built a class, {built.__name__}, not an object.")
+            raise InvalidComponentError(
+                f"{self} built the class {built.__name__}; it must build an object."
+            )
         if not isinstance(built, kind.interface):
             lacks = ", ".join(name for name in kind.verbs if not hasattr(built, name))
             raise InvalidComponentError(
@@ -159,8 +161,8 @@ def _sentence(text: str) -> str:
 
 
 def _complaint(error: Exception, options: Mapping[str, object]) -> str:
-    """Return what a validator said, with the values given where it named no option."""
-    # Some validators of attrs raise with the field and value as further arguments.
+    """Return a validator's message. If it names no option, add the options that were given."""
+    # Some validators of attrs raise with the field and the value as further arguments.
     complaint = text_of(error.args[0] if error.args else error) or type(error).__name__
     if any(repr(option) in complaint for option in options):
         return complaint

@@ -1,4 +1,4 @@
-"""The plugin that kvpolicy itself is: the parts that need no paper."""
+"""kvpolicy's own plugin, 'core': the parts that come from no paper, storages, prefill patterns."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from kvpolicy.stages.smoothing import MeanSmoother, Smoother
 
 @hookimpl
 def kvpolicy_smoothers() -> Mapping[str, Callable[..., Smoother]]:
-    """Offer the plain mean over the window."""
+    """Offer 'mean', the mean over the window."""
     return {"mean": MeanSmoother}
 
 
 @hookimpl
 def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
-    """Offer one budget for all."""
+    """Offer 'uniform', the same budget for every head."""
     return {"uniform": UniformAllocator}
 
 
 @hookimpl
 def kvpolicy_selectors() -> Mapping[str, Callable[..., Selector]]:
-    """Offer the best by score."""
+    """Offer 'topk', the positions with the highest scores."""
     return {"topk": TopKSelector}
 
 
 @hookimpl
 def kvpolicy_compactors() -> Mapping[str, Callable[..., Compactor]]:
-    """Offer the plain copy."""
+    """Offer 'gather', a copy of the kept rows."""
     return {"gather": GatherCompactor}
 
 
 @hookimpl
 def kvpolicy_storages() -> Mapping[str, Callable[..., Storage[Any]]]:
-    """Offer bytes, and the host's memory."""
+    """Offer 'quantized', rows in 8 or 4 bits, and 'offloaded', rows in the host's memory."""
     return {"quantized": Quantized, "offloaded": Offloaded}
 
 
 @hookimpl
 def kvpolicy_prefill_patterns() -> Mapping[str, Callable[..., PrefillPattern]]:
-    """Offer the two patterns of MInference."""
+    """Offer 'ashape' and 'verticalslash', two patterns of MInference."""
     return {"ashape": AShape, "verticalslash": VerticalSlash}

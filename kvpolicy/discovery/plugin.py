@@ -1,4 +1,4 @@
-"""Reads what one plugin offers through its hooks, and says why a faulty one cannot be used."""
+"""Reads what one plugin offers through its hooks, and says why a faulty plugin cannot be used."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def components_of(
 ) -> tuple[Component, ...]:
     """Return every component that `plugin` offers.
 
-    Raises InvalidComponentError, or what a hook raises, if any of it cannot be used: a plugin is
-    taken whole or not at all.
+    Raises InvalidComponentError, or what a hook raises, if one component cannot be used. Then no
+    component of the plugin is used.
     """
-    # A manager for each plugin: a faulty one is known by name, and no other one is touched.
+    # Each plugin has a manager of its own, so that a faulty plugin affects no other.
     manager = pluggy.PluginManager("kvpolicy")
     manager.add_hookspecs(kvpolicy.hookspecs)
     manager.register(plugin, name)
@@ -51,7 +51,7 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
     callers = manager.get_hookcallers(plugin) or []
     if not callers:
         raise InvalidComponentError(
-            "it implements no hook: mark a function such as kvpolicy_scorers with "
+            "it implements no hook. Mark a function such as kvpolicy_scorers with "
             "kvpolicy.hookimpl."
         )
     for caller in callers:
@@ -65,12 +65,14 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
 def _checked(kind: str, hook: str, offers: Any) -> Mapping[str, Any]:
     if not isinstance(offers, Mapping):
         raise InvalidComponentError(
-            f"{hook} returned a {type(offers).__name__}; it must return a mapping of names."
+            f"{hook} returned a {type(offers).__name__}; it must return a mapping from names to "
+            "parts."
         )
     for name, offer in offers.items():
         if not isinstance(name, str) or not name or not name.isprintable():
             raise InvalidComponentError(
-                f"{hook} gives {shown(name)} as a name; it must be a string of printable letters."
+                f"{hook} gives {shown(name)} as a name; a name must be a string of printable "
+                "characters."
             )
         fault = _recipe_fault(offer) if kind == "recipe" else _factory_fault(offer)
         if fault:
@@ -84,7 +86,7 @@ def _factory_fault(offer: Any) -> str | None:
     parameters = inspect.signature(offer).parameters.values()
     nameless = [each.name for each in parameters if each.kind == each.POSITIONAL_ONLY]
     if nameless:
-        return f"must take {', '.join(nameless)} by keyword"
+        return f"must take its arguments by keyword, but takes {', '.join(nameless)} by position"
     return None
 
 
@@ -102,6 +104,6 @@ def _recipe_fault(offer: Any) -> str | None:
         return "names no scorer"
     try:
         json.dumps(copy.deepcopy(dict(offer)), default=shown)
-    except Exception as error:  # noqa: BLE001 - whatever keeps it from being copied and listed
-        return f"is no data that can be copied and listed ({told(error)})"
+    except Exception as error:  # noqa: BLE001 - a faulty recipe may raise anything here
+        return f"cannot be copied and printed ({told(error)}); it must be plain data"
     return None

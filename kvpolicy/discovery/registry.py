@@ -1,8 +1,8 @@
 """Finds plugins through entry points, and their components by kind and name.
 
-Discovery happens at first use and is remembered. Plugins named in the environment variable
-KVPOLICY_BLOCK_PLUGINS (entry-point names, separated by commas) are never imported. One whose import
-takes long is named in a warning of the logger "kvpolicy".
+Plugins are looked up at first use, and the result is kept. Plugins named in the environment
+variable KVPOLICY_BLOCK_PLUGINS (entry-point names, separated by commas) are never imported. If the
+import of a plugin takes long, a warning of the logger "kvpolicy" names the plugin.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BLOCK = "KVPOLICY_BLOCK_PLUGINS"
 
 @attrs.frozen(kw_only=True)
 class BrokenPlugin:
-    """A plugin that is installed but cannot be used, and why."""
+    """A plugin that is installed but cannot be used, and the reason."""
 
     name: str
     distribution: str
@@ -47,7 +47,7 @@ class BrokenPlugin:
 
 
 def installed(kind: str | None = None) -> tuple[Component, ...]:
-    """List what the installed plugins offer, by kind and name.
+    """List what the installed plugins offer, sorted by kind and name.
 
     >>> [part.name for part in installed("selector")]
     ['topk']
@@ -62,14 +62,15 @@ def broken() -> tuple[BrokenPlugin, ...]:
 
 
 def find(kind: str, name: str) -> Component:
-    """Find one component.
+    """Return the component of that kind and name.
 
-    Raises UnknownComponentError, with the names there are, or DuplicateComponentError if two
-    plugins offer it.
+    Raises InvalidValueError if `name` is no string, UnknownComponentError with the names that are
+    installed if there is none, and DuplicateComponentError if two plugins offer it.
     """
     if not isinstance(name, str):
         raise InvalidValueError(
-            f"the name of {KINDS[kind].article} {KINDS[kind].title} is a string, not {shown(name)}."
+            f"the name of {KINDS[kind].article} {KINDS[kind].title} must be a string, but is "
+            f"{shown(name)}."
         )
     matches = [part for part in installed(kind) if part.name == name]
     if not matches:
@@ -84,7 +85,7 @@ def find(kind: str, name: str) -> Component:
 
 
 def component_of(kind: str, part: object) -> Component | None:
-    """Return the component that is the class of `part`; None if no plugin offers that class.
+    """Return the component whose class is that of `part`; None if no plugin offers that class.
 
     >>> print(component_of("smoother", find("smoother", "mean").build()))
     smoother 'mean' of plugin 'core' (kvpolicy 0.1.0)
@@ -94,7 +95,7 @@ def component_of(kind: str, part: object) -> Component | None:
 
 
 def refresh() -> None:
-    """Forget what was found, so that the next look discovers plugins anew."""
+    """Forget the plugins that were found, so that the next use looks them up again."""
     _discovered.cache_clear()
     _announced.cache_clear()
 
@@ -124,12 +125,12 @@ def _discovered() -> _Discovery:
         try:
             with patient_with(
                 "{name!r} ({distribution} {version})".format(**origin),
-                f"To do without it, start anew with {BLOCK}={entry.name}",
+                f"To skip it, set {BLOCK}={entry.name} and start again",
             ):
                 components += components_of(entry.load(), **origin)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - even one that exits must not take the host down
+        except BaseException as error:  # noqa: BLE001 - a plugin that exits must not end the program
             broken.append(BrokenPlugin(**origin, reason=told(error)))
     order = list(KINDS)
     components.sort(key=lambda part: (order.index(part.kind), part.name))
@@ -165,7 +166,7 @@ def _unknown(kind: str, name: str) -> UnknownComponentError:
         message += f" There is {other.article} {other.title} of that name."
     error = UnknownComponentError(message)
     for plugin in broken():
-        error.add_note(f"A plugin that may offer it could not be used: {plugin}")
+        error.add_note(f"This plugin may offer it, but could not be used: {plugin}")
     if blocked := _blocked():
-        error.add_note(f"{BLOCK} keeps plugins out: {', '.join(sorted(blocked))}")
+        error.add_note(f"{BLOCK} blocks these plugins: {', '.join(sorted(blocked))}")
     return error

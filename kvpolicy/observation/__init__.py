@@ -1,1 +1,1 @@
-"""What one attention layer shows to a policy: queries, keys, values, and how to read them."""
+"""What one attention layer shows to a policy: queries, keys, values and the facts beside them."""

@@ -1,4 +1,4 @@
-"""How a scorer is handed the smoother's temporal part: one call that folds W queries into one."""
+"""The smoother's temporal part, as a scorer is given it: a function that folds W rows into one."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
-"""Takes (..., W, S) to (..., S): how a smoother folds the window's queries into one row."""
+"""A function from (..., W, S) to (..., S). It folds the rows of the window's queries into one."""
 
 
 @attrs.frozen
 class Fold:
-    """A smoother's temporal part; `weights` is None where it is not a weighted sum."""
+    """A smoother's temporal part.
+
+    `weights` gives the weight of each of W queries. It is None if the part is no weighted sum.
+    """
 
     temporal: Reduce
     weights: Callable[[int], Tensor] | None = None
 
     def __call__(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
-        """Fold the window's queries, oldest first, into one row."""
+        """Fold the rows of the window's queries, oldest first, into one row."""
         return self.temporal(values)
 
 
 def weights_of(reduce: Reduce, window: int) -> Float[Tensor, " W"] | None:
-    """Return the weights with which `reduce` sums a window's queries; None if it does not.
+    """Return the weights with which `reduce` sums W queries; None if it is no weighted sum.
 
     >>> weights_of(lambda values: values.amax(-2), 4)
     """

@@ -1,4 +1,4 @@
-"""How a model makes attention logits of queries and keys."""
+"""How a model computes attention logits from queries and keys."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import Tensor
 
 @attrs.frozen(kw_only=True, eq=False)
 class Logits:
-    """The products of queries and keys are scaled, then capped; learned sinks join the softmax.
+    """The scale, soft cap and learned sinks of a layer's attention.
 
-    logit = softcap * tanh(scaling * q.k / softcap); without a soft cap, scaling * q.k.
+    logit = softcap * tanh(scaling * q.k / softcap); without a soft cap, scaling * q.k. The softmax
+    also runs over the learned sink of the head.
     """
 
     scaling: float
     softcap: float | None = None
     sinks: Float[Tensor, " H"] | None = None
-    """A learned logit for each query head."""
+    """The learned sink of each query head; None if the model has none."""
 
     def of_heads(self, heads: slice) -> Logits:
-        """Return the logits of some of the query heads."""
+        """Return the same settings for some of the query heads."""
         if self.sinks is None:
             return self
         return attrs.evolve(self, sinks=self.sinks[heads])

@@ -1,4 +1,4 @@
-"""Observe: what one attention layer shows to a policy when a prompt has been read."""
+"""Observe: what one attention layer shows to a policy before it evicts."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ def _shape(tensor: Tensor | None) -> str:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Observation:
-    """One layer's last queries and its whole key/value cache, after rotary embedding.
+    """One layer's last queries and all keys and values that it holds, after rotary embedding.
 
-    Padding never reaches a policy: rows of unequal length are shown one by one, and so are heads
-    that hold different numbers of positions. The W queries are the last W tokens and the last W of
-    the S positions are their keys, so query w attends to positions 0 ... S - W + w.
+    An observation has no padding. Rows of unequal length are shown one by one, and so are heads
+    that hold different numbers of positions. The W queries belong to the last W tokens. The last W
+    of the S positions hold the keys of these tokens. So query w attends to positions
+    0 ... S - W + w.
 
-    `state` is the scorer's running state, if it has one. `output_weight` is that of the whole
-    layer; the H query heads shown are those from `first_head` on. `rotary` is None where the
-    model's rotary embedding is not known. Where several processes share the model, the whole layer
-    is what this one has of it, and `shard` says where the others stand: see `of_all_heads`.
-    `sink_logits` are those of models that have learned one for every query head: it takes part in
-    the softmax, and nothing stands behind it.
+    - `state` is the scorer's running state; None if it has none.
+    - `positions` are the true positions of the keys, and `seen` counts the tokens read so far.
+    - `budget` is how many positions each key/value head may keep.
+    - `output_weight` is the output projection of the whole layer. The H query heads shown are the
+      heads from `first_head` on.
+    - `rotary` is the model's rotary embedding; None if it is not known.
+    - `sink_logits` are the learned sinks, one for each query head; None if the model has none.
+    - `shard` is set if several processes share the model. Everything here then covers the heads of
+      this process. `of_all_heads` collects those of all processes.
 
     >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
     ...                     values=torch.ones(1, 2, 9, 8))
@@ -75,7 +79,7 @@ class Observation:
 
     @property
     def window(self) -> int:
-        """W, the number of queries shown: at most the scorer's window."""
+        """W, the number of queries shown. It is at most the scorer's window."""
         return self.queries.shape[2]
 
     @property
@@ -85,7 +89,7 @@ class Observation:
 
     @property
     def attention(self) -> Float[Tensor, "B H W S"]:
-        """Causal softmax attention of every query, in float32; `folded_attention` is smaller."""
+        """Causal softmax attention of every query, in float32. `folded_attention` needs less."""
         groups = self.queries.shape[1] // self.keys.shape[1]
         keys = self.keys.float().repeat_interleave(groups, dim=1)
         logits = self.queries.float() @ keys.mT * self.scaling
@@ -96,7 +100,10 @@ class Observation:
         return softmax(logits.masked_fill(future, -torch.inf), self.sink_logits)
 
     def folded_attention(self, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Attention with the window folded by `reduce`; never [B, H, W, S] if that is linear."""
+        """Return attention whose W queries `reduce` has folded into one.
+
+        If `reduce` is a weighted sum, the attention [B, H, W, S] is never stored as a whole.
+        """
         weights = weights_of(reduce, self.window)
         if weights is None:
             return reduce(self.attention)
@@ -111,14 +118,14 @@ class Observation:
 
     @property
     def query_positions(self) -> Int[Tensor, " W"]:
-        """The true position of each query shown: the last W of those seen."""
+        """The true positions of the queries shown: the last W that were seen."""
         return torch.arange(self.seen - self.window, self.seen, device=self.keys.device)
 
     @property
     def output_factors(self) -> Float[Tensor, "H R Dv"] | None:
-        """R of the QR of each head's part of the output projection; None if it has none.
+        """R of a QR of each query head's columns of the output projection; None without one.
 
-        ||R_h x|| = ||W_h x|| for all x, at D x D instead of M x D.
+        ||R_h x|| = ||W_h x|| for every x. R_h is Dv x Dv where W_h is M x Dv.
         """
         if self.output_weight is None:
             return None
@@ -127,9 +134,10 @@ class Observation:
 
     @property
     def group_factors(self) -> Float[Tensor, "N R GDv"] | None:
-        """R of the QR of what the query heads of each key/value head own together; None likewise.
+        """R of a QR of each group's columns of the output projection; None without one.
 
-        ||R_g x|| = ||sum_h W_h x_h|| for x the x_h of a group's heads, one after another.
+        ||R_g x|| = ||sum_h W_h x_h||, where x holds the x_h of the group's G query heads one after
+        another.
         """
         if self.output_weight is None:
             return None
@@ -141,7 +149,7 @@ class Observation:
 
     @property
     def head_weights(self) -> Float[Tensor, "H M Dv"] | None:
-        """Each head's columns of the output projection, a view; None if it has none."""
+        """A view of each query head's columns of the output projection; None without one."""
         if self.output_weight is None:
             return None
         weight = self.output_weight.detach()
@@ -150,16 +158,17 @@ class Observation:
 
     @property
     def first_of_layer(self) -> int:
-        """The number of the first query head shown, counted over all processes."""
+        """The index of the first query head shown among the heads of all processes."""
         return self.first_head + (0 if self.shard is None else self.shard.first_head)
 
     def of_all_heads(
         self, of_shown: Shaped[Tensor, "B heads *rest"]
     ) -> Shaped[Tensor, "B all *rest"]:
-        """Return for all heads of the layer what `of_shown` has for those shown.
+        """Return the tensor that has, for all heads of the layer, what `of_shown` has for some.
 
-        A part that compares heads asks for it, in all processes alike. It is `of_shown` itself
-        where one process has the whole model, and for a head that is shown alone.
+        A part that compares heads calls this. All processes must call it in the same order.
+        Returns `of_shown` itself if one process has the whole model, and for a head that is shown
+        alone.
 
         >>> from kvpolicy.testing import observation
         >>> observation().of_all_heads(torch.ones(1, 4, 3)).shape
@@ -174,7 +183,7 @@ class Observation:
         return slice(self.first_head, self.first_head + self.queries.shape[1])
 
     def row(self, index: int) -> Observation:
-        """Return what one sequence of the batch shows.
+        """Return the observation of one sequence of the batch.
 
         >>> layer = Observation(queries=torch.ones(3, 4, 2, 8), keys=torch.ones(3, 2, 9, 8),
         ...                     values=torch.ones(3, 2, 9, 8))
@@ -192,7 +201,7 @@ class Observation:
         )
 
     def head(self, index: int) -> Observation:
-        """Return what one key/value head and its query heads show.
+        """Return the observation of one key/value head and its group of query heads.
 
         >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
         ...                     values=torch.ones(1, 2, 9, 8))

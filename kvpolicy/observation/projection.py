@@ -1,4 +1,4 @@
-"""The output projection as each head, or group of heads, sees it, factorised once per weight."""
+"""QR factors of the output projection, for each head or group of heads, computed once a weight."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def output_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float[Tensor, "H R Dv"]:
-    """Return the R factor of every head's columns of `weight`, remembered while `weight` lives.
+    """Return the R factor of a QR of each head's columns of `weight`.
 
-    With the number of key/value heads as `heads`, of the columns of each group of query heads.
+    `heads` divides the columns: the number of query heads gives a factor for each of them, the
+    number of key/value heads gives one for each group. Factors are kept as long as `weight` exists.
 
-    A weight that has changed since is factorised anew. Its version counter would not tell: merging
-    adapters writes through `.data`.
+    A weight whose numbers have changed is factorised again. A fingerprint finds the change: merging
+    adapters writes through `.data`, which leaves the version counter as it was.
     """
     mark = (weight.dtype, weight.device, _fingerprint(weight.detach()))
     remembered = _factors.setdefault(weight, {})
@@ -30,11 +31,11 @@ def output_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float[Tens
 
 
 def _fingerprint(weight: Float[Tensor, "M columns"]) -> float:
-    """Return a sum in which every entry counts with a factor of its own."""
+    """Return a sum in which every entry has a factor of its own."""
     rows, columns = (
         torch.linspace(1, 2, size, device=weight.device, dtype=torch.float32)
         for size in weight.shape
     )
-    # A block of rows at a time: a half-precision weight is not copied whole.
+    # Blocks of rows, so that a half-precision weight is never copied whole to float32.
     products = [block.float() @ columns for block in weight.split(512)]
     return float(rows @ torch.cat(products))

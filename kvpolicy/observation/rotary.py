@@ -1,4 +1,4 @@
-"""Rotary embedding as a model applies it: its own tables, and how to turn vectors by them."""
+"""Rotary embedding: a model's cosines and sines, and how to undo the rotation."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from kvpolicy_kernels import rotate_half
 
 @runtime_checkable
 class Rotary(Protocol):
-    """Knows the cosines and sines by which a model turns the queries and keys of a position."""
+    """The cosines and sines by which a model rotates the queries and keys of a position."""
 
     @property
     def interleaved(self) -> bool:
-        """Whether channels 2j and 2j + 1 are a pair; otherwise j and j + R/2 are."""
+        """Whether channels 2j and 2j + 1 are a pair. Otherwise channels j and j + R/2 are."""
         ...
 
     def tables(
         self, positions: Int[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
-        """Return float32 cosines and sines of norm 1, for the first R channels of a head."""
+        """Return cosines and sines for the first R channels of a head, in float32.
+
+        The squares of a cosine and its sine add up to 1: a model's own scale is left out.
+        """
         ...
 
 
 @attrs.frozen(kw_only=True)
 class PlainRotary:
-    """Rotary embedding by its formula: channel pair j turns by position * base^(-2j / R).
+    """Rotary embedding by its formula: channel pair j is rotated by position * base^(-2j / R).
 
     Su et al., https://arxiv.org/abs/2104.09864.
 
@@ -47,7 +50,7 @@ class PlainRotary:
     def tables(
         self, positions: Int[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
-        """Return cosines and sines, each angle for both channels of its pair."""
+        """Return cosines and sines. Both channels of a pair have the same angle."""
         pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=positions.device)
         angles = positions[..., None].double() * self.base ** (-pairs / self.dim)
         if self.interleaved:
@@ -83,7 +86,7 @@ class DisplacedRotary:
 def unrotated(
     vectors: Float[Tensor, "*lead D"], positions: Int[Tensor, "*pos"], rotary: Rotary
 ) -> Float[Tensor, "*lead D"]:
-    """Return queries or keys as they were before rotary embedding, in float32.
+    """Return queries or keys before rotary embedding, in float32.
 
     `positions` broadcasts against the leading axes of `vectors`.
 

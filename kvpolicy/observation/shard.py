@@ -1,4 +1,4 @@
-"""A shard: the heads of a layer that one process has, where several share the model."""
+"""A shard: the heads of a layer that one process has, if several processes share the model."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import attrs
 from torch import Tensor
 
 Exchange = Callable[[Tensor], Sequence[Tensor]]
-"""Takes a tensor of this process, and returns those of all processes, in the order of heads."""
+"""Takes a tensor of this process. Returns the tensors of all processes in the order of heads."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Shard:
-    """Where the heads of this process begin among the query heads of a layer, and their exchange.
+    """The first query head of this process, and how processes exchange tensors.
 
     All processes must exchange the same things in the same order.
     """
@@ -22,5 +22,5 @@ class Shard:
     exchange: Exchange
 
     def alone(self) -> Shard:
-        """Return the same place, for heads that are compared with no others."""
+        """Return this shard without exchange, for heads that are compared with no others."""
         return attrs.evolve(self, exchange=lambda mine: (mine,))

@@ -1,4 +1,4 @@
-"""Attention weights where a model has learned a sink for each head: one more logit, of no value."""
+"""Attention weights with learned sinks: the softmax runs over one more logit for each head."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 def softmax(
     logits: Float[Tensor, "B H *rows S"], sink_logits: Float[Tensor, " H"] | None
 ) -> Float[Tensor, "B H *rows S"]:
-    """Return weights that add up to one with the sink's, which is not returned.
+    """Return the softmax over the positions and the head's learned sink, without the sink's weight.
 
-    weight_i = exp(l_i) / (exp(sink_h) + sum_j exp(l_j))
+    weight_i = exp(l_i) / (exp(sink_h) + sum_j exp(l_j)); with `sink_logits` None, the plain
+    softmax.
 
     >>> softmax(torch.zeros(1, 1, 2), torch.tensor([0.0]))
     tensor([[[0.3333, 0.3333]]])

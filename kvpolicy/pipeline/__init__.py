@@ -1,1 +1,1 @@
-"""Score, smooth, allocate, select, compact, in order, and the checks of what each returns."""
+"""Score, smooth, allocate, select, compact: the stages in order, and checks of their results."""

@@ -1,6 +1,7 @@
-"""What a part may say of itself, so that a policy that cannot work is refused when it is built.
+"""What a part can declare about itself: which other parts, settings and models it needs.
 
-A part says so by a class attribute or a method of that name; one that says nothing demands nothing.
+A part declares it by a class attribute or a method of that name. A part that declares nothing goes
+with everything. A policy that cannot work is then refused when it is built.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class SaysAcrossHeads(Protocol):
 
     @property
     def across_heads(self) -> bool:
-        """Whether it compares or joins the heads of a layer position by position."""
+        """Whether the part compares or joins the heads of a layer position by position."""
         ...
 
 
@@ -27,17 +28,17 @@ class SaysUneven(Protocol):
 
     @property
     def uneven(self) -> bool:
-        """Whether heads of one layer may differ."""
+        """Whether heads of one layer may get different numbers of positions."""
         ...
 
 
 @runtime_checkable
 class SaysPrefillOnly(Protocol):
-    """A part that needs the queries of a whole prompt, and so cannot evict while decoding."""
+    """A part that needs the queries of a whole prompt. It cannot evict while decoding."""
 
     @property
     def prefill_only(self) -> bool:
-        """Whether `every` is refused."""
+        """Whether the part refuses the setting `every`."""
         ...
 
 
@@ -53,10 +54,13 @@ class SaysNeeds(Protocol):
 
 @runtime_checkable
 class ChecksParts(Protocol):
-    """A part that goes with some other parts only."""
+    """A part that works with some other parts only."""
 
     def check_parts(self, parts: Mapping[str, object]) -> None:
-        """Raise InvalidValueError if it does not go with these: all five of a policy, by kind."""
+        """Raise InvalidValueError if it does not work with `parts`.
+
+        `parts` has all five parts of the policy, by kind.
+        """
         ...
 
 
@@ -71,9 +75,10 @@ class ChecksSettings(Protocol):
 
 @attrs.frozen(kw_only=True)
 class ModelFacts:
-    """What a part may want to know of a model before any work is done.
+    """What a part may need to know about a model before any work is done.
 
-    `layers` counts the layers that evict; `heads` are query heads, `kv_heads` key/value heads.
+    `layers` counts the layers that evict, `heads` the query heads of a layer, and `kv_heads` its
+    key/value heads. `has_rotary` says whether the model's rotary embedding is known.
     """
 
     name: str
@@ -85,25 +90,25 @@ class ModelFacts:
 
 @runtime_checkable
 class ChecksModel(Protocol):
-    """A part that does not fit every model."""
+    """A part that works with some models only."""
 
     def check_model(self, model: ModelFacts) -> None:
-        """Raise InvalidValueError or UnsupportedModelError if it does not fit."""
+        """Raise InvalidValueError or UnsupportedModelError if it does not work with `model`."""
         ...
 
 
 def across_heads(part: object) -> bool:
-    """Whether a part needs all heads of a layer to hold the same positions."""
+    """Return whether a part needs all heads of a layer to hold the same positions."""
     return isinstance(part, SaysAcrossHeads) and part.across_heads
 
 
 def is_uneven(part: object) -> bool:
-    """Whether an allocator may treat heads of one layer differently."""
+    """Return whether an allocator may give heads of one layer different numbers of positions."""
     return isinstance(part, SaysUneven) and part.uneven
 
 
 def is_prefill_only(part: object) -> bool:
-    """Whether a part can judge a whole prompt only."""
+    """Return whether a part needs the queries of a whole prompt."""
     return isinstance(part, SaysPrefillOnly) and part.prefill_only
 
 

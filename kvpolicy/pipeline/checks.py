@@ -1,4 +1,4 @@
-"""What a policy checks of its parts' results, so that a faulty plugin is named and harms nobody."""
+"""Checks of what parts return. Each error names the part and its plugin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _COUNTS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 @contextmanager
 def at_work(title: Title, *inputs: object) -> Iterator[None]:
-    """Name the part in whatever it raises, and if it writes into a tensor of `inputs`."""
+    """Run a part: name it in its errors, and refuse it if it writes into a tensor of `inputs`.
+
+    A KvpolicyError gets a note. Any other exception becomes a ComponentFailedError.
+    """
     before = versions(inputs)
     try:
         yield
@@ -36,14 +39,14 @@ def at_work(title: Title, *inputs: object) -> Iterator[None]:
         error.add_note(f"raised by {title}")
         raise
     except (Exception, SystemExit) as error:
-        # A part that exits must not take the host down, no more than one that fails.
+        # A part that calls sys.exit must not end the program that uses it.
         raise ComponentFailedError(f"{title} raised {told(error)}") from error
     if names := written(before, inputs):
         _refuse_writing(title, names)
 
 
 def checked_fold(title: Title, fold: Fold) -> Fold:
-    """Return the smoother's temporal part such that it is named, not the scorer that calls it."""
+    """Return the smoother's temporal part, with checks whose errors name the smoother."""
     return Fold(
         lambda values: _folded(title, fold.temporal, values),
         None if fold.weights is None else lambda window: _weights(title, fold, window),
@@ -51,7 +54,7 @@ def checked_fold(title: Title, fold: Fold) -> Fold:
 
 
 def checked_scores(title: Title, scores: Any, observation: Observation) -> Tensor:
-    """Return scores that are finite float32 of shape (B, H, S)."""
+    """Return the scores, if they are finite float32 of shape (B, H, S)."""
     expected = (*observation.queries.shape[:2], observation.length)
     if not isinstance(scores, Tensor):
         _refuse(title, f"a {type(scores).__name__}", f"a float32 tensor of {expected}")
@@ -67,29 +70,29 @@ def checked_scores(title: Title, scores: Any, observation: Observation) -> Tenso
 
 
 def checked_state(title: Title, state: Any, observation: Observation) -> Tensor:
-    """Return running state that is finite float32, one entry or more for every head and row."""
+    """Return the running state, if it is finite float32 of shape (B, H, S, ...), as before."""
     expected = (*observation.queries.shape[:2], observation.length)
     if not isinstance(state, Tensor) or tuple(state.shape[:3]) != expected:
         described = f"shape {tuple(state.shape)}" if isinstance(state, Tensor) else shown(state)
-        _refuse(title, f"a state of {described}", f"one of shape {expected} (B, H, S)")
+        _refuse(title, f"a state of {described}", f"a state of shape {expected} (B, H, S)")
     before = observation.state
     if before is not None and state.shape != before.shape:
         _refuse(
             title,
             f"a state of shape {tuple(state.shape)}",
-            f"{tuple(before.shape)}, as it did before",
+            f"shape {tuple(before.shape)}, as it did before",
         )
     if state.dtype != torch.float32:
         _refuse(title, f"a state of dtype {state.dtype}", "dtype torch.float32")
     _check_place(title, state, observation.keys.device)
     if not bool(state.isfinite().all()):
         check_numbers(observation)
-        _refuse(title, "a state that is NaN or infinite", "a finite one")
+        _refuse(title, "a state that is NaN or infinite", "a finite state")
     return state
 
 
 def checked_layer_budgets(title: Title, budgets: Any, scores: Sequence[Tensor]) -> list[Tensor]:
-    """Return counts for every layer, each within what the layer holds."""
+    """Return the counts of every layer, if each is an integer within what its layer holds."""
     if not isinstance(budgets, Sequence) or len(budgets) != len(scores):
         expected = f"one tensor for each of {len(scores)} layers"
         _refuse(title, shown(budgets), expected)
@@ -97,9 +100,9 @@ def checked_layer_budgets(title: Title, budgets: Any, scores: Sequence[Tensor]) 
 
 
 def checked_budgets(title: Title, budgets: Any, scores: Tensor) -> Tensor:
-    """Return counts within [0, S], one for each row and key/value head.
+    """Return the counts, if they are integers in [0, S] of shape (B, N).
 
-    A head that holds fewer than others, which scores of -inf say, gets at most what it has.
+    Scores of -inf mark positions that a head does not hold. Its count is cut to what it holds.
     """
     expected, length = tuple(scores.shape[:2]), scores.shape[-1]
     if not isinstance(budgets, Tensor) or budgets.dtype not in _COUNTS:
@@ -117,7 +120,10 @@ def checked_budgets(title: Title, budgets: Any, scores: Tensor) -> Tensor:
 
 
 def checked_selection(title: Title, selection: Any, budgets: Tensor, scores: Tensor) -> Selection:
-    """Return a selection of distinct rows in ascending order, as many as the budgets say."""
+    """Return the selection, if its rows are distinct, ascending, and as many as the budgets say.
+
+    It must also hold the protected positions. Columns beyond the largest budget are cut off.
+    """
     if not isinstance(selection, Selection):
         _refuse(title, f"a {type(selection).__name__}", "a kvpolicy.Selection")
     indices, lengths = _tensors_of(title, selection, scores)
@@ -133,12 +139,16 @@ def checked_selection(title: Title, selection: Any, budgets: Tensor, scores: Ten
         _refuse(
             title,
             "rows that repeat, are out of order or out of range",
-            f"distinct ascending rows in 0 ... {length - 1}, and {length} beyond a head's length",
+            f"distinct ascending rows in 0 ... {length - 1}, then {length} beyond a head's length",
         )
     protected = scores.isposinf()
     kept = (protected.gather(-1, indices.clamp(0, length - 1)) & valid).sum(-1)
     if not torch.equal(kept, protected.sum(-1).minimum(valid.sum(-1))):
-        _refuse(title, "a selection without them", "all sinks and recent tokens")
+        _refuse(
+            title,
+            "a selection that leaves out protected positions",
+            "all protected positions (attention sinks and recent tokens)",
+        )
     if indices.shape[-1] > most:
         return Selection(indices=indices[..., :most], lengths=selection.lengths)
     return selection
@@ -147,7 +157,7 @@ def checked_selection(title: Title, selection: Any, budgets: Tensor, scores: Ten
 def checked_compaction(
     title: Title, compacted: Any, keys: Tensor, values: Tensor, selection: Selection
 ) -> tuple[Tensor, Tensor]:
-    """Return finite keys and values with a row for each selected one, of the type they had."""
+    """Return the compacted keys and values, if shape and dtype are right and they are finite."""
     if not isinstance(compacted, tuple) or len(compacted) != 2:
         _refuse(title, f"a {type(compacted).__name__}", "a pair of keys and values")
     for got, whole in zip(compacted, (keys, values), strict=True):
@@ -156,9 +166,9 @@ def checked_compaction(
             described = f"{got.dtype} {tuple(got.shape)}" if isinstance(got, Tensor) else shown(got)
             _refuse(title, described, f"{whole.dtype} {expected} (B, N, K, D)")
         _check_place(title, got, whole.device)
-        # A model may itself have numbers that are not finite; that is no fault of a part.
+        # If the model itself computed NaN or infinity, the part is not to blame.
         if not _is_finite(got) and _is_finite(whole):
-            _refuse(title, "numbers that are NaN or infinite", "finite ones")
+            _refuse(title, "numbers that are NaN or infinite", "finite numbers")
     return compacted
 
 
@@ -178,15 +188,16 @@ def check_numbers(observation: Observation) -> None:
 
 
 def check_same_state(title: Title, states: Sequence[Tensor]) -> None:
-    """Refuse states of one layer that have other entries for some heads or rows than for others."""
+    """Refuse the states of one layer if their entries have different shapes."""
     shapes = sorted({tuple(state.shape[3:]) for state in states})
     if len(shapes) > 1:
         got = f"states whose entries have the shapes {', '.join(map(str, shapes))}"
-        _refuse(title, got, "as many entries for every head and row")
+        _refuse(title, got, "entries of one shape for every head and row")
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all is finite: then so is the sum, the quickest to find, unless it overflows."""
+    """Return whether all numbers are finite."""
+    # A sum is fast, and finite only if all numbers are. A sum that overflows proves nothing.
     if bool(tensor.sum(dtype=torch.float32).isfinite()):
         return True
     return bool(tensor.isfinite().all())
@@ -214,7 +225,7 @@ def _weights(title: Title, fold: Fold, window: int) -> Tensor:
 
 
 def _tensors_of(title: Title, selection: Selection, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Return indices and lengths, each an integer tensor of the shape that it must have."""
+    """Return indices and lengths, if both are integer tensors of the right shape and place."""
     indices, lengths = selection.indices, selection.lengths
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         got = f"indices of {getattr(indices, 'dtype', type(indices).__name__)}"
@@ -232,18 +243,18 @@ def _tensors_of(title: Title, selection: Selection, scores: Tensor) -> tuple[Ten
 
 
 def _check_place(title: Title, tensor: Tensor, *devices: torch.device) -> None:
-    """Refuse a tensor elsewhere than on one of `devices`, and a sparse one."""
+    """Refuse a tensor that is not on one of `devices`, and a sparse tensor."""
     if tensor.layout != torch.strided:
-        _refuse(title, f"a tensor of layout {tensor.layout}", "a dense one")
+        _refuse(title, f"a tensor of layout {tensor.layout}", "a dense tensor")
     if tensor.device not in devices:
         choices = " or ".join(dict.fromkeys(map(str, devices)))
-        _refuse(title, f"a tensor on {tensor.device}", f"one on {choices}")
+        _refuse(title, f"a tensor on {tensor.device}", f"a tensor on {choices}")
 
 
 def _refuse_writing(title: Title, names: Sequence[str]) -> NoReturn:
-    message = f"{title} wrote into {', '.join(names)}; a part may write to no input."
+    message = f"{title} wrote into {', '.join(names)}. A part must not write into its inputs."
     if "output_weight" in names:
-        message += " That is a weight of the model, which is no longer what it was: load it anew."
+        message += " output_weight is a weight of the model. It has changed: load the model again."
     raise InvalidComponentError(message)
 
 

@@ -1,4 +1,4 @@
-"""Which parts and settings go together; `compose` refuses the others."""
+"""Checks of which parts and settings go together. `compose` refuses the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_window(scorer: Scorer, titles: Titles) -> None:
 
 
 def check_protected(budget: int, sinks: int, protected: int) -> None:
-    """Raise InvalidValueError if a budget of positions cannot hold those that are always kept."""
+    """Raise InvalidValueError if a budget is smaller than the number of protected positions."""
     if budget < protected:
         raise InvalidValueError(
             f"budget {budget} is smaller than the {protected} positions that are always kept: "
@@ -42,7 +42,7 @@ def check_protected(budget: int, sinks: int, protected: int) -> None:
 
 
 def check_heads(parts: Parts, titles: Titles) -> None:
-    """Raise InvalidValueError for uneven heads beside a part that needs heads to be alike."""
+    """Raise InvalidValueError if the allocator makes heads uneven and another part forbids that."""
     if not _says(parts, titles, "allocator", is_uneven):
         return
     for kind in parts:
@@ -65,7 +65,7 @@ def check_every(every: int, parts: Parts, titles: Titles) -> None:
 
 
 def check_parts(parts: Parts, titles: Titles) -> None:
-    """Let each part that goes with some parts only check the others."""
+    """Call `check_parts` of each part that has it."""
     for kind, part in parts.items():
         with at_work(titles[kind]):
             if isinstance(part, ChecksParts):
@@ -81,6 +81,6 @@ def check_settings(parts: Parts, titles: Titles, settings: Mapping[str, object])
 
 
 def _says(parts: Parts, titles: Titles, kind: str, demand: Callable[[object], bool]) -> bool:
-    """Ask a part what it demands, and name the part if it fails to answer."""
+    """Return what a part declares, and name the part if that fails."""
     with at_work(titles[kind]):
         return bool(demand(parts[kind]))

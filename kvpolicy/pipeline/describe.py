@@ -1,4 +1,4 @@
-"""A part as plain data: its name and every option, from which `compose` builds it again."""
+"""A part as plain data: its name and its options. `compose` builds the part from them again."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _UNPLAIN = object()
 
 
 def described(title: Title, part: object) -> dict[str, Any]:
-    """Return a part's name and options as JSON has them: tuples become lists.
+    """Return a part's name and options as JSON data. Tuples become lists.
 
-    Raises InvalidComponentError for a part that no installed plugin offers by name, or whose
-    options are no plain data.
+    Raises InvalidComponentError if no installed plugin offers the part by name, or if an option is
+    not plain data.
     """
     kind, name = title.kind, title.name
     if name is None or not attrs.has(type(part)):
         raise InvalidComponentError(
-            f"{kind} {shown(part)} cannot be described: only attrs classes that an installed "
-            "plugin offers by name can. Register it under the entry-point group 'kvpolicy'."
+            f"{kind} {shown(part)} cannot be described, because no installed plugin offers it by "
+            "name as an attrs class. Register it under the entry-point group 'kvpolicy'."
         )
     fields = [field for field in _fields(part) if field.init]
     options = {str(field.alias): _plain(getattr(part, field.name)) for field in fields}
@@ -42,7 +42,7 @@ def _fields(part: Any) -> tuple[attrs.Attribute[Any], ...]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it; `_UNPLAIN` for a value that JSON does not have."""
+    """Return a value as JSON data, or `_UNPLAIN` if JSON cannot hold it."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, tuple | list):

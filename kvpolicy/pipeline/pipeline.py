@@ -1,4 +1,4 @@
-"""A pipeline: five parts and their settings, and each stage's result, checked."""
+"""A pipeline: five parts and their settings. It runs the stages and checks their results."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ from kvpolicy.stages.smoothing import Smoother, fold_of
 class Pipeline:
     """Five parts and their settings. It knows neither plugins nor models.
 
-    Every method runs one stage and checks what the part returned. A method raises
-    InvalidComponentError if the part returned what its interface forbids, and ComponentFailedError
-    if the part raised; either error names the part and its plugin.
+    Every method runs one stage and checks what the part returned. It raises InvalidComponentError
+    if the part returned what its interface forbids, and ComponentFailedError if the part raised.
+    Both errors name the part and its plugin.
     """
 
     scorer: Scorer
@@ -65,7 +65,7 @@ class Pipeline:
         return order_of(self.group)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse parts and settings that cannot work together."""
+        """Raise InvalidValueError for parts and settings that do not go together."""
         object.__setattr__(self, "titles", self._complete_titles())
         combination.check_window(self.scorer, self.titles)
         if isinstance(self.budget, int):
@@ -92,56 +92,59 @@ class Pipeline:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What of a policy is no part, by name."""
+        """All arguments of `compose` that are not parts, by name."""
         names = ("budget", "group", "group_order", "sinks", "recent", "every", "slot_positions")
         return {name: getattr(self, name) for name in names}
 
-    # Layers ask for these at every token, and an isinstance of a Protocol is slow.
+    # Layers read these at every token, and isinstance with a Protocol is slow.
     @cached_property
     def running_scorer(self) -> RunningScorer | None:
-        """The scorer, if it keeps running state."""
+        """The scorer if it keeps running state, else None."""
         return self.scorer if isinstance(self.scorer, RunningScorer) else None
 
     @cached_property
     def model_allocator(self) -> ModelAllocator | None:
-        """The allocator, if it compares layers."""
+        """The allocator if it compares layers, else None."""
         return self.allocator if isinstance(self.allocator, ModelAllocator) else None
 
     @cached_property
     def fold(self) -> Fold:
-        """The smoother's temporal part, as scorers are given it."""
+        """The smoother's temporal part, as it is passed to the scorer."""
         return checked_fold(self.titles["smoother"], fold_of(self.smoother))
 
     @property
     def protected(self) -> int:
-        """How many positions are kept whatever their scores; the least, for a share budget."""
+        """How many positions are kept whatever their scores.
+
+        With a budget that is a share of the prompt, this counts no `recent` that is a share.
+        """
         return self.sinks + self.recent_of(self.budget if isinstance(self.budget, int) else 0)
 
     def recent_of(self, budget: int) -> int:
-        """Return how many of the last tokens are always kept within a budget of positions."""
+        """Return how many of the last tokens are always kept, for a budget in positions."""
         # 0.29 * 100 is 28.999999999999996: a share of 29 % of 100 positions is 29.
         share = isinstance(self.recent, float)
         return math.floor(self.recent * budget + 1e-9) if share else int(self.recent)
 
     def positions(self, seen: int) -> int:
-        """Return the budget in positions after `seen` tokens."""
+        """Return the budget in positions for a sequence of `seen` tokens."""
         return positions_of(self.budget, seen, protected=self.protected)
 
     def keeps_all(self, seen: int) -> bool:
-        """Whether nothing is evicted from a sequence of `seen` tokens.
+        """Return whether nothing is evicted from a sequence of `seen` tokens.
 
-        True within the budget, and for a prompt shorter than the scorer's window.
+        True if the sequence fits into the budget or is shorter than the scorer's window.
         """
         return seen <= self.positions(seen) or seen < (self.scorer.window or 0)
 
     def rank(self, observation: Observation) -> Float[Tensor, "B N S"]:
-        """Score every position for every key/value head; protected positions get +inf."""
+        """Score every position for every key/value head. Protected positions get +inf."""
         scores = self.group_scores(observation)
         recent = self.recent_of(observation.budget)
         return protect(scores, observation, sinks=self.sinks, recent=recent)
 
     def group_scores(self, observation: Observation) -> Float[Tensor, "B N S"]:
-        """Score every position for every key/value head, smoothed over time and space."""
+        """Score every position for every key/value head, and smooth the scores."""
         kv_heads = observation.keys.shape[1]
         if self.group_order == "after":
             return reduce_groups(self.score(observation), kv_heads, self.group)
@@ -150,7 +153,7 @@ class Pipeline:
         return reduce_groups(self._smoothed(spread, observation), kv_heads, "mean")
 
     def score(self, observation: Observation) -> Float[Tensor, "B H S"]:
-        """Score every position for every query head, smoothed over time and space."""
+        """Score every position for every query head, and smooth the scores."""
         return self._smoothed(self._scored(observation), observation)
 
     def _scored(self, observation: Observation) -> Float[Tensor, "B H S"]:
@@ -170,7 +173,7 @@ class Pipeline:
         return scores if smooth is scores else checked_scores(smoother, smooth, observation)
 
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S *rest"] | None:
-        """Bring the scorer's running state up to date with one forward; None if it has none."""
+        """Return the scorer's running state after one more forward; None if it keeps none."""
         if self.running_scorer is None:
             return None
         with at_work(self.titles["scorer"], observation):
@@ -180,7 +183,7 @@ class Pipeline:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation
     ) -> Int[Tensor, "B N"]:
-        """Share out one layer's budget among its heads."""
+        """Return how many positions each head of one layer keeps."""
         with at_work(self.titles["allocator"], scores, observation):
             budgets = self.allocator.allocate(scores, observation, observation.budget)
         return checked_budgets(self.titles["allocator"], budgets, scores)
@@ -188,7 +191,7 @@ class Pipeline:
     def allocate_layers(
         self, scores: Sequence[Float[Tensor, "B N _"]], observations: Sequence[Observation]
     ) -> list[Int[Tensor, "B N"]]:
-        """Share out the budget of all layers, for an allocator that compares them."""
+        """Return how many positions each head of every layer keeps."""
         if self.model_allocator is None:
             return [self.allocate(*each) for each in zip(scores, observations, strict=True)]
         with at_work(self.titles["allocator"], *scores, *observations):
@@ -198,7 +201,7 @@ class Pipeline:
         return checked_layer_budgets(self.titles["allocator"], budgets, scores)
 
     def choose(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
-        """Pick as many positions for each head as its budget says."""
+        """Select as many positions for each head as its budget says."""
         with at_work(self.titles["selector"], scores, budgets):
             selection = self.selector.select(scores, budgets)
         return checked_selection(self.titles["selector"], selection, budgets, scores)

@@ -1,4 +1,4 @@
-"""What messages call a part: its kind, its name, and the plugin that it came from."""
+"""The title of a part in messages: its kind, its name and its plugin."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Title:
-    """The name of one part of a policy.
+    """The title of one part of a policy.
 
-    `type` is the class of the part that the title was given to. `name` is None, and so are the
-    others, for a part that no installed plugin offers.
+    `type` is the class of the part. `name`, `plugin`, `distribution` and `version` are None for a
+    part that no installed plugin offers.
 
     >>> str(Title(kind="smoother", type=float))
     'smoother float'
@@ -42,9 +42,9 @@ Titles = Mapping[str, Title]
 
 
 def title_of(kind: str, part: object, titles: Titles) -> Title:
-    """Return the title that was given to `part`, or one made of its class.
+    """Return the title in `titles` if it was made for the class of `part`, else a new one.
 
-    A title that was given to an object of another class is not the part's own.
+    The new one has the kind and the class of `part` only.
     """
     known = titles.get(kind)
     return (

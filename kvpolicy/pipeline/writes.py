@@ -1,8 +1,8 @@
-"""Notices that a part wrote into what it was shown, by the version counters that tensors have.
+"""Finds out whether a part wrote into its inputs, by the version counters of tensors.
 
-A counter rises with every write by PyTorch, through any view, and costs nothing to look at. Not
-seen are writes through `.data` or NumPy, and any within `torch.inference_mode`, whose tensors have
-no counter: the contract of `kvpolicy.testing` compares contents and sees those too.
+A counter rises with every write by PyTorch, through any view, and reading it costs nothing. It does
+not see writes through `.data` or NumPy, and tensors made in `torch.inference_mode` have no counter.
+The contract of `kvpolicy.testing` compares contents and finds those writes too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def versions(inputs: Sequence[object]) -> Versions:
 
 
 def written(before: Versions, inputs: Sequence[object]) -> list[str]:
-    """Return the names of the tensors that were written to since.
+    """Return the names of the tensors that were written to after `versions` returned `before`.
 
     >>> import torch
     >>> scores = torch.zeros(2)

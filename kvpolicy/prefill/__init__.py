@@ -2,8 +2,8 @@
 
     cache = policy.cache(model, prefill="ashape")
 
-A prefill pattern says how a prompt is read, a policy says what is kept of it. Every pattern goes
-with every policy: scores are made of all keys, whatever the pattern leaves out.
+A prefill pattern decides how a prompt is read. A policy decides what is kept of it. Every pattern
+goes with every policy, because scores are computed from all keys.
 """
 
 from kvpolicy.prefill.a_shape import AShape

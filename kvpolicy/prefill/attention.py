@@ -1,4 +1,4 @@
-"""The door to attention of chosen blocks: compiled where it can be, the same numbers elsewhere."""
+"""Attention to chosen blocks: compiled if possible, else by the slower PyTorch reference."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def block_attention(
     scaling: float,
     softcap: float | None = None,
 ) -> Float[Tensor, "B H S Dv"]:
-    """Attend causally, each block of queries only to its blocks of keys; its own must be there.
+    """Return causal attention of each block of queries to its chosen blocks of keys.
 
-    Where flex_attention does not compile, a warning says why, once, and the same is computed at the
-    cost of dense attention. See `reference.block_attention` for an example.
+    `blocks` must hold the diagonal: each block of queries attends to its own keys. If
+    flex_attention does not compile, one PrefillFallbackWarning gives the reason. The reference then
+    computes the same numbers at the cost of dense attention. See `reference.block_attention` for an
+    example.
     """
     given: dict[str, Any] = {"block": block, "scaling": scaling, "softcap": softcap}
     compiled = partial(flex.block_attention, queries, keys, values, blocks, **given)
@@ -47,21 +49,21 @@ def block_attention(
 
 
 def _try(attend: Callable[[], Tensor], queries: Tensor, block: int) -> bool:
-    """Compile, and say whether that worked; warn if it did not."""
+    """Return whether `attend` compiles. Warn if it does not."""
     try:
         with warnings.catch_warnings():
-            # The compiler uses what PyTorch itself has deprecated.
+            # The compiler calls functions that PyTorch itself has deprecated.
             warnings.simplefilter("ignore", DeprecationWarning)
             attend()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a compiler may raise, there is another way
+    except Exception as error:  # noqa: BLE001 - a compiler may raise anything; the reference remains
         said = str(error).strip().partition("\n")[0]
         warnings.warn(
-            "sparse prefill costs what dense attention does here: flex_attention does not compile "
+            "sparse prefill is as slow as dense attention here: flex_attention does not compile "
             f"for {queries.dtype} on {queries.device.type}, head dim {queries.shape[-1]} and "
             f"blocks of {block} ({type(error).__name__}: {said}). A CPU needs a C++ compiler and "
-            "float32, bfloat16 or float16; a GPU needs Triton, a head dim of at least 16 and "
+            "float32, bfloat16 or float16. A GPU needs Triton, a head dim of at least 16 and "
             "blocks of 128.",
             PrefillFallbackWarning,
             stacklevel=3,

@@ -1,4 +1,4 @@
-"""Blocks of causal attention: how many there are, their lists, and what share of it they are."""
+"""Blocks of causal attention: their number, their lists, and their share of all pairs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def blocks_of(tokens: int, block: int) -> int:
-    """Return how many blocks hold so many tokens.
+    """Return how many blocks `tokens` tokens need.
 
     >>> blocks_of(0, 4), blocks_of(4, 4), blocks_of(5, 4)
     (0, 1, 2)
@@ -30,7 +30,7 @@ def offsets(count: int, device: torch.device) -> Int[Tensor, "M M"]:
 
 
 def attended(chosen: Bool[Tensor, "b h M M"]) -> Bool[Tensor, "b h M M"]:
-    """Return what is attended to of a choice: its causal blocks, and the diagonal."""
+    """Return the chosen blocks at or below the diagonal, and the whole diagonal."""
     ahead = offsets(chosen.shape[-1], chosen.device)
     return (chosen & (ahead >= 0)) | (ahead == 0)
 
@@ -38,13 +38,13 @@ def attended(chosen: Bool[Tensor, "b h M M"]) -> Bool[Tensor, "b h M M"]:
 def listed(
     blocks: Bool[Tensor, "b h M M"],
 ) -> tuple[Int32[Tensor, "b h M"], Int32[Tensor, "b h M M"]]:
-    """Return each row's number of blocks and their indices, ascending, filled up with zeros.
+    """Return each row's number of blocks, and their indices in ascending order, padded with 0.
 
     >>> listed(torch.tensor([[[[False, True], [True, True]]]]))
     (tensor([[[1, 2]]], dtype=torch.int32), tensor([[[[1, 0], [0, 1]]]], dtype=torch.int32))
     """
     count = blocks.shape[-1]
-    # What is not in the list goes to a last column, which is cut off: no row waits for its length.
+    # Other blocks are written to one more column, which is cut off. So no length is read back.
     place = blocks.cumsum(-1).sub_(1).masked_fill_(~blocks, count)
     indices = torch.zeros((*blocks.shape[:-1], count + 1), dtype=torch.int32, device=blocks.device)
     block = torch.arange(count, dtype=torch.int32, device=blocks.device).expand_as(place)
@@ -57,7 +57,7 @@ def density(
 ) -> Float64[Tensor, ""]:
     """Return the share of causal query-key pairs that lie in attended blocks, over all heads.
 
-    Sequences have `lengths` tokens from the first block on; what follows them does not count.
+    Sequences begin at the first block and have `lengths` tokens. Pairs beyond them do not count.
 
     >>> density(torch.ones(1, 1, 2, 2, dtype=torch.bool).tril(), [3], 2).item()
     1.0
@@ -67,7 +67,7 @@ def density(
     first = torch.arange(0, blocks.shape[-1] * block, block, device=blocks.device)
     below = blocks.tril(-1).sum(-1).double().mean(1).expand(len(lengths), -1)
     pairs = first.new_zeros((), dtype=torch.float64)
-    # Lengths are known to the host: a tensor of them would make a GPU wait for it.
+    # The lengths are on the host. Copying them to a GPU would make it wait.
     for row, length in zip(below, lengths, strict=True):
         queries = (length - first).clamp(0, block).double()
         pairs += (queries * block * row + queries * (queries + 1) / 2).sum()

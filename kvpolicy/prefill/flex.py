@@ -1,4 +1,4 @@
-"""Attention to chosen blocks by PyTorch's flex_attention, compiled: the others are not computed."""
+"""Attention to chosen blocks by PyTorch's compiled flex_attention, which skips other blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from kvpolicy.prefill.blocks import listed, offsets
 
 _MOST_VARIANTS = 64
-"""Compiled for as many models, dtypes and ways of batching at once; PyTorch's default is 8."""
+"""How many compiled variants are kept, for models, dtypes and shapes. PyTorch's default is 8."""
 
 
 @torch.no_grad()
@@ -27,10 +27,10 @@ def block_attention(
     scaling: float,
     softcap: float | None,
 ) -> Float[Tensor, "B H S Dv"]:
-    """Attend whole blocks below the diagonal, and causally on it.
+    """Return attention to whole blocks below the diagonal, and causal attention on the diagonal.
 
-    The first call of a kind compiles, and raises what the compiler does. Any number of tokens is
-    of one kind.
+    The first call for a kind of input compiles. It raises what the compiler raises. Prompts of
+    different lengths are one kind.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -46,7 +46,7 @@ def block_attention(
     )
     with torch._dynamo.config.patch(recompile_limit=_MOST_VARIANTS):
         output: Tensor = _compiled()(
-            # Without the memory of what they are views of, which would be compiled for anew.
+            # `.data` hides which tensor they are views of: other views would compile again.
             queries.data,
             keys.data,
             values.data,
@@ -60,12 +60,12 @@ def block_attention(
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    # Without `fullgraph` PyTorch would run it uncompiled once too many variants were asked for.
+    # Without `fullgraph`, PyTorch runs it uncompiled after too many variants.
     return torch.compile(_flex_attention, fullgraph=True, dynamic=True)
 
 
 def _flex_attention(*args: Any, **kwargs: Any) -> Any:
-    # Uncompiled, flex_attention takes no notice of the lists: it would attend to all blocks.
+    # Uncompiled, flex_attention ignores the lists and attends to all blocks.
     if not torch.compiler.is_compiling():
         raise RuntimeError("torch.compile is turned off")
     from torch.nn.attention.flex_attention import flex_attention
@@ -78,7 +78,7 @@ def _causal(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _capped(softcap: float, device: torch.device) -> Callable[..., Tensor]:
-    # As a tensor: a number that changes from model to model does not compile on a CPU.
+    # A tensor, because a Python number that changes between models does not compile on a CPU.
     cap = torch.full((), softcap, dtype=torch.float32, device=device)
 
     def capped(logit: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sums of the last queries' attention over columns and diagonals, block by block."""
+"""Sums of the last queries' attention over columns and diagonals, in blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvpolicy.prefill.blocks import blocks_of
 from kvpolicy_kernels import window_attention
 
 _BYTES = {"cpu": 2**24, "cuda": 2**26}
-"""Attention that is held at once. On a CPU larger temporaries cost page faults."""
+"""The bytes of attention held at once. On a CPU larger temporaries cost page faults."""
 
 
 @torch.no_grad()
@@ -24,11 +24,11 @@ def sums_of_last_attention(
     scaling: float,
     softcap: float | None,
 ) -> tuple[Float32[Tensor, "B H M"], Float32[Tensor, "B H M"]]:
-    """Sum what the last W queries of a prompt attend to outside of an A-shape.
+    """Return sums of the attention of the last W queries of a prompt to keys outside an A-shape.
 
-    Columns: the attention that each block of keys gets. Diagonals: that of each distance in blocks;
-    distance d belongs to the blocks d // block and d // block + 1 ahead by the share of its pairs
-    that falls into either.
+    The first sums are over columns: the attention that each block of keys gets. The second are over
+    diagonals: the attention at each distance in blocks. Pairs at a distance of d tokens lie at the
+    block distances d // block and d // block + 1. The sum of d is split by their shares.
     """
     batch, heads, window, dim = queries.shape
     length, block = keys.shape[2], beside.block
@@ -55,7 +55,7 @@ def sums_of_last_attention(
 def _outside(
     beside: AShape, window: int, length: int, first: int, last: int, device: torch.device
 ) -> Bool[Tensor, "W C"]:
-    """Which keys of `first` .. `last` each of the last queries sees outside of the A-shape."""
+    """Return which keys from `first` to `last` each query attends to outside the A-shape."""
     query = torch.arange(length - window, length, device=device)[:, None] // beside.block
     key = torch.arange(first, last, device=device) // beside.block
     return (query - key > beside.local_blocks) & (key >= beside.sink_blocks)
@@ -67,10 +67,10 @@ def _by_block(values: Float32[Tensor, "B H C"], block: int) -> Float32[Tensor, "
 
 
 def _diagonal_sums(attention: Float32[Tensor, "B H W C"]) -> Float32[Tensor, "B H d"]:
-    """Sum over equal distance of query and key, from the shortest; there are W + C - 1.
+    """Return the sum over each distance between query and key, the shortest distance first.
 
-    Each row of queries is shifted by one more than the one before: rows of W + C entries, read as
-    rows of W + C - 1.
+    There are W + C - 1 distances. Rows of W + C entries are read as rows of W + C - 1. That shifts
+    each query's row by one entry more than the row before, so a distance becomes a column.
 
     >>> _diagonal_sums(torch.tensor([[[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]]]))
     tensor([[[ 3., 32., 21., 10.]]])
@@ -82,7 +82,7 @@ def _diagonal_sums(attention: Float32[Tensor, "B H W C"]) -> Float32[Tensor, "B 
 
 
 def _by_blocks_ahead(diagonals: Float32[Tensor, "B H S"], block: int) -> Float32[Tensor, "B H M"]:
-    """Share the sum of every distance between the two distances in blocks that it lies between.
+    """Split the sum of each distance between the two nearest distances in blocks.
 
     >>> _by_blocks_ahead(torch.tensor([[[0.0, 4.0, 8.0, 0.0]]]), 2)
     tensor([[[ 2., 10.]]])

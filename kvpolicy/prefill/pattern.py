@@ -14,19 +14,19 @@ from torch import Tensor
 
 @runtime_checkable
 class PrefillPattern(Protocol):
-    """Chooses the blocks of a prompt's attention that are computed.
+    """Chooses which blocks of a prompt's attention are computed.
 
-    A block is `block` queries times `block` keys; the last may be shorter. One that is chosen is
-    attended to whole, under the causal mask, and every query attends to its own block besides.
+    A block has `block` queries and `block` keys; the last may be smaller. A chosen block is
+    computed whole, under the causal mask. Every query also attends to its own block.
     """
 
     @property
     def block(self) -> int:
-        """Queries, and keys, of a block."""
+        """The number of queries of a block, and of its keys."""
 
     @property
     def dense_up_to(self) -> int:
-        """Tokens of the longest prompt that is surely not worth a pattern: it is read densely."""
+        """The length of the longest prompt that is read densely, in tokens."""
 
     def choose(
         self,
@@ -38,6 +38,7 @@ class PrefillPattern(Protocol):
     ) -> Bool[Tensor, "b h M M"]:
         """Return for each block of queries the blocks of keys that it attends to.
 
-        The prompt has no padding. `b` and `h` may be 1 where the choice is the same for all; what
-        lies above the diagonal does not matter. A GPU is not to wait.
+        The prompt has no padding. `b` is B, or 1 if all sequences have the same blocks; `h` is H,
+        or 1 if all heads have. Entries above the diagonal are ignored. The method must not make a
+        GPU wait.
         """

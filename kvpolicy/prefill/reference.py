@@ -1,4 +1,4 @@
-"""Attention to chosen blocks in PyTorch: the specification, at the cost of dense attention."""
+"""Attention to chosen blocks in PyTorch: the specification. It costs as much as dense attention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def block_attention(
     scaling: float,
     softcap: float | None,
 ) -> Float[Tensor, "B H S Dv"]:
-    """Mask the logits of a few queries at a time, and leave the rest to a softmax.
+    """Return attention to the chosen blocks: mask the logits of a few queries at a time.
 
     >>> queries, keys = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 4, 8)
     >>> values, blocks = torch.arange(4.0).view(1, 1, 4, 1), torch.eye(2).bool()[None, None]

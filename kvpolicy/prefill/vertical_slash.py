@@ -1,4 +1,4 @@
-"""Vertical-slash: the columns and diagonals that the last queries of the prompt attend to."""
+"""Vertical-slash: the columns and diagonals that the last queries of a prompt attend to most."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from kvpolicy_kernels import select
 
 @attrs.frozen(kw_only=True)
 class VerticalSlash:
-    """Attend to the keys and the distances that the last `queries` of a head attend to most.
+    """Each head attends to the keys and the distances that its last queries attend to most.
 
-    Their attention is summed over columns (keys) and over diagonals (distances); `columns` keys and
-    `diagonals` distances are kept, both in whole blocks of the largest sum, beside the A-shape of
-    `sinks` and `local`, which takes no part in the sums.
+    The attention of the last `queries` queries is summed over columns (keys) and over diagonals
+    (distances). The blocks with the largest sums are chosen: as many as `columns` keys and
+    `diagonals` distances need. The A-shape of `sinks` and `local` is always attended to, and takes
+    no part in the sums.
 
-    Jiang et al., MInference, NeurIPS 2024, https://arxiv.org/abs/2407.02490, whose code has these
-    defaults. It ranks single columns and diagonals, and gathers the columns in a kernel of its own;
-    here blocks are ranked, so that the work is bounded by what is asked for.
+    Jiang et al., MInference, NeurIPS 2024, https://arxiv.org/abs/2407.02490; the defaults are those
+    of its code. That code ranks single columns and diagonals, and gathers the columns in a kernel
+    of its own. Here blocks are ranked, so the options bound the work.
 
     >>> keys = torch.zeros(1, 1, 12, 4)
     >>> keys[:, :, 4] = 9.0
@@ -47,12 +48,12 @@ class VerticalSlash:
 
     @property
     def a_shape(self) -> AShape:
-        """What is attended to in any case."""
+        """The A-shape that every query attends to."""
         return AShape(sinks=self.sinks, local=self.local, block=self.block)
 
     @property
     def dense_up_to(self) -> int:
-        """Tokens of the longest prompt of which nothing is left out."""
+        """The length of the longest prompt whose query-key pairs are all computed, in tokens."""
         columns, diagonals = (blocks_of(n, self.block) for n in (self.columns, self.diagonals))
         beside = max(columns, diagonals + self.a_shape.local_blocks + 1)
         return (self.a_shape.sink_blocks + beside) * self.block
@@ -80,7 +81,7 @@ class VerticalSlash:
 
 
 def _best(sums: Float32[Tensor, "B H M"], kept: int) -> Bool[Tensor, "B H M"]:
-    """Mark the largest sums of every head; of equal ones the first."""
+    """Mark the `kept` largest sums of every head. Of equal sums the first are marked."""
     room = torch.full(sums.shape[:2], kept, dtype=torch.long, device=sums.device)
     best: Int[Tensor, "B H K"] = select(sums, room, count=min(kept, sums.shape[-1]))
     return torch.zeros_like(sums, dtype=torch.bool).scatter_(-1, best, True)

@@ -1,4 +1,4 @@
-"""Rows of numbers as bytes: few bits for each number, and for each group of them how to read it."""
+"""Rows of keys or values as bytes: few bits a number, and a step and least value for each group."""
 
 from kvpolicy.quantization.backends import BACKENDS, Quantize, check_backend
 from kvpolicy.quantization.rows import RowFormat

@@ -1,7 +1,7 @@
-"""Who chooses the step and the least value of a group of numbers.
+"""Back ends of quantization: each chooses the step and the least value of a group of numbers.
 
-Whoever does, a number is read as `least + step * code`; how codes are kept is not their business.
-A group is quantised by itself, so that a row never depends on those that are stored with it.
+A number is read as `least + step * code`, whatever the back end. How codes are stored is the
+subject of `rows`. Each group is quantized alone, so a row never depends on rows beside it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kvpolicy.errors import InvalidValueError
 
 Groups: TypeAlias = Float[Tensor, "R G"]
 Codes: TypeAlias = tuple[UInt8[Tensor, "R G"], Float[Tensor, "R 1"], Float[Tensor, "R 1"]]
-"""Codes, steps and least values."""
+"""Codes, steps and least values of R groups of G numbers."""
 Quantize: TypeAlias = Callable[[Groups, int], Codes]
 
 _HQQ = {
@@ -27,11 +27,11 @@ _HQQ = {
     "kappa": 1.01,
     "iters": 20,
     "tol": 0.0,
-    # It would stop where the mean over all groups grows: a row would depend on its company.
+    # Early stopping looks at the mean over all groups: a row would depend on other rows.
     "early_stop": False,
     "scale_gridsearch": False,
 }
-"""hqq's own settings but for `early_stop`."""
+"""hqq's own settings, except for `early_stop`."""
 
 
 def minmax(groups: Groups, bits: int) -> Codes:
@@ -48,7 +48,7 @@ def minmax(groups: Groups, bits: int) -> Codes:
 
 
 def quanto(groups: Groups, bits: int) -> Codes:
-    """Quantise as transformers' cache does with optimum-quanto, grouped along axis 0."""
+    """Quantize as transformers' cache does with optimum-quanto, grouped along axis 0."""
     from optimum.quanto import MaxOptimizer, qint4, quantize_weight
 
     size = groups.shape[-1]
@@ -58,10 +58,10 @@ def quanto(groups: Groups, bits: int) -> Codes:
 
 
 def hqq(groups: Groups, bits: int) -> Codes:
-    """Move the zero of each group to where most of its numbers are met best.
+    """Choose the zero point of each group so that most of its numbers have small errors.
 
-    Half-quadratic quantization, Badri and Shaji, https://mobiusml.github.io/hqq_blog. A number may
-    be off by more than half a step, so that others are off by less.
+    Half-quadratic quantization, Badri and Shaji, https://mobiusml.github.io/hqq_blog. A few numbers
+    may be off by more than half a step; the others are off by less.
     """
     from hqq.core.optimize import optimize_weights_proximal_v2
 
@@ -76,7 +76,7 @@ def hqq(groups: Groups, bits: int) -> Codes:
         dtype=torch.float32,
         opt_params=_HQQ,
     )
-    # What inference mode made could not be written to outside it.
+    # A tensor made in inference mode cannot be written to outside of it.
     codes, step, zero = codes.clone().byte(), 1 / scale, zero.clone()
     return codes, step, -zero * step
 
@@ -84,7 +84,7 @@ def hqq(groups: Groups, bits: int) -> Codes:
 def _spread(groups: Groups, bits: int) -> tuple[Float[Tensor, "R 1"], Float[Tensor, "R 1"]]:
     least, largest = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step = (largest - least) / (2**bits - 1)
-    # Numbers that are all the same are met by any step, and by none at 0.
+    # If all numbers are equal the step is 0, by which nothing can be divided. Any other step fits.
     return torch.where(step > 0, step, torch.ones_like(step)), least
 
 
@@ -93,17 +93,14 @@ _PACKAGES = {"quanto": ("optimum", "optimum.quanto", "optimum-quanto"), "hqq": (
 
 
 def check_backend(name: str, bits: int) -> None:
-    """Refuse a back end that is not installed or has no codes of so many bits.
-
-    Raises InvalidValueError.
-    """
+    """Raise InvalidValueError if a back end is not installed or has no codes of `bits` bits."""
     if name == "quanto" and bits != 4:
         raise InvalidValueError(
-            f"backend 'quanto' has groups with codes of 4 bits, not {bits}; 'minmax' and 'hqq' have"
+            f"backend 'quanto' has codes of 4 bits, not of {bits}; use 'minmax' or 'hqq'"
         )
     packages = _PACKAGES.get(name, ())
     if not all(find_spec(each) for each in packages if "-" not in each):
         raise InvalidValueError(
             f"backend {name!r} needs a package that is not installed: pip install {packages[-1]}. "
-            "'minmax' needs none"
+            "Backend 'minmax' needs no package"
         )

@@ -1,4 +1,4 @@
-"""A row of a head as bytes: its codes, then step and least value of each group of channels."""
+"""A row of a head as bytes: its codes, then the step and the least value of each group."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import Tensor
 from kvpolicy.quantization.backends import BACKENDS
 
 _FACTS = 8
-"""Bytes of the step and the least value of a group, which are float32."""
+"""The bytes of the step and the least value of a group, both float32."""
 
 
 @attrs.frozen(kw_only=True)
 class RowFormat:
-    """How rows become bytes and back: each by itself, so that bytes may be moved like rows.
+    """Writes rows as bytes, and reads them back.
 
-    Channels are grouped by `group`, or by its largest part that divides them evenly.
+    Each row is written alone, so its bytes may be moved like the row. A group has `group` channels,
+    or the largest smaller number that divides the channels of a row evenly.
 
     >>> form = RowFormat(bits=4, group=64)
     >>> row = torch.arange(16.0)
@@ -49,10 +50,10 @@ class RowFormat:
     def decoded(
         self, code: UInt8[Tensor, "*lead bytes"], dim: int, dtype: torch.dtype
     ) -> Float[Tensor, "*lead D"]:
-        """Return bytes as rows of `dim` channels; the same bytes are always the same row."""
+        """Return bytes as rows of `dim` channels. The same bytes always give the same row."""
         flat = code.reshape(-1, code.shape[-1])
         ahead, size = self._code_bytes(dim), self._size(dim)
-        # A view of another type has to begin where a number of that type may.
+        # A view as float32 must begin at an aligned address, so the bytes are copied.
         facts = flat[:, ahead:].clone(memory_format=torch.contiguous_format).view(torch.float32)
         steps, least = facts.view(-1, 2, dim // size, 1).unbind(1)
         codes = self._unpacked(flat[:, :ahead], dim).reshape(-1, dim // size, size)
@@ -60,14 +61,14 @@ class RowFormat:
         return rows.view(*code.shape[:-1], dim)
 
     def _size(self, dim: int) -> int:
-        """Return the channels of a group."""
+        """Return how many channels a group has."""
         return next(size for size in range(min(self.group, dim), 0, -1) if dim % size == 0)
 
     def _code_bytes(self, dim: int) -> int:
         return -(-dim * self.bits // 8)
 
     def _packed(self, codes: UInt8[Tensor, "R D"]) -> UInt8[Tensor, "R bytes"]:
-        """Put the second half of the channels beside the first, two to a byte."""
+        """Pack 4-bit codes of the first and the second half of the channels, two in a byte."""
         if self.bits == 8:
             return codes
         if codes.shape[1] % 2:

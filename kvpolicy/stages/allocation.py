@@ -15,28 +15,32 @@ from kvpolicy.observation.observation import Observation
 
 @runtime_checkable
 class Allocator(Protocol):
-    """Says how many positions each head keeps."""
+    """Gives each key/value head of a layer its number of positions."""
 
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return counts of at most S; over all layers and heads they average at most `budget`.
+        """Return how many positions each key/value head keeps, an integer from 0 to S.
 
-        Scores of protected positions are +inf. Where heads hold different numbers of positions,
-        scores of what a head does not hold are -inf, S is the most that one holds, the observation
-        is that head's, and a count of more than a head holds means all it has. Counts that need no
-        scores belong on the CPU: the size of the smaller cache is then known without waiting for
-        the device.
+        Over all layers and heads the counts average at most `budget`.
+
+        - A score of +inf marks a protected position.
+        - A score of -inf marks a position that the head does not hold. This happens if heads hold
+          different numbers of positions. S is then the length of the longest head, and
+          `observation` shows that head.
+        - A count above what a head holds is cut to what it holds.
+        - Counts that do not depend on scores belong on the CPU. The size of the smaller cache is
+          then known without waiting for the device.
         """
         ...
 
 
 @runtime_checkable
 class ModelAllocator(Allocator, Protocol):
-    """An allocator that compares layers: it is asked once, when the last layer has been scored.
+    """An allocator that compares layers. It is called once, when the last layer has been scored.
 
-    Until then every layer keeps all it holds, so that the peak memory of a prompt is that of a
-    full cache. `allocate` is for a layer that stands alone.
+    Until then every layer keeps everything, so a prompt has the peak memory of a full cache.
+    `allocate` serves a single layer.
     """
 
     def allocate_layers(
@@ -45,9 +49,9 @@ class ModelAllocator(Allocator, Protocol):
         observations: Sequence[Observation],
         budget: int,
     ) -> Sequence[Int[Tensor, "B N"]]:
-        """Return counts for every layer, which may hold different numbers of positions.
+        """Return counts for every layer. Layers may hold different numbers of positions.
 
-        Over all layers and heads of a sequence they average at most `budget`.
+        Over all layers and heads of a sequence the counts average at most `budget`.
         """
         ...
 
@@ -59,6 +63,6 @@ class UniformAllocator:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return `budget`, or all positions if there are fewer."""
+        """Return `budget` for every head, or S if S is smaller."""
         batch, heads, length = scores.shape
         return torch.full((batch, heads), min(budget, length), dtype=torch.long, device="cpu")

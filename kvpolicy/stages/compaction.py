@@ -16,7 +16,7 @@ from kvpolicy_kernels import gather_kv
 
 @runtime_checkable
 class Compactor(Protocol):
-    """Turns a selection into a smaller cache."""
+    """Writes the selected rows into a smaller cache."""
 
     def compact(
         self,
@@ -28,8 +28,8 @@ class Compactor(Protocol):
         """Return the keys and values of the kept rows, in the order of the selection.
 
         Rows beyond a head's length may hold any finite numbers. `observation` is what the scorer
-        was shown. Its keys differ from `keys` if the policy has `slot_positions`: `keys` are as
-        stored, those of the observation are rotated to their slots.
+        was shown. With `slot_positions`, its keys differ from `keys`: the keys of the observation
+        are rotated to their slots, and `keys` are as they are stored.
         """
         ...
 
@@ -50,10 +50,10 @@ class GatherCompactor:
 
 
 class Evicted(NamedTuple):
-    """The rows that a selection leaves out: E for each head, E the most that one head evicts.
+    """The rows that a selection evicts. E is the largest number that one head evicts.
 
-    A head that evicts fewer has fillers at the end: `is_row` is False, `rows` holds S, and `keys`
-    and `values` hold those of row 0.
+    A head that evicts fewer has fillers at the end. For a filler `is_row` is False, `rows` holds S,
+    and `keys` and `values` hold row 0.
     """
 
     rows: Int[Tensor, "B N E"]
@@ -63,7 +63,7 @@ class Evicted(NamedTuple):
 
 
 Merge: TypeAlias = Callable[[Tensor, Tensor, Evicted], tuple[Tensor, Tensor]]
-"""Takes the kept keys [B N K D], the kept values [B N K Dv] and what is evicted.
+"""Takes the kept keys [B N K D], the kept values [B N K Dv] and the evicted rows.
 
 Returns the keys and values to keep instead, in the same shapes.
 """
@@ -75,9 +75,9 @@ def merged(
     selection: Selection,
     merge: Merge,
 ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-    """Return what `merge` makes of the kept rows and the evicted ones.
+    """Gather the kept and the evicted rows, and return what `merge` makes of them.
 
-    Returns the kept rows unchanged if no head evicts a row, or none keeps one.
+    Returns the kept rows unchanged if no head evicts a row, or if no head keeps one.
 
     >>> import torch
     >>> keys = torch.tensor([[[[1.0], [2.0], [5.0]]]])
@@ -100,5 +100,5 @@ def merged(
 def gathered(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], selection: Selection
 ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-    """Return copies of the kept rows; beyond a head's length they repeat row S - 1."""
+    """Return copies of the kept rows. Beyond a head's length they repeat row S - 1."""
     return gather_kv(keys, values, selection.indices.clamp(max=keys.shape[2] - 1))

@@ -1,4 +1,4 @@
-"""Group: one score for each key/value head, from those of the query heads that read it."""
+"""Group: reduce the scores of the query heads of a group to one for their key/value head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from kvpolicy_kernels import sums_dtype
 
 Group = Literal["mean", "max", "sum"]
-"""How the scores of a group of query heads are reduced."""
+"""How the scores of a group of query heads are reduced to one."""
 
 GroupOrder = Literal["before", "after"]
 """Whether groups are reduced before or after scores are smoothed over positions."""
@@ -41,7 +41,7 @@ def spread_groups(scores: Float[Tensor, "B N S"], heads: int) -> Float[Tensor, "
 def reduce_groups(
     scores: Float[Tensor, "B H S"], heads: int, group: Group
 ) -> Float[Tensor, "B N S"]:
-    """Reduce the scores of the query heads that share one of `heads` key/value heads.
+    """Reduce the scores of H query heads to `heads` key/value heads.
 
     >>> import torch
     >>> reduce_groups(torch.tensor([[[1.0], [3.0]]]), 1, "mean")
@@ -51,7 +51,7 @@ def reduce_groups(
     grouped = scores.view(batch, heads, -1, length)
     if group == "max":
         return grouped.amax(2)
-    # A float32 sum depends on its order, and would rank heads that agree by rounding.
+    # A float32 sum depends on its order: equal scores would then be ranked by rounding.
     wide = sums_dtype(scores.device)
     reduced = grouped.mean(2, dtype=wide) if group == "mean" else grouped.sum(2, dtype=wide)
     return reduced.to(scores.dtype)

@@ -14,42 +14,44 @@ from kvpolicy.observation.observation import Observation
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Scores positions; those with higher scores are kept."""
+    """Gives each position a score. Positions with higher scores are kept."""
 
     @property
     def window(self) -> int | None:
-        """How many of the last queries it must be shown; None for all of the prompt."""
+        """How many of the last queries the scorer needs; None if it needs all of the prompt."""
         ...
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Return finite float32 scores, one per query head and position.
+        """Return finite float32 scores, one for each query head and position.
 
-        `reduce` takes (..., W, S) to (..., S): where in the formula it is applied is the scorer's
-        choice.
+        `reduce` takes (..., W, S) to (..., S). The scorer decides where in its formula it applies
+        `reduce`.
         """
         ...
 
 
 @runtime_checkable
 class RunningScorer(Scorer, Protocol):
-    """A scorer with running state: numbers for each query head and position, over all forwards.
+    """A scorer with running state: numbers that it keeps over all forwards.
 
-    The cache keeps the state beside the keys: it is gathered, cropped and reordered with them.
+    There are numbers for each query head and position. The cache keeps them beside the keys, and
+    gathers, crops and reorders them with the keys.
     """
 
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S *rest"]:
-        """Return the state after one more forward; called for every forward, before `score`.
+        """Return the state after one more forward. Every forward calls this, before `score`.
 
-        The observation shows *all* queries of that forward, and in `state` what there was before
-        it: 0 for positions that are new. None: the sequence begins.
+        The observation shows all queries of that forward. Its `state` is the state before it: 0 for
+        new positions, and None at the start of a sequence.
         """
         ...
 
 
 def with_state(scorer: Scorer, observation: Observation) -> Observation:
-    """Return the observation as `scorer` wants it: with running state, made of what is shown.
+    """Return the observation with the running state that `scorer` needs.
 
-    An observation that has its state, or whose scorer needs none, is returned as it is.
+    A missing state is computed from the queries shown. An observation that has its state, or whose
+    scorer keeps none, is returned unchanged.
     """
     if observation.state is not None or not isinstance(scorer, RunningScorer):
         return observation

@@ -15,16 +15,18 @@ from kvpolicy_kernels import select
 
 @attrs.frozen(kw_only=True, eq=False)
 class Selection:
-    """The kept rows of a layer: ascending for each head, the first `lengths` of them valid.
+    """The kept rows of a layer, in ascending order for each head.
 
-    Beyond a head's length the indices hold S, which is no row.
+    The first `lengths` indices of a head are valid. The others hold S, which is no row.
     """
 
     indices: Int[Tensor, "B N K"]
     lengths: Int[Tensor, "B N"]
 
     def evicted(self, length: int) -> Int[Tensor, "B N E"]:
-        """Return the rows of `length` that are not kept: ascending, beyond a head's share `length`.
+        """Return those of `length` rows that are not kept, in ascending order.
+
+        A head that evicts fewer rows than another has `length` in its last places.
 
         >>> Selection(indices=torch.tensor([[[1, 2]]]), lengths=torch.tensor([[2]])).evicted(4)
         tensor([[[0, 3]]])
@@ -36,7 +38,7 @@ class Selection:
 
     @classmethod
     def everything(cls, observation: Observation) -> Selection:
-        """Keep every row.
+        """Return a selection of every row.
 
         >>> from kvpolicy.testing import observation
         >>> Selection.everything(observation(positions=3)).indices[0, 0]
@@ -50,20 +52,20 @@ class Selection:
 
 @runtime_checkable
 class Selector(Protocol):
-    """Picks positions by score."""
+    """Picks the positions to keep by their scores."""
 
     def select(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
         """Return as many rows for each head as its budget says.
 
-        A score of +inf marks a protected position (attention sinks, recent tokens): it is kept
-        before all others.
+        A score of +inf marks a protected position (an attention sink or a recent token).
+        Protected positions are kept before all others.
         """
         ...
 
 
 @attrs.frozen(kw_only=True)
 class TopKSelector:
-    """Keeps the positions with the highest scores; of equal ones, the earlier."""
+    """Keeps the positions with the highest scores. Of equal scores it keeps the earlier one."""
 
     def select(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
         """Return the `budgets` best rows of each head."""
@@ -73,7 +75,7 @@ class TopKSelector:
 def protect(
     scores: Float[Tensor, "B N S"], observation: Observation, *, sinks: int, recent: int
 ) -> Float[Tensor, "B N S"]:
-    """Mark the first `sinks` and the last `recent` tokens of the sequence as to be kept."""
+    """Set the scores of the first `sinks` and the last `recent` tokens to +inf."""
     positions = observation.positions
     protected = (positions < sinks) | (positions >= observation.seen - recent)
     return scores.masked_fill(protected, torch.inf)

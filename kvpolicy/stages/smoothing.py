@@ -1,4 +1,4 @@
-"""Smooth: make scores robust over time (the window's queries) and space (neighbours)."""
+"""Smooth: fold the window's queries into one row, and pool scores over neighbouring positions."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from kvpolicy.observation.observation import Observation
 
 @runtime_checkable
 class Smoother(Protocol):
-    """Folds time into one row, then spreads scores over positions."""
+    """Folds the window's queries into one row, then pools scores over neighbouring positions."""
 
     def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
-        """Fold the window's queries, oldest first, into one row."""
+        """Fold the rows of the window's queries, oldest first, into one row."""
         ...
 
     def spatial(
         self, scores: Float[Tensor, "B H S"], observation: Observation
     ) -> Float[Tensor, "B H S"]:
-        """Spread scores over neighbouring positions, per query head."""
+        """Return scores pooled over neighbouring positions, for each query head."""
         ...
 
 
 @runtime_checkable
 class LinearSmoother(Smoother, Protocol):
-    """A smoother whose temporal part is a weighted sum, so that kernels can fold as they go."""
+    """A smoother whose temporal part is a weighted sum.
+
+    Kernels then add up the queries one by one and never store [B, H, W, S].
+    """
 
     def weights(self, window: int) -> Float[Tensor, " W"]:
         """Return the weight of each query, oldest first."""
@@ -38,7 +41,7 @@ class LinearSmoother(Smoother, Protocol):
 
 
 def fold_of(smoother: Smoother) -> Fold:
-    """Return the temporal part of `smoother`, with its weights if it is linear.
+    """Return the temporal part of `smoother`, with its weights if it has them.
 
     >>> fold_of(MeanSmoother())(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     tensor([2., 3.])
@@ -49,7 +52,7 @@ def fold_of(smoother: Smoother) -> Fold:
 
 @attrs.frozen(kw_only=True)
 class MeanSmoother:
-    """Averages over the window's queries and leaves positions as they are.
+    """Averages over the window's queries, and does not pool.
 
     >>> MeanSmoother().weights(4)
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
@@ -66,5 +69,5 @@ class MeanSmoother:
     def spatial(
         self, scores: Float[Tensor, "B H S"], observation: Observation
     ) -> Float[Tensor, "B H S"]:
-        """Return the scores as they are."""
+        """Return the scores unchanged."""
         return scores

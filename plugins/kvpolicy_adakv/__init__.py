@@ -1,4 +1,4 @@
-"""Ada-KV: heads share a layer's budget by where the best scores of the layer are.
+"""Ada-KV: distributes a layer's budget among its heads by the best scores of the layer.
 
 Feng et al., NeurIPS 2025, https://arxiv.org/abs/2407.11550
 """
@@ -17,12 +17,12 @@ __all__ = ["AdaptiveAllocator"]
 
 @hookimpl
 def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
-    """Offer budgets by the layer's best scores."""
+    """Offer the allocator 'adakv'."""
     return {"adakv": AdaptiveAllocator}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the authors' setting: SnapKV's scores, the maximum of 7 neighbours."""
+    """Offer the authors' setting: SnapKV's scores, and the maximum of 7 neighbours."""
     smoother = {"name": "pooling", "pooling": "max", "width": 7}
     return {"adakv": {"scorer": "snapkv", "smoother": smoother, "allocator": "adakv"}}

@@ -1,4 +1,4 @@
-"""Budgets for heads that compete: each gets what it has among the layer's best scores."""
+"""Allocate by the layer's best scores: each head gets as many positions as it has among them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ LEAST = 1e-30
 
 @attrs.frozen(kw_only=True)
 class AdaptiveAllocator:
-    """Gives a head as many positions as it has among the best of the layer.
+    """Gives a head as many positions as it has among the best scores of the layer.
 
-    `floor` is the share of the budget that no head loses: in `mode` "blend" counts are drawn
-    towards the budget by that share; in "guarantee" that share of a head's own best positions is
-    kept before heads compete. `normalize` multiplies a head's scores by the share that its best
-    `budget` have of their sum: heads whose scores are spread then get less; a larger budget can
-    then take positions from a head. `rounding` "down" keeps a blend within the budget; "nearest" is
-    the authors' (see README).
+    - `floor` is the share of the budget that every head gets. With `mode` "blend", a count is
+      (1 - floor) of its adaptive value plus `floor` of the budget. With "guarantee", that share of
+      a head's own best positions is always kept.
+    - `normalize` multiplies a head's scores by the share of their sum that its best `budget` scores
+      have. Heads with spread-out scores then get less. A larger budget can then take positions
+      from a head.
+    - `rounding` "down" keeps a blend within the budget. "nearest" gives the counts of the authors'
+      code (see README).
 
     Feng et al., NeurIPS 2025, https://arxiv.org/abs/2407.11550.
 
@@ -53,14 +55,14 @@ class AdaptiveAllocator:
         """Refuse an option that the mode would ignore."""
         if self.mode == "guarantee" and self.rounding != "down":
             raise InvalidValueError(
-                f"rounding={self.rounding!r} rounds a blend, but a guarantee has nothing to round: "
-                "drop it, or give mode='blend'"
+                f"rounding={self.rounding!r} has no effect with mode='guarantee', which rounds "
+                "nothing. Leave out rounding, or give mode='blend'"
             )
 
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return each head's count; a layer's counts sum to at most `budget` for each head."""
+        """Return each head's count. The counts of a layer average at most `budget`."""
         ranked = scores.sort(dim=-1, descending=True).values
         if self.normalize:
             ranked = _normalized(ranked, budget)
@@ -77,7 +79,7 @@ class AdaptiveAllocator:
     def _blended(
         self, adaptive: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"], budget: int
     ) -> Int[Tensor, "B N"]:
-        """Draw counts towards the budget by the share `floor`."""
+        """Return (1 - floor) of the adaptive counts plus `floor` of the budget, rounded."""
         if self.rounding == "down":
             return (adaptive + self.floor * (budget - adaptive.double()) + 1e-9).floor().long()
         protected = scores.isposinf().sum(-1)
@@ -87,9 +89,10 @@ class AdaptiveAllocator:
 
 
 def _shares_of_the_best(ranked: Float[Tensor, "B N S"], budget: int) -> Int[Tensor, "B N"]:
-    """Count each head's positions among the layer's best, `budget` for each head.
+    """Count each head's positions among the layer's best; there are `budget` times N of these.
 
-    Of equal scores, those that rank higher in their own head come first: heads share them evenly.
+    Of equal scores, those that rank higher in their own head come first. So heads share equal
+    scores evenly.
     """
     batch, heads, length = ranked.shape
     total = heads * min(budget, length)
@@ -101,13 +104,13 @@ def _shares_of_the_best(ranked: Float[Tensor, "B N S"], budget: int) -> Int[Tens
 
 
 def _with_floor(ranked: Float[Tensor, "B N S"], floor: int) -> Float[Tensor, "B N S"]:
-    """Put the first `floor` positions of each head before all others."""
+    """Set the `floor` best scores of each head to +inf."""
     rank = torch.arange(ranked.shape[-1], device=ranked.device)
     return ranked.masked_fill((rank < floor) & ~ranked.isneginf(), torch.inf)
 
 
 def _normalized(ranked: Float[Tensor, "B N S"], budget: int) -> Float[Tensor, "B N S"]:
-    """Multiply each head's scores by the share that its first `budget` have of their sum."""
+    """Multiply each head's scores by the share of their sum that its best `budget` scores have."""
     free = ranked.isfinite()
     mass = ranked.where(free, 0).clamp_min(0)
     share = mass[..., :budget].sum(-1) / mass.sum(-1).clamp_min(LEAST)

@@ -1,4 +1,4 @@
-"""CaM: evicted positions leave their values to the kept ones that follow, by chance.
+"""CaM: adds the values of evicted positions to the kept positions that follow, at random.
 
 Zhang et al., ICML 2024, https://openreview.net/forum?id=LCTmppB165
 """
@@ -17,11 +17,11 @@ __all__ = ["CacheMergingCompactor"]
 
 @hookimpl
 def kvpolicy_compactors() -> Mapping[str, Callable[..., Compactor]]:
-    """Offer the merging of values."""
+    """Offer the compactor 'cam'."""
     return {"cam": CacheMergingCompactor}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer sinks and recent positions, merged at every step, as the authors evaluate it."""
+    """Offer the authors' setting: keep sinks and recent positions, and merge at every step."""
     return {"cam": {"scorer": "streamingllm", "compactor": "cam", "sinks": 4, "every": 1}}

@@ -1,4 +1,4 @@
-"""Compact by merging: what is evicted leaves its value to the kept positions after it."""
+"""Compact by merging: add the values of evicted positions to the kept positions after them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from kvpolicy_cam.merging import (
 
 @attrs.frozen(kw_only=True)
 class CacheMergingCompactor:
-    """Adds the value of an evicted position, or nothing, to the kept positions after it.
+    """Adds the value of an evicted position, with some probability, to the kept ones after it.
 
     v_j <- v_j + b_i v_i / m  for the m kept positions j that follow the evicted i,
     b_i ~ Bernoulli(min(1, a_i / mean of their a_j))
 
-    m is `neighbours`, or all that follow if there are fewer; `a` is the attention of the queries
-    shown, averaged over them and over the group. Keys stay as they are. The draws depend on `seed`,
-    the layer and the tokens seen, not on the device; every sequence of a batch gets the same ones.
+    m is `neighbours`, or the number of kept positions that follow if it is smaller. `a` is the
+    attention of the queries shown, averaged over them and over the group. Keys do not change. The
+    draws depend on `seed`, the layer and the tokens seen, and not on the device. All sequences of
+    a batch get the same draws.
 
     Zhang et al., ICML 2024, https://openreview.net/forum?id=LCTmppB165.
 
@@ -53,7 +54,7 @@ class CacheMergingCompactor:
         selection: Selection,
         observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-        """Return the kept keys, and the kept values with what they inherit."""
+        """Return the kept keys, and the kept values with the merged values added."""
 
         def merge(
             kept_keys: Tensor, kept_values: Tensor, evicted: Evicted

@@ -1,4 +1,4 @@
-"""Who inherits from an evicted position, how probably, and what comes of it."""
+"""The heirs of evicted positions, the probabilities of merging, and the sums of merged values."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 
 @attrs.frozen(kw_only=True, eq=False)
 class Heirs:
-    """The kept positions that follow each evicted one: `counts` slots from `first` on.
+    """The kept positions that follow each evicted one: `counts` slots of the smaller cache.
 
-    A filler among the evicted stands for row 0, without heirs.
+    They begin at slot `first`. A filler among the evicted rows points to row 0 and has no heirs.
     """
 
     kept: Int[Tensor, "B N K"]
@@ -38,7 +38,7 @@ class Heirs:
         length: int,
         neighbours: int,
     ) -> Heirs:
-        """Find at most `neighbours` heirs for each evicted row; K is at least 1.
+        """Find at most `neighbours` heirs for each evicted row. K must be at least 1.
 
         >>> heirs = Heirs.of(
         ...     torch.tensor([[[0, 3, 4]]]), torch.tensor([[[1, 2]]]), length=5, neighbours=8)
@@ -48,7 +48,7 @@ class Heirs:
         slots = indices.shape[-1]
         is_kept, most = indices < length, min(neighbours, slots)
         first = torch.searchsorted(indices.contiguous(), evicted.contiguous())
-        # Filler comes after all that is kept, and so has no heirs.
+        # Fillers come after all kept rows, so they have no heirs.
         counts = (is_kept.sum(-1, keepdim=True) - first).clamp(0, most)
         return cls(
             kept=indices.clamp(max=length - 1),
@@ -78,19 +78,19 @@ def merge_probabilities(attention: Float[Tensor, "B N S"], heirs: Heirs) -> Floa
     ahead = F.pad(of_kept, (0, heirs.most - 1)).unfold(-1, heirs.most, 1).sum(-1)
     mean = ahead.gather(-1, heirs.first) / heirs.counts
     ratio = attention.gather(-1, heirs.evicted) / mean
-    # Attention that underflows on both sides is no reason to merge.
+    # 0 / 0: attention underflowed on both sides. Then nothing is merged.
     return ratio.nan_to_num(nan=0.0).clamp(max=1.0).masked_fill(heirs.counts == 0, 0.0)
 
 
 def draws(seed: int, observation: Observation) -> Float[Tensor, "B N S"]:
-    """Draw from [0, 1) for every head and position, the same for all sequences.
+    """Draw a number in [0, 1) for every head and position. All sequences get the same numbers.
 
-    A head draws the same whether it is shown alone or with the others of its layer.
+    A head gets the same numbers if it is shown alone and if it is shown with its layer.
     """
     batch, heads, length, _ = observation.keys.shape
     groups = observation.queries.shape[1] // heads
     before = observation.first_of_layer // groups
-    # A generator on the CPU looks at 32 bits of its seed.
+    # A generator on the CPU uses only 32 bits of its seed.
     mark = f"{seed} {observation.layer} {observation.seen}"
     generator = torch.Generator("cpu").manual_seed(zlib.crc32(mark.encode()))
     drawn = torch.rand(
@@ -102,9 +102,9 @@ def draws(seed: int, observation: Observation) -> Float[Tensor, "B N S"]:
 def inherited(
     values: Float[Tensor, "B N E Dv"], merged: Bool[Tensor, "B N E"], heirs: Heirs
 ) -> Float[Tensor, "B N K Dv"]:
-    """Return what every slot of the smaller cache inherits, in float32.
+    """Return the sum of the values that are merged into each slot of the smaller cache, in float32.
 
-    Values are first summed where their heirs begin, then over the slots that those reach.
+    Values are first summed at the slot of their first heir, then over the slots of all heirs.
     """
     share = merged.float() / heirs.counts.clamp(min=1)
     parts = values.float() * share[..., None]

@@ -13,6 +13,6 @@ from kvpolicy import hookimpl
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the error of the window's averaged attention, which scorer `restkv` computes."""
+    """Offer the recipe 'caote': scorer `restkv` in value space, with the window's values in o."""
     error = {"name": "restkv", "projection": "value", "o_includes_window": True}
     return {"caote": {"scorer": error}}

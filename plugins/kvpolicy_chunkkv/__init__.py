@@ -1,4 +1,4 @@
-"""ChunkKV: chunks of neighbouring tokens stay or go as a whole.
+"""ChunkKV: keeps or evicts whole chunks of neighbouring tokens.
 
 Liu et al., NeurIPS 2025, https://arxiv.org/abs/2502.00299
 """
@@ -17,11 +17,11 @@ __all__ = ["ChunkSmoother"]
 
 @hookimpl
 def kvpolicy_smoothers() -> Mapping[str, Callable[..., Smoother]]:
-    """Offer the mean over chunks and heads."""
+    """Offer the smoother 'chunkkv', the mean over chunks and heads."""
     return {"chunkkv": ChunkSmoother}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the paper's chunks of ten, scored by the attention of the last queries."""
+    """Offer the paper's setting: chunks of ten tokens, scored by the attention of the window."""
     return {"chunkkv": {"scorer": "snapkv", "smoother": "chunkkv"}}

@@ -1,4 +1,4 @@
-"""Mean over the heads, then over chunks of neighbouring tokens, which stay or go together."""
+"""Smooth by chunks: the mean over the heads, then over chunks of neighbouring tokens."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kvpolicy.options import count
 
 @attrs.frozen(kw_only=True)
 class ChunkSmoother:
-    """Gives every position the mean of its chunk over tokens and heads, whatever scored them.
+    """Gives every position the mean score of its chunk, over tokens and heads.
 
-    Chunks are stretches of `length` tokens of the text, counted from its first; the last one may be
-    shorter, and so may one that was evicted from. The window is in no chunk: its scores are means
-    over the heads. Over the window's queries it averages.
+    A chunk has `length` tokens of the text, counted from its first token. The last chunk may be
+    shorter, and so may a chunk that was evicted from. The window is in no chunk: its scores are
+    means over the heads. The temporal part averages over the window's queries.
 
     Liu et al., NeurIPS 2025, https://arxiv.org/abs/2502.00299.
 
@@ -47,7 +47,7 @@ class ChunkSmoother:
     def spatial(
         self, scores: Float[Tensor, "B H S"], observation: Observation
     ) -> Float[Tensor, "B H S"]:
-        """Average over heads and, for the past, over chunks."""
+        """Average over heads, and over chunks for positions before the window."""
         past = observation.length - observation.window
         mean = observation.of_all_heads(scores).mean(1)
         chunks = observation.positions[:, 0, :past].long() // self.length
@@ -56,10 +56,10 @@ class ChunkSmoother:
 
 
 def _means(scores: Float[Tensor, "B P"], chunks: Int[Tensor, "B P"]) -> Float[Tensor, "B P"]:
-    """Return for each score the mean of its chunk; the chunks' numbers ascend."""
+    """Return for each score the mean of its chunk. Chunk numbers must ascend."""
     chunks = chunks.contiguous()
     first = torch.searchsorted(chunks, chunks)
     behind = torch.searchsorted(chunks, chunks, right=True)
-    # In double precision, differences of running sums are exact enough for the smallest scores.
+    # In double precision, differences of running sums keep the smallest scores exact enough.
     sums = F.pad(scores.double().cumsum(-1), (1, 0))
     return ((sums.gather(-1, behind) - sums.gather(-1, first)) / (behind - first)).to(scores)

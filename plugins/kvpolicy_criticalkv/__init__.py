@@ -1,4 +1,4 @@
-"""CriticalKV: positions by attention first, then by attention times the size of their values.
+"""CriticalKV: ranks positions by attention, then by attention times the size of their values.
 
 Feng et al., https://arxiv.org/abs/2502.03805
 """
@@ -17,11 +17,11 @@ __all__ = ["CriticalScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the two stages, on pooled attention."""
+    """Offer the scorer 'criticalkv'."""
     return {"criticalkv": CriticalScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the published setting: the L1 norm, half of the budget for each stage."""
+    """Offer the published setting: the L1 norm, and half of the budget for each stage."""
     return {"criticalkv": {"scorer": "criticalkv"}}

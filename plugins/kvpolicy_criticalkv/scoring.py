@@ -1,4 +1,4 @@
-"""Importance in two stages: attention, then attention times the size of the projected value."""
+"""Score in two stages: by attention, then by attention times the size of the projected value."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LEAST, STEP = 1e-30, 2.0**-22
 
 @attrs.frozen(kw_only=True)
 class CriticalScorer:
-    """Ranks the best of a head by attention, the rest by attention times the norm of W_o v.
+    """Ranks positions by attention first, then by attention times the norm of W_o v.
 
-    With s the attention of the window, pooled as SnapKV's and averaged over the query heads of a
-    group, the best `first` share of the budget ranks by s, the window before all; the rest by
-    (s + `epsilon`) ||W_o v||, in the L1 norm or the L2 `norm`. What is returned has this order and
-    the values of s: an allocator that compares heads sees the attention of each.
+    s is the attention of the window, pooled as in SnapKV and averaged over the query heads of a
+    group. The best `first` share of the budget is ranked by s, with the window before all others.
+    The rest is ranked by (s + `epsilon`) ||W_o v||, in the L1 or L2 `norm`. Scores have this order
+    and the values of s, so an allocator that compares heads sees the attention of each head.
 
     Feng et al., https://arxiv.org/abs/2502.03805.
 
@@ -61,7 +61,7 @@ class CriticalScorer:
         return scores.repeat_interleave(groups, dim=1)
 
     def _attention(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B N S"]:
-        """Return pooled attention of each key/value head; the window's own is the largest."""
+        """Return pooled attention for each key/value head. The window gets 1, the largest value."""
         past = observation.length - observation.window
         attention = observation.folded_attention(reduce)[..., :past]
         if self.pooling != "none":
@@ -71,13 +71,13 @@ class CriticalScorer:
         return torch.cat([grouped, window], dim=-1)
 
     def _norms(self, observation: Observation) -> Float[Tensor, "B N S"]:
-        # The R factor of a projection has its L2 norm, at D x D instead of M x D.
+        # ||R x|| = ||W x|| in the L2 norm, and R is Dv x Dv where W is M x Dv.
         l1 = self.norm == "l1"
         weights = observation.head_weights if l1 else observation.output_factors
         if weights is None:
             raise UnsupportedModelError(
-                "scorer 'criticalkv' measures values behind the output projection, which this "
-                "model does not show. Use scorer='snapkv'."
+                "scorer 'criticalkv' needs the output projection, which is not known for this "
+                "model. Use scorer='snapkv'."
             )
         return projected_norms(observation.values, weights, order=1 if l1 else 2)
 
@@ -85,10 +85,11 @@ class CriticalScorer:
 def _in_two_stages(
     first: Float[Tensor, "B N S"], second: Float[Tensor, "B N S"], count: int
 ) -> Float[Tensor, "B N S"]:
-    """Put the `count` best by `first` in front and rank the rest by `second`.
+    """Rank the `count` best positions by `first`, and after them the rest by `second`.
 
-    The values are those of `first`, the largest for the position in front, the next for the second,
-    and so on. Every place costs a value 2^-22 of itself: equal ones keep the order too.
+    The result has the values of `first`: the largest for the position ranked first, the next for
+    the second, and so on. Each place lowers a value by 2^-22 of itself, so equal values are in
+    order too.
     """
     order = first.argsort(dim=-1, descending=True, stable=True)
     front, rest = order[..., :count], order[..., count:]

@@ -1,4 +1,4 @@
-"""DefensiveKV: the worst case over the window instead of its mean, with a floor under it.
+"""DefensiveKV: scores by the maximum over the window, with a lower bound, instead of its mean.
 
 Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O
 """
@@ -21,25 +21,25 @@ __all__ = ["DefensiveScorer", "DefensiveSmoother", "LayerDefensiveAllocator"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the risk of losing a position."""
+    """Offer the scorer 'defensivekv', the risk of evicting a position."""
     return {"defensivekv": DefensiveScorer}
 
 
 @hookimpl
 def kvpolicy_smoothers() -> Mapping[str, Callable[..., Smoother]]:
-    """Offer defensive aggregation, for any scorer."""
+    """Offer the smoother 'defensive', which works with any scorer."""
     return {"defensive": DefensiveSmoother}
 
 
 @hookimpl
 def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
-    """Offer a budget that all layers and heads compete for."""
+    """Offer the allocator 'layerdefensivekv', with one budget for the whole model."""
     return {"layerdefensivekv": LayerDefensiveAllocator}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the published settings: heads compete in their layer, or in the whole model."""
+    """Offer the published settings, with a budget for each layer or for the whole model."""
     parts = {"scorer": "defensivekv", "smoother": {"name": "defensive", "floor": False}}
     return {
         "defensivekv": parts | {"allocator": {"name": "adakv", "floor": 0.0}},

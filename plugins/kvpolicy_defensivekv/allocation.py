@@ -1,4 +1,4 @@
-"""One budget for the whole model: every head of every layer competes for it."""
+"""Allocate over the whole model: the best scores of all layers get the budget."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kvpolicy_kernels import select
 
 @attrs.frozen(kw_only=True)
 class LayerDefensiveAllocator:
-    """Gives a head as many positions as it has among the best of the model.
+    """Gives a head as many positions as it has among the best scores of the model.
 
-    Scores of different layers must be comparable, as those of scorer "defensivekv" are. Of equal
+    Scores of different layers must be comparable, like those of scorer "defensivekv". Of equal
     scores, those that rank higher in their own head come first.
 
     Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O.
@@ -35,7 +35,7 @@ class LayerDefensiveAllocator:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Let the heads of one layer compete."""
+        """Return the counts of one layer, from its own best scores."""
         return self.allocate_layers([scores], [observation], budget)[0]
 
     def allocate_layers(
@@ -44,7 +44,7 @@ class LayerDefensiveAllocator:
         observations: Sequence[Observation],
         budget: int,
     ) -> Sequence[Int[Tensor, "B N"]]:
-        """Return each layer's counts; all together they sum to at most `budget` for each head."""
+        """Return each layer's counts. Over all layers and heads they average at most `budget`."""
         longest = max(each.shape[-1] for each in scores)
         ranked = torch.cat([_ranked(each, longest).to(scores[0].device) for each in scores], dim=-1)
         batch, _, heads = ranked.shape
@@ -58,7 +58,7 @@ class LayerDefensiveAllocator:
 
 
 def _ranked(scores: Float[Tensor, "B N S"], longest: int) -> Float[Tensor, "B longest N"]:
-    """Sort each head's scores, best first, and fill up with what no head holds."""
+    """Sort each head's scores, best first, and pad them with -inf to the longest layer."""
     best_first = scores.sort(dim=-1, descending=True).values
     missing = longest - scores.shape[-1]
     return F.pad(best_first, (0, missing), value=-torch.inf).transpose(1, 2)

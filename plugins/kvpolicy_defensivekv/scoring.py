@@ -1,4 +1,4 @@
-"""Importance as risk: the most that any query of the window would lose with a position."""
+"""Score by risk: the largest loss of any query of the window if a position is evicted."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LEAST, STEP = 1e-30, 2.0**-22
 
 @attrs.frozen(kw_only=True)
 class DefensiveScorer:
-    """Scores a position by the worst case of its attention times the size of its value.
+    """Scores a position by its largest attention times the size of its value.
 
-    Each query's attention is averaged over `width` neighbours, folded by the smoother, and the
-    largest of a group's query heads is taken; what is below the mean is raised to it. That, times
-    ||W_o v||_1 relative to the average of the layer's heads, is the risk. The most attended
-    positions, up to `mass` of the attention, come before all others as far as the budget allows.
+    Each query's attention is averaged over `width` neighbours and folded by the smoother. Then the
+    maximum over a group's query heads is taken, and numbers below the mean are raised to it. The
+    risk is this number times ||W_o v||_1, relative to the mean over the layer's heads. The most
+    attended positions, up to `mass` of the attention, come before all others if the budget allows.
 
-    The published method folds by the maximum: smoother "defensive" with floor=False, since the
-    floor is here. Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O.
+    The published method folds by the maximum: smoother "defensive" with floor=False, because this
+    scorer has the floor. Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O.
 
     >>> from kvpolicy import Observation
     >>> layer = Observation(queries=torch.zeros(1, 2, 1, 1), keys=torch.zeros(1, 2, 4, 1),
@@ -73,9 +73,9 @@ class DefensiveScorer:
     def _seen_by(
         self, head: Observation, reduce: Reduce
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"], Float[Tensor, " B"]]:
-        """Return what the window sees in the past through one key/value head.
+        """Return three statistics of the window's attention to the past, for one key/value head.
 
-        The worst case, the mean, and the mean share of the last W positions of the past.
+        They are the maximum, the mean, and the mean share of the last W positions of the past.
         """
         rows = head.attention[..., : head.length - head.window]
         worst = reduce(self._pooled(rows)).amax(1)
@@ -83,21 +83,21 @@ class DefensiveScorer:
         return worst, rows.mean((1, 2)), nearby
 
     def _pooled(self, rows: Float[Tensor, "B G W P"]) -> Float[Tensor, "B G W P"]:
-        """Average over neighbours; a query keeps the attention that it pays to all of them."""
+        """Average over neighbours. The sum of each query's attention does not change."""
         pooled = pool_scores(rows.flatten(1, 2), self.width, edges="zero").view_as(rows)
         paid, left = (each.sum(-1, keepdim=True) for each in (rows, pooled))
         return pooled * (paid / left.clamp_min(LEAST))
 
     def _relative_sizes(self, observation: Observation) -> Float[Tensor, "B N P"]:
-        """Return the sizes of projected values where the average over a position's heads is 1.
+        """Return the sizes of projected values, divided by their mean over a position's heads.
 
-        And 1 where heads hold different positions, after an earlier eviction.
+        Returns 1 if heads hold different positions after an earlier eviction.
         """
         weights = observation.head_weights
         if weights is None:
             raise UnsupportedModelError(
-                "scorer 'defensivekv' measures values behind the output projection, which this "
-                "model does not show. Use scorer='snapkv' with smoother='defensive'."
+                "scorer 'defensivekv' needs the output projection, which is not known for this "
+                "model. Use scorer='snapkv' with smoother='defensive'."
             )
         past = observation.length - observation.window
         sizes = projected_norms(observation.values[:, :, :past], weights)
@@ -111,7 +111,7 @@ class DefensiveScorer:
     ) -> Int[Tensor, "B N"]:
         """Count the most attended positions that together stay below the mass, within the budget.
 
-        The mass is less by what the window pays to the last W positions of the past.
+        The window's attention to the last W positions of the past is subtracted from the mass.
         """
         ordered = mean.sort(dim=-1, descending=True).values
         shares = ordered / mean.sum(-1, keepdim=True).clamp_min(LEAST)
@@ -125,10 +125,10 @@ def _with_first(
     counts: Int[Tensor, "B N"],
     largest: Float[Tensor, "B 1 1"],
 ) -> Float[Tensor, "B N P"]:
-    """Raise the `counts` most attended positions of each head to the `largest` risk of all heads.
+    """Raise the `counts` most attended positions of each head above the `largest` risk.
 
-    And above it by 2^-22 of itself for every place that a position has before the last one: where
-    a budget ends among them, it ends at the least attended.
+    A raised score exceeds it by 2^-22 of it for every place before the last position. So if a
+    budget ends among the raised positions, the least attended are evicted.
     """
     order = attention.argsort(dim=-1, descending=True, stable=True)
     place = torch.arange(risk.shape[-1], dtype=torch.float32, device=risk.device)

@@ -1,4 +1,4 @@
-"""Defensive aggregation: the largest of the window's scores, none below the average position."""
+"""Defensive aggregation: the maximum over the window, raised to the mean over positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvpolicy.options import boolean
 
 
 def with_floor(scores: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead P"]:
-    """Raise every score below the mean over positions to that mean.
+    """Raise every score that is below the mean over positions to this mean.
 
     >>> with_floor(torch.tensor([0.0, 1.0, 5.0]))
     tensor([2., 2., 5.])
@@ -22,11 +22,11 @@ def with_floor(scores: Float[Tensor, "*lead P"]) -> Float[Tensor, "*lead P"]:
 
 @attrs.frozen(kw_only=True)
 class DefensiveSmoother:
-    """Takes the worst case over the window, and with `floor` assumes it of what nobody asked for.
+    """Takes the maximum over the window, and with `floor` raises low scores to the mean.
 
-    The largest score that any of the window's queries gives stands for what a later one may give.
-    `floor` raises the scores of the past that are below their mean to it: the window is a small
-    sample, and a low score in it says little.
+    The maximum over the window's queries estimates what a later query may need. `floor` raises the
+    scores of the past that are below their mean to this mean, because a low score in a small window
+    says little.
 
     Feng et al., ICLR 2026, https://openreview.net/forum?id=nJgS06sX3O.
 
@@ -37,7 +37,7 @@ class DefensiveSmoother:
     floor: bool = attrs.field(default=True, validator=boolean)
 
     def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
-        """Take the largest over the window's queries."""
+        """Take the maximum over the window's queries."""
         return values.amax(-2)
 
     def spatial(

@@ -1,4 +1,4 @@
-"""Expected Attention: the attention that queries still to come are expected to pay.
+"""Expected Attention: scores by the expected attention of future queries.
 
 Devoto et al., 2025, https://arxiv.org/abs/2510.00636
 """
@@ -17,11 +17,11 @@ __all__ = ["ExpectedAttentionScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the expected attention."""
+    """Offer the scorer 'expectedattention'."""
     return {"expectedattention": ExpectedAttentionScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the authors' defaults: four sinks are protected, and no recent position."""
+    """Offer the authors' defaults: protect four sinks, and no recent position."""
     return {"expectedattention": {"scorer": "expectedattention", "sinks": 4}}

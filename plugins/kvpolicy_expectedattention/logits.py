@@ -15,7 +15,7 @@ def expected_logits(
 ) -> Float32[Tensor, "B N G S"]:
     """Return log E exp(c q k) = c mu k + c^2 / 2 k S k for Gaussian queries q of each head.
 
-    A bounded block of keys at a time.
+    Keys are read in blocks of bounded size.
 
     >>> head = QueryStatistics(mean=torch.ones(1, 1, 1), covariance=torch.ones(1, 1, 1, 1))
     >>> expected_logits(head, torch.tensor([[[[0.0], [2.0]]]]), 1.0)

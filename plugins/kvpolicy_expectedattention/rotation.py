@@ -1,4 +1,4 @@
-"""The rotation that queries to come will have on average."""
+"""The mean rotation of the queries at future positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvpolicy_kernels import rotate_half
 class MeanRotation:
     """The mean of rotary rotations: R = diag(mean cos) + diag(mean sin) P, P the quarter turn.
 
-    It is linear, but no rotation: fast pairs of channels, whose turns cancel, become short.
+    It is linear, but not a rotation: channel pairs that rotate fast get smaller in the mean.
     """
 
     cosines: Float32[Tensor, " R"]
@@ -24,7 +24,7 @@ class MeanRotation:
 
     @classmethod
     def of_next(cls, count: int, seen: int, rotary: Rotary, device: torch.device) -> MeanRotation:
-        """Average over the `count` positions after `seen` tokens.
+        """Return the mean rotation of the `count` positions after `seen` tokens.
 
         >>> from kvpolicy.observation.rotary import PlainRotary
         >>> MeanRotation.of_next(1, 0, PlainRotary(dim=2), torch.device("cpu")).cosines
@@ -35,7 +35,7 @@ class MeanRotation:
         return cls(cosines=cosines, sines=sines, interleaved=rotary.interleaved)
 
     def __call__(self, vectors: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:
-        """Turn vectors; channels beyond R stay as they are."""
+        """Apply the mean rotation to vectors. Channels beyond the first R do not change."""
         size = self.cosines.shape[-1]
         turned = vectors[..., :size]
         quarter = rotate_half(turned, interleaved=self.interleaved)

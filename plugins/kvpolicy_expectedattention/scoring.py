@@ -1,4 +1,4 @@
-"""Importance by expectation: how queries like those of the prompt would attend from now on."""
+"""Score by expected attention: that of future queries with the statistics of the prompt's."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from kvpolicy_expectedattention.rotation import MeanRotation
 from kvpolicy_expectedattention.statistics import query_statistics
 
 FARTHEST = 2**17
-"""Positions to come that are averaged over at most: each takes a row of cosines and sines."""
+"""The largest `future`: each future position needs a row of cosines and sines."""
 
 
 @attrs.frozen(kw_only=True)
 class ExpectedAttentionScorer:
-    """Scores a position by the attention of a Gaussian of queries, times the norm of its value.
+    """Scores a position by the expected attention of Gaussian queries, times its value's norm.
 
     z_i = c mu k_i + c^2 / 2 k_i S k_i,   score_i = (softmax_i(z) + epsilon) ||v_i||
 
-    mu and S are mean and covariance of the queries shown, before rotary embedding, turned by the
-    average rotation of the next `future` positions; c is the scale of the logits. The first `sinks`
-    tokens of the sequence are left out of statistics and softmax, and score as high as the best.
-    `covariance` and `values` False leave out S and ||v_i||. The smoother's temporal part has no
-    say: all queries are equal.
+    mu and S are the mean and covariance of the queries shown, before rotary embedding. Then the
+    mean rotation of the next `future` positions is applied. c is the scale of the logits. The first
+    `sinks` tokens of the sequence are left out of statistics and softmax, and get the best score of
+    the head. `covariance=False` leaves out S, and `values=False` leaves out ||v_i||. The smoother's
+    temporal part has no effect: all queries count equally.
 
     Devoto et al., https://arxiv.org/abs/2510.00636.
 
@@ -55,7 +55,7 @@ class ExpectedAttentionScorer:
     needs: ClassVar[tuple[str, ...]] = ("rotary",)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Score every position by what queries to come would make of it.
+        """Score every position by the expected attention of future queries.
 
         Raises UnsupportedModelError if the rotary embedding is not known.
         """
@@ -69,7 +69,7 @@ class ExpectedAttentionScorer:
         scores = attention + self.epsilon
         if self.values:
             scores = scores * observation.values.float().norm(dim=-1)[:, :, None]
-        # Of equal scores the earlier position is kept: no sink goes before another position.
+        # Of equal scores the earlier position is kept, so sinks are kept before other positions.
         return scores.where(~sinks[:, :, None], scores.amax(-1, keepdim=True)).flatten(1, 2)
 
     def _attention(
@@ -82,7 +82,7 @@ class ExpectedAttentionScorer:
             MeanRotation.of_next(self.future, observation.seen, rotary, observation.keys.device)
         )
         logits = expected_logits(turned, observation.keys, observation.scaling)
-        # Not -inf: a sequence may be all sinks.
+        # Not -inf: a sequence may have only sinks, and the softmax would then be NaN.
         lowest = torch.finfo(logits.dtype).min
         logits = logits.masked_fill(sinks[:, :, None], lowest)
         return softmax(logits.flatten(1, 2), observation.sink_logits).view_as(logits)

@@ -1,4 +1,4 @@
-"""Mean and covariance of a prompt's queries, as they were before rotary embedding."""
+"""The mean and covariance of a prompt's queries before rotary embedding."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from kvpolicy_kernels import rows_per_block, spans
 
 @attrs.frozen(kw_only=True, eq=False)
 class QueryStatistics:
-    """The Gaussian of each query head's queries; `covariance` None: all of them are the mean."""
+    """The mean and covariance of each query head's queries. `covariance` None means 0."""
 
     mean: Float32[Tensor, "B H D"]
     covariance: Float32[Tensor, "B H D D"] | None
 
     def turned(self, rotation: MeanRotation) -> QueryStatistics:
-        """Return R mu and R S R^T."""
+        """Return the statistics after the mean rotation R: R mu and R S R^T."""
         covariance = self.covariance
         if covariance is not None:
             covariance = rotation(rotation(covariance).mT).mT
@@ -32,7 +32,9 @@ class QueryStatistics:
 def query_statistics(
     observation: Observation, rotary: Rotary, *, sinks: int, covariance: bool
 ) -> QueryStatistics:
-    """Measure the queries shown; those of the first `sinks` tokens only if there are no others.
+    """Return the statistics of the queries shown.
+
+    Queries of the first `sinks` tokens are left out, unless there are no others.
 
     >>> from kvpolicy.testing import observation
     >>> layer = observation(positions=9, window=9)
@@ -58,7 +60,7 @@ def query_statistics(
 def _blocks(
     observation: Observation, rotary: Rotary, first: int
 ) -> Iterator[Float[Tensor, "B H w D"]]:
-    """Walk over the queries from `first` on, in float32 and without their rotation."""
+    """Yield blocks of the queries from `first` on, in float32 and before rotary embedding."""
     batch, heads, window, dim = observation.queries.shape
     positions = observation.query_positions
     for block in spans(first, window, rows_per_block(batch * heads * dim, positions.device)):

@@ -1,4 +1,4 @@
-"""H2O: heavy hitters, the positions that all queries so far have attended to most.
+"""H2O: keeps heavy hitters, the positions that all queries so far have attended to most.
 
 Zhang et al., NeurIPS 2023, https://arxiv.org/abs/2306.14048
 """
@@ -17,11 +17,11 @@ __all__ = ["HeavyHitterScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the accumulated attention."""
+    """Offer the scorer 'h2o', accumulated attention."""
     return {"h2o": HeavyHitterScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the paper's setting: half the budget for recent tokens, eviction at every token."""
+    """Offer the paper's setting: half the budget for recent tokens, and eviction at every token."""
     return {"h2o": {"scorer": "h2o", "recent": 0.5, "every": 1}}

@@ -12,9 +12,9 @@ from kvpolicy_kernels import column_attention
 def received(
     observation: Observation, queries: Float[Tensor, "B H T D"], *, causal: bool = True
 ) -> Float[Tensor, "B H S"]:
-    """Sum the attention of queries that are the last T positions.
+    """Return the sum of the attention of `queries`, which are those of the last T positions.
 
-    Each is blind to later positions if `causal`, and otherwise sees every one.
+    With `causal` a query attends to its own and earlier positions, otherwise to all positions.
 
     >>> import torch
     >>> layer = Observation(queries=torch.zeros(1, 1, 2, 1), keys=torch.zeros(1, 1, 2, 1),

@@ -1,4 +1,4 @@
-"""Importance by accumulated attention: how much all queries so far have looked at a position."""
+"""Score by accumulated attention: the sum of the attention of all queries so far."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kvpolicy_h2o.accumulation import received
 
 @attrs.frozen(kw_only=True)
 class HeavyHitterScorer:
-    """Scores a position by the attention that it has received from every query so far.
+    """Scores a position by the sum of the attention of all queries so far.
 
     score_i = sum_t a[t, i]    over all queries t of all forwards
 
-    The sum is running state: it grows with each forward and is evicted with its position. With
-    `average` it is divided by the number of queries that could see the position. `value_weighted`
-    multiplies it by ||v_i||_1. With `causal=False` only the last `window` queries of a forward are
-    kept from seeing what comes after them; that judges whole prompts only.
+    The sum is running state: each forward adds to it, and it is evicted with its position.
+    `average` divides it by the number of queries that could attend to the position.
+    `value_weighted` multiplies it by ||v_i||_1. With `causal=False` only the last `window` queries
+    of a forward are masked causally, and the scorer needs a whole prompt.
 
     Zhang et al., NeurIPS 2023, https://arxiv.org/abs/2306.14048; `value_weighted`: Guo et al.,
     EMNLP 2024, https://arxiv.org/abs/2406.12335.
@@ -41,27 +41,30 @@ class HeavyHitterScorer:
     value_weighted: bool = attrs.field(default=False, validator=boolean)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse to count causal queries where there are none."""
+        """Refuse `average` without causal queries."""
         if self.average and not self.causal:
-            raise InvalidValueError("average=True counts the causal queries: drop causal=False")
+            raise InvalidValueError(
+                "average=True counts causal queries, and causal=False has none. Leave out one of "
+                "them"
+            )
 
     @property
     def prefill_only(self) -> bool:
-        """Whether it needs a whole prompt, whose queries see what comes after them."""
+        """Whether the scorer needs a whole prompt: its queries then attend to later positions."""
         return not self.causal
 
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S"]:
-        """Add the attention of this forward's queries to what each position has received."""
+        """Return the sums with the attention of this forward's queries added."""
         new = self._received(observation)
         return new if observation.state is None else observation.state + new
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Return the running sums, averaged or weighted; there is no window left to `reduce`."""
+        """Return the running sums, averaged or weighted. `reduce` is not used."""
         scores = observation.state
         if scores is None:
             scores = self.accumulate(observation)
         if self.average:
-            # Whoever came since, itself included, has seen a position that is still held.
+            # Every query since a position was read, its own included, could attend to it.
             scores = scores / _per_query_head(observation.seen - observation.positions, scores)
         if self.value_weighted:
             scores = scores * _per_query_head(observation.values.float().abs().sum(-1), scores)
@@ -78,5 +81,5 @@ class HeavyHitterScorer:
 def _per_query_head(
     numbers: Shaped[Tensor, "B N S"], scores: Float[Tensor, "B H S"]
 ) -> Float[Tensor, "B H S"]:
-    """Repeat what belongs to a key/value head for each of its query heads."""
+    """Repeat the numbers of a key/value head for each of its query heads."""
     return numbers.repeat_interleave(scores.shape[1] // numbers.shape[1], dim=1).to(scores)

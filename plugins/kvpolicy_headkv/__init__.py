@@ -1,4 +1,4 @@
-"""HeadKV: budgets by a table that says how much each head of the model matters.
+"""HeadKV: distributes the budget by a table of the importance of each head of the model.
 
 Fu et al., ICLR 2025, https://openreview.net/forum?id=FJFVmeXusW
 """
@@ -16,5 +16,5 @@ __all__ = ["HeadTableAllocator"]
 
 @hookimpl
 def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
-    """Offer budgets by a table of heads; without one there is no recipe."""
+    """Offer the allocator 'headkv'. It needs a table, so there is no recipe."""
     return {"headkv": HeadTableAllocator}

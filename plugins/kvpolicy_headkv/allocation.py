@@ -1,4 +1,4 @@
-"""Budgets for heads by their importance in a model, whatever the prompt."""
+"""Allocate by a table of head importance, the same for every prompt."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from kvpolicy_headkv.table import Table, as_table, importances
 
 @attrs.frozen(kw_only=True)
 class HeadTableAllocator:
-    """Shares out a part of the budget of all heads by a table of their importance.
+    """Distributes a part of the budget of all heads by a table of their importance.
 
-    `importance` has a row for each layer that evicts and a number for each query head, or for each
-    key/value head. Every head keeps the last `window` positions; of the others, base on average,
-    base // `beta` go into a pool that heads share by importance ** `temp`. `rounding` "down" keeps
-    to the budget; "nearest" is the authors'.
+    `importance` has a row for each layer that evicts, and in it a number for each query head or
+    each key/value head. Every head keeps the last `window` positions. Of the others, base on
+    average, base // `beta` are in a pool. Heads get shares of the pool by importance ** `temp`.
+    `rounding` "down" stays within the budget; "nearest" is that of the authors.
 
     Fu et al., ICLR 2025, https://openreview.net/forum?id=FJFVmeXusW.
 
@@ -47,12 +47,12 @@ class HeadTableAllocator:
     )
 
     def check_model(self, model: ModelFacts) -> None:
-        """Raise InvalidValueError if the table has another shape than the model."""
+        """Raise InvalidValueError if the shape of the table does not fit the model."""
         layers, width = len(self.importance), len(self.importance[0])
         if layers != model.layers or width not in (model.heads, model.kv_heads):
             raise InvalidValueError(
                 f"'importance' is a table of {layers} layers x {width} heads, but {model.name} has "
-                f"{model.layers} layers that evict, of {model.heads} query heads and "
+                f"{model.layers} layers that evict, with {model.heads} query heads and "
                 f"{model.kv_heads} key/value heads. Give {model.layers} rows of {model.heads} or "
                 f"{model.kv_heads} numbers."
             )
@@ -60,7 +60,7 @@ class HeadTableAllocator:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return each head's count; no score is looked at."""
+        """Return each head's count. It does not depend on the scores."""
         batch, heads, length = scores.shape
         window = min(self.window, budget)
         base = budget - window
@@ -75,7 +75,7 @@ class HeadTableAllocator:
         return round(count) if self.rounding == "nearest" else math.floor(count + 1e-9)
 
     def _shares(self, layer: int, heads: int) -> list[float]:
-        """Return each key/value head's share of the pool, where the average over all heads is 1."""
+        """Return each key/value head's share of the pool. The mean share of all heads is 1."""
         largest = max(map(max, self.importance))
         powers = [[(each / largest) ** self.temp for each in row] for row in self.importance]
         average = sum(map(sum, powers)) / (len(powers) * len(powers[0]))

@@ -1,4 +1,4 @@
-"""A table of head importances as an option: plain numbers, a row for each layer."""
+"""A table of head importance as an option: numbers, with a row for each layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Table: TypeAlias = tuple[tuple[float, ...], ...]
 
 
 def as_table(rows: Any) -> Any:
-    """Return rows of numbers as tuples of floats, and leave the rest for the validator to see.
+    """Return rows of numbers as tuples of floats. Other values are left for the validator.
 
     >>> as_table([[1, 2], [3, 4]])
     ((1.0, 2.0), (3.0, 4.0))
@@ -26,22 +26,25 @@ def as_table(rows: Any) -> Any:
 
 
 def importances(instance: object, option: Attribute[Any], rows: Any) -> None:
-    """Refuse all but rows of one length, of finite numbers of at least 0, some of them above."""
-    wanted = f"{option.name!r} must be a list of rows, one of numbers for each layer"
+    """Accept rows of one length, with finite numbers of at least 0, some of them above 0.
+
+    Raises InvalidValueError for anything else.
+    """
+    wanted = f"{option.name!r} must be a list of rows of numbers, one row for each layer"
     if not (isinstance(rows, tuple) and rows and all(isinstance(row, tuple) for row in rows)):
         raise InvalidValueError(f"{wanted}, not {shown(rows)}")
     lengths = sorted({len(row) for row in rows})
     if len(lengths) > 1 or lengths[0] == 0:
-        raise InvalidValueError(f"{wanted}, as many in each; these rows have {lengths}")
+        raise InvalidValueError(f"{wanted}, all of one length; these rows have lengths {lengths}")
     for layer, row in enumerate(rows):
         for head, value in enumerate(row):
             if not isinstance(value, float) or not 0 <= value < math.inf:
                 raise InvalidValueError(
-                    f"{wanted}, finite and at least 0, but layer {layer} has {shown(value)} "
-                    f"for head {head}"
+                    f"{wanted}; numbers must be finite and at least 0, but layer {layer} has "
+                    f"{shown(value)} for head {head}"
                 )
     if not any(map(any, rows)):
-        raise InvalidValueError(f"{wanted}, some of them above 0; all are 0")
+        raise InvalidValueError(f"{wanted}; some numbers must be above 0, but all are 0")
 
 
 def _is_sequence(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""KeyDiff: keys that differ from the others, attention-free.
+"""KeyDiff: keeps keys that differ from the others, without attention.
 
 Park et al., NeurIPS 2025, https://arxiv.org/abs/2504.15364
 """
@@ -17,11 +17,11 @@ __all__ = ["KeyDiffScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the distinctness of the key."""
+    """Offer the scorer 'keydiff'."""
     return {"keydiff": KeyDiffScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer a cache that never exceeds its budget between forwards, and protects no token."""
+    """Offer the paper's setting: evict after every forward, and protect no token."""
     return {"keydiff": {"scorer": "keydiff", "recent": 0, "every": 1}}

@@ -1,4 +1,4 @@
-"""Importance by distinctness of the key: the less it points where all keys point, the better."""
+"""Score by the key's direction: the less it agrees with the mean direction, the higher."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count
 
-TINY = 1e-12  # of a norm: a key of zeros has no direction, and scores 0
+TINY = 1e-12  # the smallest norm: a key of zeros has no direction, and scores 0
 
 
 @attrs.frozen(kw_only=True)
 class KeyDiffScorer:
-    """Scores a position by how far its key points away from the mean direction of all keys.
+    """Scores a position by the difference of its key from the mean direction of all keys.
 
     score_i = -cos(k_i, mean_j k_j / ||k_j||)    over all keys j that the head holds
 
-    Attention is not looked at. Park et al., NeurIPS 2025, https://arxiv.org/abs/2504.15364.
+    Attention is not used. Park et al., NeurIPS 2025, https://arxiv.org/abs/2504.15364.
 
     >>> from kvpolicy import Observation
     >>> keys = torch.tensor([[[[1.0, 0.0], [5.0, 0.0], [0.0, 2.0]]]])
@@ -34,7 +34,8 @@ class KeyDiffScorer:
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the scores of a key/value head for each of its query heads."""
-        # Two keys are always as unlike their mean as each other: float32 would let rounding choose.
+        # Two keys always differ from their mean by the same angle: in float32, rounding would
+        # decide between them.
         keys = observation.keys.double()
         norms: Tensor = torch.linalg.vector_norm(keys, dim=-1, keepdim=True)
         scales = 1 / norms.clamp(min=TINY)

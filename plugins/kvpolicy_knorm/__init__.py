@@ -1,4 +1,4 @@
-"""Key norms: keys that are short are attended to most.
+"""Key norms: keeps keys of small norm, which get the most attention.
 
 Devoto et al., EMNLP 2024, https://arxiv.org/abs/2406.11430
 """
@@ -19,17 +19,17 @@ __all__ = ["KeyNormScorer", "SkippingAllocator"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the norm of the key."""
+    """Offer the scorer 'knorm', the negative norm of the key."""
     return {"knorm": KeyNormScorer}
 
 
 @hookimpl
 def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
-    """Offer layers that are left whole."""
+    """Offer the allocator 'skiplayers', with layers that keep everything."""
     return {"skiplayers": SkippingAllocator}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer norms alone, as the authors' function: no token is protected, no layer skipped."""
+    """Offer the setting of the authors' function: protect no token, and skip no layer."""
     return {"knorm": {"scorer": "knorm", "recent": 0}}

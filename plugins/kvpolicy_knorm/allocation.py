@@ -1,4 +1,4 @@
-"""Some layers keep everything; the others pay for it."""
+"""Allocate so that some layers keep everything, and the others share the rest of the budget."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kvpolicy.pipeline.capabilities import ModelFacts
 
 
 def _as_layers(layers: Any) -> Any:
-    """Return a sequence as a tuple, and leave the rest for the validator to see."""
+    """Return a sequence as a tuple. Other values are left for the validator."""
     return (
         tuple(layers)
         if isinstance(layers, Sequence) and not isinstance(layers, str | bytes)
@@ -29,7 +29,7 @@ def _as_layers(layers: Any) -> Any:
 
 
 def _layers(instance: object, option: Attribute[Any], layers: Any) -> None:
-    """Refuse all but different ints of at least 0, one or more."""
+    """Raise InvalidValueError unless `layers` has different ints of at least 0, one or more."""
     if (
         not isinstance(layers, tuple)
         or not layers
@@ -44,12 +44,12 @@ def _layers(instance: object, option: Attribute[Any], layers: Any) -> None:
 
 @attrs.frozen(kw_only=True)
 class SkippingAllocator:
-    """Lets `layers` keep all positions, and shares out what is left of the budget equally.
+    """Lets `layers` keep all positions, and gives the other layers equal parts of the rest.
 
     rest = (layers of the model * budget - skipped layers * tokens seen) / (layers not skipped)
 
-    The rest is never below `least` of the budget: a prompt that is longer than that allows is
-    evicted from the skipped layers as well.
+    The rest is at least `least` times the budget. With a longer prompt the skipped layers are
+    evicted too.
 
     Devoto et al., EMNLP 2024, https://arxiv.org/abs/2406.11430.
 
@@ -64,7 +64,7 @@ class SkippingAllocator:
     least: float = attrs.field(default=0.5, converter=as_float, validator=[positive, share])
 
     def check_model(self, model: ModelFacts) -> None:
-        """Raise InvalidValueError if the model has no such layers, or none besides them."""
+        """Raise InvalidValueError if the model does not have these layers and others."""
         if max(self.layers) >= model.layers or len(self.layers) == model.layers:
             raise InvalidValueError(
                 f"'layers' {list(self.layers)} must be some, but not all, of the {model.layers} "
@@ -74,9 +74,9 @@ class SkippingAllocator:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return the same count for all heads of a layer; no score is looked at."""
+        """Return the same count for all heads of a layer. It does not depend on the scores."""
         batch, heads, length = scores.shape
-        # What is seen, not what is held: later turns find layers of different length.
+        # Tokens seen, not positions held: after a turn, layers hold different numbers.
         seen = observation.seen
         skipped = sum(layer < observation.num_layers for layer in self.layers)
         others = observation.num_layers - skipped

@@ -1,4 +1,4 @@
-"""Importance by the norm of the key: the smaller, the better."""
+"""Score by the norm of the key: the smaller the norm, the higher the score."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvpolicy.options import count
 
 @attrs.frozen(kw_only=True)
 class KeyNormScorer:
-    """Scores a position by the length of its key, negated; attention is not looked at.
+    """Scores a position by the negative norm of its key. Attention is not used.
 
     score_i = -||k_i||
 

@@ -1,4 +1,4 @@
-"""LaCache: a ladder over the layers, so that each position is left in some of them.
+"""LaCache: a ladder over the layers, so that most positions are kept in some of the layers.
 
 Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204
 """
@@ -21,19 +21,19 @@ __all__ = ["Ladder", "LadderAllocator", "LadderScorer", "Plan", "Planner"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the ladder."""
+    """Offer the scorer 'lacache', the ladder."""
     return {"lacache": LadderScorer}
 
 
 @hookimpl
 def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
-    """Offer the counts that go with it."""
+    """Offer the allocator 'lacache', for the scores of the ladder."""
     return {"lacache": LadderAllocator}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the published setting: iterative compaction at every token, positions by slot."""
+    """Offer the published setting: compaction at every token, and rotary positions by slot."""
     return {
         "lacache": {
             "scorer": "lacache",

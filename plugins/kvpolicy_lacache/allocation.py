@@ -1,4 +1,4 @@
-"""As many positions as the ladder keeps: it may drop a few more than it has to."""
+"""Allocate as many positions as the ladder keeps, which may be a few less than the budget."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kvpolicy_lacache.scoring import LadderScorer
 
 @attrs.frozen(kw_only=True)
 class LadderAllocator:
-    """Gives heads as many positions as score 0 or more, and at most the budget.
+    """Gives heads as many positions as have a score of at least 0, and at most the budget.
 
-    Which is what the ladder keeps, if the scores are those of its scorer. Heads get equally many:
-    those of one layer must hold the same positions. Where a smoother has mixed the scores, the
-    head that keeps the most is decisive.
+    With the scores of scorer 'lacache', these are the positions that the ladder keeps. All heads of
+    a layer get the same number, because they must hold the same positions. If a smoother has made
+    the scores of heads different, the largest number counts.
 
     Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204.
 
@@ -31,18 +31,18 @@ class LadderAllocator:
     """
 
     def check_parts(self, parts: Mapping[str, object]) -> None:
-        """Raise InvalidValueError for scores of which 0 is no threshold."""
+        """Raise InvalidValueError unless the scorer is 'lacache'."""
         scorer = parts["scorer"]
         if not isinstance(scorer, LadderScorer):
             raise InvalidValueError(
-                f"allocator 'lacache' keeps what scores 0 or more, which of the scores of "
-                f"{type(scorer).__name__} says nothing. Use scorer='lacache', or "
+                "allocator 'lacache' keeps positions that score at least 0. That has a meaning for "
+                f"scorer 'lacache' only, not for {type(scorer).__name__}. Use scorer='lacache', or "
                 "allocator='uniform'."
             )
 
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return the counts, on the device of the scores."""
+        """Return the counts on the device of the scores."""
         counts: Tensor = (scores >= 0).sum(-1).clamp(max=budget)
         return counts.amax(1, keepdim=True).expand_as(counts)

@@ -1,4 +1,4 @@
-"""The ladder: of every group of neighbours, each layer keeps other ones than the next layer."""
+"""The ladder: which rows of each group of neighbours a layer keeps. They differ between layers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 
 @attrs.frozen(kw_only=True)
 class Ladder:
-    """How many neighbours form a group, and how many of them a layer keeps, its teeth.
+    """The size of a group of neighbouring rows, and how many of them a layer keeps (its teeth).
 
     group = 1 + ceil((layers - span) / (span - overlap))
     teeth = min(ceil(span / (span - overlap)), group)
 
-    With a `gap` above 1 groups are coarser: 1 + gap (group - 1) neighbours, teeth `gap` apart.
+    With a `gap` above 1 groups are coarser: they have 1 + gap (group - 1) rows, and the teeth are
+    `gap` rows apart.
 
     Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204.
 
@@ -30,29 +31,29 @@ class Ladder:
 
     @property
     def group(self) -> int:
-        """Neighbours in a group; 1 where the span covers all layers."""
+        """The number of rows in a group; 1 if the span covers all layers."""
         return 1 + max(0, ceil_div(self.layers - self.span, self.span - self.overlap))
 
     @property
     def teeth(self) -> int:
-        """How many of a group a layer keeps."""
+        """How many rows of a group a layer keeps."""
         return min(ceil_div(self.span, self.span - self.overlap), self.group)
 
     @property
     def drops(self) -> int:
-        """How many of a group a layer drops; 0 where there is no ladder."""
+        """How many rows of a group a layer drops; 0 if the span covers all layers."""
         return self.group - self.teeth
 
     def size(self, gap: int) -> int:
-        """Return the neighbours in a group whose teeth are `gap` apart."""
+        """Return the number of rows in a group whose teeth are `gap` rows apart."""
         return 1 + gap * (self.group - 1)
 
     def thinned(
         self, rows: Int[Tensor, " S"], *, first: int, groups: int, gap: int, offset: int
     ) -> Int[Tensor, " K"]:
-        """Keep the teeth of `groups` groups, and all that stands before and behind them.
+        """Return the teeth of `groups` groups, and all rows before and behind these groups.
 
-        The groups begin at `rows[first]`, the teeth at the `offset`-th of each.
+        The groups begin at `rows[first]`. In each group the teeth begin at row `offset`.
 
         >>> ladder = Ladder(layers=8, span=4)
         >>> for offset in range(2):
@@ -67,5 +68,5 @@ class Ladder:
 
 
 def ceil_div(number: int, by: int) -> int:
-    """Divide and round up."""
+    """Return number / by, rounded up."""
     return -(-number // by)

@@ -1,4 +1,4 @@
-"""Which rows of a layer go when it holds too much: from the cursor on, then from the start."""
+"""The rows that a full layer drops: first from the cursor on, then in passes from the start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvpolicy_lacache.ladder import Ladder, ceil_div
 
 @attrs.frozen(kw_only=True, eq=False)
 class Plan:
-    """The rows that stay, on the CPU, and how many of them count as compacted: the cursor."""
+    """The rows that are kept, on the CPU, and the cursor: how many of them are compacted."""
 
     rows: Int[Tensor, " K"]
     cursor: int
@@ -22,10 +22,10 @@ class Plan:
 
 @attrs.frozen(kw_only=True)
 class Planner:
-    """Compacts layers to `budget` rows, of which the first `start` always stay.
+    """Plans how layers are compacted to `budget` rows. The first `start` rows are always kept.
 
-    With `groups` "authors", teeth may stand behind the last group, so that the plan has a row
-    twice, and groups may reach into the last rows. "fitting" prevents both.
+    With `groups` "authors", teeth may be behind the last group, so a plan may have a row twice.
+    Groups may also reach into the last rows. "fitting" prevents both.
 
     Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204.
 
@@ -40,11 +40,11 @@ class Planner:
     groups: Literal["fitting", "authors"] = "fitting"
 
     def plan(self, cursor: int, *, length: int, layer: int) -> Plan:
-        """Return what stays of `length` rows, of which those before the cursor are compacted."""
+        """Return which of `length` rows are kept. Rows before the cursor are already compacted."""
         plan = Plan(rows=torch.arange(length, device="cpu"), cursor=cursor)
         if self._at_once and length > self.budget:
             plan = self._continued(plan, layer)
-            # Coarse groups that stop short of the last rows leave some for a second pass.
+            # Coarse groups end before the last rows, so a second pass may be needed.
             for _ in range(2):
                 plan = self._started_over(plan, layer)
         return self._without_the_oldest(plan)
@@ -59,14 +59,14 @@ class Planner:
         return max(0, len(plan.rows) - self.budget)
 
     def _continued(self, plan: Plan, layer: int) -> Plan:
-        """Compact from the cursor on, short of the last rows: as many as there are layers."""
+        """Compact from the cursor on, up to the last rows; these are as many as the layers."""
         room = self.budget - plan.cursor - self.ladder.layers
         needed = ceil_div(self._excess(plan), self.ladder.drops)
         groups = max(0, min(needed, room // self.ladder.teeth))
         return self._thinned(plan, first=plan.cursor, groups=groups, gap=1, layer=layer)
 
     def _started_over(self, plan: Plan, layer: int) -> Plan:
-        """Compact from the start, in groups as coarse as one pass makes necessary."""
+        """Compact from the start, in groups that are coarse enough for one pass."""
         ladder, excess = self.ladder, self._excess(plan)
         gap = max(1, ceil_div(excess, self._at_once))
         groups = ceil_div(excess, ladder.size(gap) - ladder.teeth)
@@ -79,7 +79,7 @@ class Planner:
         if not groups:
             return plan
         ladder = self.ladder
-        # As many places for the first tooth as leave the last one in its group.
+        # The places of the first tooth for which the last tooth is still in the group.
         places = 1 + gap * ladder.drops
         if self.groups == "authors":
             places = 1 + ladder.size(gap) - ladder.teeth
@@ -87,7 +87,7 @@ class Planner:
         return Plan(rows=rows, cursor=first + groups * ladder.teeth)
 
     def _without_the_oldest(self, plan: Plan) -> Plan:
-        """Drop what is still too much right behind the start, as StreamingLLM does."""
+        """Drop the rows after the start that still exceed the budget, as StreamingLLM does."""
         excess = self._excess(plan)
         rows = torch.cat([plan.rows[: self.start], plan.rows[self.start + excess :]])
         return Plan(rows=rows, cursor=max(self.start, plan.cursor - excess))

@@ -1,4 +1,4 @@
-"""Importance by the ladder: what it keeps, the later the better, before what it drops."""
+"""Score by the ladder: rows that it keeps, later ones higher, before rows that it drops."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_lacache.ladder import Ladder
 from kvpolicy_lacache.planning import Planner
 
-DROPPED = -1.0  # in the plan, beside 1 for compacted and 0 for as it is
+DROPPED = -1.0  # in the plan; 1 is compacted and kept, 0 is unchanged
 
 
 @attrs.frozen(kw_only=True)
 class LadderScorer:
-    """Scores from 0 what the ladder keeps, and below 0 what it drops, within the budget.
+    """Gives rows that the ladder keeps scores of at least 0, and rows that it drops lower ones.
 
-    score_i = i / S, less 1 if the ladder drops row i of S
+    score_i = i / S, minus 1 if the ladder drops row i of S
 
-    Running state has two numbers for a position: whether it is compacted already, and the plan for
-    the eviction at hand, 1 to be compacted and kept, -1 to be dropped, 0 to stay as it is. A plan
-    counts as carried out when nothing is left that it dropped.
+    The running state has two numbers for a position. The first says whether it is compacted
+    already. The second is the plan for this eviction: 1 is compacted and kept, -1 is dropped, 0 is
+    unchanged. A plan counts as carried out if no row is left that it dropped.
 
-    `span` is how many layers a rung of the ladder covers, None for half of those that evict;
-    `overlap` how many of them the next rung covers too. The first `start` positions always stay.
-    For `groups` see `kvpolicy_lacache.planning`.
+    `span` is how many layers a rung of the ladder covers; None is half of those that evict.
+    `overlap` is how many of these the next rung covers too. The first `start` positions are always
+    kept. For `groups` see `kvpolicy_lacache.planning`.
 
     Shi et al., ICML 2025, https://arxiv.org/abs/2507.14204.
 
@@ -54,48 +54,48 @@ class LadderScorer:
     )
 
     def __attrs_post_init__(self) -> None:
-        """Refuse a ladder that does not climb."""
+        """Raise InvalidValueError unless `overlap` is below `span`."""
         if self.span is not None and self.overlap >= self.span:
             raise InvalidValueError(f"overlap={self.overlap} must be below span={self.span}")
 
     def check_model(self, model: ModelFacts) -> None:
-        """Raise InvalidValueError if the span leaves no layer out, so that nothing could go."""
+        """Raise InvalidValueError if the span covers all layers: then nothing could be evicted."""
         span = self.ladder(model.layers).span
         if span >= model.layers:
             raise InvalidValueError(
                 f"'span' must be below the number of layers that evict, so that each position is "
                 f"kept by some of them only, but it is {span} and {model.name} has {model.layers}. "
-                "Give a smaller 'span' or 'overlap', or another method to a model of one layer."
+                "Give a smaller 'span' or 'overlap'. For a model of one layer use another method."
             )
 
     def ladder(self, layers: int) -> Ladder:
-        """Return the ladder over so many layers."""
+        """Return the ladder over `layers` layers."""
         span = max(layers // 2, self.overlap + 1) if self.span is None else self.span
         return Ladder(layers=layers, span=span, overlap=self.overlap)
 
     def planner(self, layers: int, budget: int) -> Planner:
-        """Return who plans within a budget; a small one is taken from `start`, down to 1."""
+        """Return the planner for a budget. A small budget makes `start` smaller, down to 1."""
         ladder = self.ladder(layers)
         start = min(self.start, max(1, budget - ladder.layers - ladder.teeth))
         return Planner(ladder=ladder, budget=budget, start=start, groups=self.groups)
 
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S 2"]:
-        """Note what is compacted, and plan what is to go if the layer is evicted now."""
+        """Return which rows are compacted, and the plan for an eviction of the layer now."""
         planner = self.planner(observation.num_layers, observation.budget)
-        # Compacted rows come first: to count them is to know where they end.
+        # Compacted rows come first, so their number is the cursor.
         cursors = _compacted(observation).sum(-1, keepdim=True).clamp(min=planner.start)
         rows = torch.arange(observation.length, device=cursors.device)
         before = (rows < cursors).float()
         planned = before
         if observation.length > planner.budget:
-            # The cursor decides how many rows are left: the host has to know it.
+            # The cursor decides how many rows are left, and the host must know this number.
             of_rows = [_planned(planner, each, observation) for each in cursors.flatten().tolist()]
             planned = torch.stack(of_rows).to(before).view_as(before)
         state = torch.stack([before, planned], dim=-1)
         return state.expand(-1, observation.queries.shape[1], -1, -1)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Return the order of the rows, those to be dropped first; no query is looked at."""
+        """Return scores in the order of the rows, lower for dropped rows. Queries are not used."""
         state = observation.state
         if state is None:
             state = self.accumulate(observation)
@@ -105,7 +105,7 @@ class LadderScorer:
 
 
 def _planned(planner: Planner, cursor: int, observation: Observation) -> Float[Tensor, " S"]:
-    """Return the plan for one sequence, as it is kept in the state."""
+    """Return the plan for one sequence, as the running state holds it."""
     plan = planner.plan(cursor, length=observation.length, layer=observation.layer)
     planned = torch.full((observation.length,), DROPPED, dtype=torch.float32, device="cpu")
     planned[plan.rows] = 0.0
@@ -114,7 +114,7 @@ def _planned(planner: Planner, cursor: int, observation: Observation) -> Float[T
 
 
 def _compacted(observation: Observation) -> Bool[Tensor, "B 1 S"]:
-    """Return which rows are compacted, now that the last plan was carried out or was not."""
+    """Return which rows are compacted, from the last plan if it was carried out."""
     if observation.state is None:
         return observation.keys.new_zeros(
             (len(observation.keys), 1, observation.length), dtype=torch.bool

@@ -1,4 +1,4 @@
-"""LagKV: what stands out against the partition of text that follows it, attention-free.
+"""LagKV: keeps what differs most from the next partition of the text, without attention.
 
 Liang et al., 2025, https://arxiv.org/abs/2504.04704
 """
@@ -17,11 +17,11 @@ __all__ = ["LagScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the rank in a partition by lag-relative information."""
+    """Offer the scorer 'lagkv', the rank in a partition by lag-relative information."""
     return {"lagkv": LagScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the sinks of the authors' code, and eviction whenever a partition has been decoded."""
+    """Offer the sinks of the authors' code, with an eviction after each decoded partition."""
     return {"lagkv": {"scorer": "lagkv", "sinks": 16, "every": 128}}

@@ -1,4 +1,4 @@
-"""A layer's rows by the partition of the text that they come from."""
+"""The partitions of the text, and the rows of a layer that belong to each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from kvpolicy.observation.observation import Observation
 
 @attrs.frozen(kw_only=True, eq=False)
 class Partitions:
-    """Stretches of the text, numbered from 1 among those that still hold a row; 0 are the sinks.
+    """The partition of each row. Partitions that still hold a row are numbered from 1.
 
-    `judged` says which rows have a partition to be compared with: behind their own, complete, and
-    with a row left.
+    Number 0 is for the sinks. `judged` marks the rows that can be compared with a later partition:
+    one that is complete and still holds a row.
     """
 
     members: Int[Tensor, "B N S"]
@@ -25,7 +25,7 @@ class Partitions:
     def ranges(
         self, states: Float[Tensor, "B N S D"]
     ) -> tuple[Float[Tensor, "B N S D"], Float[Tensor, "B N S D"]]:
-        """Return, channel by channel, the least and the greatest of the partition behind a row."""
+        """Return the least and the largest of each channel in the partition after a row's own."""
         own = self.members.unsqueeze(-1).expand(states.shape)
         behind = (self.members + 1).clamp(max=self.last).unsqueeze(-1).expand(states.shape)
         table = states.new_zeros(*states.shape[:2], self.last + 1, states.shape[-1])
@@ -39,13 +39,13 @@ class Partitions:
         """Return the softmax among the rows of each partition."""
         table = logits.new_zeros(*logits.shape[:2], self.last + 1)
         largest = table.scatter_reduce(2, self.members, logits, "amax", include_self=False)
-        # In double precision the order in which a GPU adds up does not show.
+        # A GPU adds in varying order. In double precision this does not change the result.
         weights = (logits - largest.gather(2, self.members)).double().exp()
         sums = table.double().scatter_add(2, self.members, weights)
         return (weights / sums.gather(2, self.members)).to(logits)
 
     def ranks(self, scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N S"]:
-        """Return how many rows of its partition are better than a row, or as good and earlier."""
+        """Return each row's rank in its partition, from 0. Of equal scores the earlier is first."""
         best_first = scores.argsort(dim=-1, descending=True, stable=True)
         grouped = self.members.gather(-1, best_first).argsort(dim=-1, stable=True)
         order = best_first.gather(-1, grouped)
@@ -56,7 +56,7 @@ class Partitions:
 
 
 def partitions_of(observation: Observation, *, sinks: int, lag: int) -> Partitions:
-    """Cut all text seen so far, whatever is left of it, every `lag` tokens behind the sinks.
+    """Return the partitions of the text seen so far, of `lag` tokens each, after the sinks.
 
     >>> layer = Observation(queries=torch.zeros(1, 1, 1, 1), keys=torch.zeros(1, 1, 6, 1),
     ...                     values=torch.zeros(1, 1, 6, 1), seen=12,

@@ -1,4 +1,4 @@
-"""Importance by lag-relative information: what the text that follows is unlike."""
+"""Score by lag-relative information: how much a row differs from the next partition."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, natural, positive
 from kvpolicy_lagkv.partitions import Partitions, partitions_of
 
-LIMIT = 1e6  # of a normalised channel, so that its square stays finite
+LIMIT = 1e6  # the largest normalized channel, so that its square stays finite
 
 
 @attrs.frozen(kw_only=True)
 class LagScorer:
-    """Ranks a position within its partition of `lag` tokens, by how unlike the next one it is.
+    """Ranks a position in its partition of `lag` tokens by its difference from the next one.
 
     z = (x - min) / (max - min)    per channel, over the next partition
     information = softmax(std z) of the keys + value_weight softmax(std z) of the values
     score_i = -(rank of its information in the partition, from 0)
 
-    so that the best scores are an equal share of every partition; of equal ranks, the later. The
-    first `sinks` tokens score highest; then, the later the better, those with no complete partition
-    behind their own. Queries are not looked at.
+    So every partition keeps an equal share. Of equal ranks, the position in the later partition
+    scores higher. The first `sinks` tokens score highest. Next are tokens with no complete
+    partition after their own, later tokens higher. Queries are not used.
 
     Liang et al., https://arxiv.org/abs/2504.04704.
 
@@ -70,9 +70,9 @@ class LagScorer:
 def _information(
     states: Float[Tensor, "B N S D"], partitions: Partitions
 ) -> Float[Tensor, "B N S"]:
-    """Return the softmax, in each partition, of the spread of a row's normalised channels."""
+    """Return the softmax in each partition of the deviation of a row's normalized channels."""
     low, high = partitions.ranges(states)
-    # A channel on which the next partition does not vary has no scale: it says nothing.
+    # A channel that is constant in the next partition has no scale, so it counts as 0.
     normalised = torch.where(high > low, (states - low) / (high - low), 0.0)
     channels = states.shape[-1]
     spread = normalised.clamp(-LIMIT, LIMIT).std(-1, correction=min(1, channels - 1))

@@ -1,4 +1,4 @@
-"""LOOK-M: evicted positions are merged, key and value, into the most similar kept one.
+"""LOOK-M: merges evicted keys and values into the kept position with the most similar key.
 
 Wan et al., Findings of EMNLP 2024, https://aclanthology.org/2024.findings-emnlp.235/
 """
@@ -17,11 +17,11 @@ __all__ = ["SimilarityMergingCompactor"]
 
 @hookimpl
 def kvpolicy_compactors() -> Mapping[str, Callable[..., Compactor]]:
-    """Offer the merging of keys and values."""
+    """Offer the compactor 'lookm'."""
     return {"lookm": SimilarityMergingCompactor}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer pivotal merging: four sinks and accumulated attention, half of the budget recent."""
+    """Offer pivotal merging with four sinks, accumulated attention, and half the budget recent."""
     return {"lookm": {"scorer": "h2o", "compactor": "lookm", "sinks": 4, "recent": 0.5, "every": 1}}

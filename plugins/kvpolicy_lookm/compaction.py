@@ -1,4 +1,4 @@
-"""Compact by merging: what is evicted goes into the kept position with the most similar key."""
+"""Compact by merging: add evicted rows to the kept position with the most similar key."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kvpolicy_lookm.merging import Merge, shares, weighted_mean
 
 @attrs.frozen(kw_only=True)
 class SimilarityMergingCompactor:
-    """Merges every evicted key and value into those of the kept key that is most like it.
+    """Merges every evicted key and value into the kept position with the most similar key.
 
-    With s the cosine of an evicted key to the most similar kept one, x, and n evicted d that x is
-    the most similar for, keys and values alike become, by `merge`,
+    s is the cosine of an evicted key and the kept key that is most similar to it. A kept key or
+    value x, which is the best match of n evicted ones d, becomes, depending on `merge`:
 
     "pivot"       (x + sum (d + x) / 2) / (1 + n)
     "averaged"    (x + sum d) / (1 + n)
-    "weighted"    (x + sum s d) / (1 + n), over the evicted with an s of at least the average
+    "weighted"    (x + sum s d) / (1 + n), over evicted ones with an s of at least the mean
     "normalized"  (x + sum w d) / (1 + sum w)  with  w = (1 + s) / 2
 
-    "weighted" compares heads: all heads of a layer must then keep equally many.
+    "weighted" compares heads: all heads of a layer must then keep the same number.
 
     Wan et al., Findings of EMNLP 2024, https://aclanthology.org/2024.findings-emnlp.235/;
     "normalized" is that of https://github.com/Zefan-Cai/KVCache-Factory.
@@ -47,7 +47,7 @@ class SimilarityMergingCompactor:
 
     @property
     def across_heads(self) -> bool:
-        """Whether heads are compared: those of "weighted" share one filter."""
+        """Whether heads are compared: "weighted" has one filter for all heads."""
         return self.merge == "weighted"
 
     def compact(

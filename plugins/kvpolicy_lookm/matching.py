@@ -1,4 +1,4 @@
-"""Which kept key an evicted one is most similar to."""
+"""The kept key that is most similar to each evicted key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvpolicy_kernels import rows_per_block, spans
 
 
 class Match(NamedTuple):
-    """For every evicted key, the slot of the most similar kept one, and their cosine."""
+    """For every evicted key: the slot of the most similar kept key, and their cosine."""
 
     slots: Int64[Tensor, "B N E"]
     similarity: Float32[Tensor, "B N E"]
@@ -24,7 +24,7 @@ def nearest_kept(
     kept: Float[Tensor, "B N K D"],
     is_kept: Bool[Tensor, "B N K"],
 ) -> Match:
-    """Match evicted keys to kept ones by cosine, a bounded block of them at a time.
+    """Match evicted keys to kept ones by cosine, in blocks of bounded size.
 
     >>> kept = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
     >>> match = nearest_kept(torch.tensor([[[[3.0, 4.0]]]]), kept, torch.ones(1, 1, 2).bool())
@@ -39,7 +39,7 @@ def nearest_kept(
         found.append(cosines.masked_fill_(~is_kept[:, :, None], -torch.inf).max(-1))
     return Match(
         slots=torch.cat([each.indices for each in found], -1),
-        # A head that keeps nothing has no cosine.
+        # A head that keeps nothing has no cosine, and its maximum is -inf.
         similarity=torch.cat([each.values for each in found], -1).clamp(min=-1.0),
     )
 

@@ -1,4 +1,4 @@
-"""What an evicted position counts for in the kept one that it is merged into."""
+"""The weight of an evicted position in the kept position that it is merged into."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Merge = Literal["pivot", "averaged", "weighted", "normalized"]
 
 
 class Shares(NamedTuple):
-    """Of every evicted position: its own weight, what it repeats of the kept one, and its count.
+    """Three weights of each evicted row: its own, that of the kept row repeated, and its count.
 
     x becomes (x (1 + sum repeated) + sum own d) / (1 + sum counted).
     """
@@ -51,9 +51,9 @@ def shares(
 def _close(
     similarity: Float32[Tensor, "B N E"], is_evicted: Bool[Tensor, "B N E"]
 ) -> Bool[Tensor, "B 1 E"]:
-    """Say which evicted positions have a cosine of at least the average, as a mean over heads.
+    """Return which evicted positions have at least the mean cosine, averaged over heads.
 
-    The j-th evicted positions of all heads are compared; heads may have evicted different ones.
+    The j-th evicted positions of all heads are averaged, even if heads evicted different ones.
     """
     heads = is_evicted.sum(1, keepdim=True)
     over_heads = (similarity * is_evicted).sum(1, keepdim=True) / heads.clamp(min=1)
@@ -68,9 +68,9 @@ def weighted_mean(
     slots: Int64[Tensor, "B N E"],
     share: Shares,
 ) -> Float[Tensor, "B N K D"]:
-    """Return kept keys or values with the evicted ones in them; computed in float32.
+    """Return kept keys or values with the evicted ones merged into them, computed in float32.
 
-    A row that nothing is merged into stays as it is, bit for bit.
+    A row that nothing is merged into does not change, bit for bit.
     """
     nothing = kept.new_zeros(kept.shape[:3], dtype=torch.float32)
     repeated = nothing.scatter_add(2, slots, share.repeated)

@@ -1,6 +1,7 @@
-"""The oracle: knows what will be asked of the cache, and keeps what those answers need most.
+"""The oracle: knows the future queries, and keeps the positions that they need most.
 
-For evaluation only: no method can know it. It has no recipe, since what it knows is no plain data.
+For evaluation only: no method can know these queries. There is no recipe, because recorded queries
+are not plain data.
 """
 
 from __future__ import annotations
@@ -16,5 +17,5 @@ __all__ = ["Foresight", "OracleScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer hindsight."""
+    """Offer the scorer 'oracle'."""
     return {"oracle": OracleScorer}

@@ -1,4 +1,4 @@
-"""Importance by hindsight: what the queries to come would lose without a position."""
+"""Score by future queries: the change of their outputs if a position is evicted."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from kvpolicy.options import count
 from kvpolicy_kernels import joint_reconstruction_error
 
 LEAST_REST = 2.0**-50
-"""What a position leaves to the others counts as at least that much: its odds must stay finite."""
+"""The least value of 1 - a, the attention that a position leaves to others: odds stay finite."""
 
 
 @runtime_checkable
 class Foresight(Protocol):
-    """Knows what comes after an observation; `kvpolicy.evaluation.recording.Recording` does."""
+    """Knows what follows an observation, like `kvpolicy.evaluation.recording.Recording`."""
 
     def future_of(self, observation: Observation) -> Future:
-        """Return the queries, keys and values to come of the layer and heads that are shown."""
+        """Return the future queries, keys and values of the layer and heads that are shown."""
         ...
 
 
 def _foresight(instance: object, option: attrs.Attribute[Any], value: Any) -> None:
     if isinstance(value, type) or not isinstance(value, Foresight):
         raise InvalidValueError(
-            f"{option.name!r} must know the future, as what kvpolicy.evaluation.recording.record "
-            f"returns does, but is {shown(value)}"
+            f"{option.name!r} must have a method future_of, but is {shown(value)}. Give what "
+            "kvpolicy.metrics.record returns"
         )
 
 
 @attrs.frozen(kw_only=True)
 class OracleScorer:
-    """Scores a position by the error that its loss will cause in the outputs to come.
+    """Scores a position by the error that its eviction causes in future outputs.
 
     score_i = 1/F sum_f ||sum_h a_hfi / (1 - a_hfi) W_h (o_hf - v_i)||
 
-    over the F queries of the `future` and the query heads h that share the position: each attends
-    to all that is held and to the tokens between. One score for all query heads of a group, of
-    sums in float64. Where the output projection is not known, errors are those in value space.
+    over the F queries of the `future` and the query heads h of the group. Each query attends to all
+    positions held, and to the future tokens up to its own. All query heads of a group have the same
+    score. Sums are in float64. If the output projection is not known, errors are in value space.
 
-    `window` queries of the prompt are shown; none is looked at.
+    `window` queries of the prompt are shown; the scorer uses none.
 
     >>> from kvpolicy.testing import observation
     >>> from kvpolicy.evaluation.recording import Future
@@ -66,7 +66,7 @@ class OracleScorer:
     window: int = attrs.field(default=1, validator=count)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Average the errors over the queries to come; the window is not folded."""
+        """Return the mean of the errors over the future queries. `reduce` is not used."""
         future, factors = self.future.future_of(observation), observation.group_factors
         keys = torch.cat([observation.keys, future.keys], dim=2).double()
         values = torch.cat([observation.values, future.values], dim=2).double()
@@ -83,7 +83,7 @@ class OracleScorer:
 def _attention(
     query: Float64[Tensor, "B H D"], keys: Float64[Tensor, "B N S D"], observation: Observation
 ) -> Float64[Tensor, "B H S"]:
-    """Return one query's attention, in float64: it may be all but 1e-10 on one position."""
+    """Return one query's attention in float64, because one position may have 1 - 1e-10 of it."""
     by_group = query.unflatten(1, (keys.shape[1], -1))
     logits: Tensor = (by_group @ keys.mT).flatten(1, 2) * observation.scaling
     if observation.softcap is not None:
@@ -96,7 +96,7 @@ def _errors(
     values: Float64[Tensor, "B N S Dv"],
     factors: Float[Tensor, "N R GDv"] | None,
 ) -> Float64[Tensor, "B N S"]:
-    """Return what one query loses with each of the positions that it attends to."""
+    """Return the error of one query's output for the eviction of each position."""
     output = (attention.unflatten(1, (values.shape[1], -1)) @ values).flatten(1, 2)
     odds = attention / (1 - attention).clamp_min(LEAST_REST)
     return joint_reconstruction_error(odds, values, output, factors)

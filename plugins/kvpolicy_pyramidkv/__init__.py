@@ -1,4 +1,4 @@
-"""PyramidKV: the first layers keep more positions than the last, on average the budget.
+"""PyramidKV: gives the first layers more positions than the last; the budget is the mean.
 
 Cai et al., https://arxiv.org/abs/2406.02069
 """
@@ -17,11 +17,11 @@ __all__ = ["PyramidAllocator"]
 
 @hookimpl
 def kvpolicy_allocators() -> Mapping[str, Callable[..., Allocator]]:
-    """Offer the pyramid over layers."""
+    """Offer the allocator 'pyramidkv'."""
     return {"pyramidkv": PyramidAllocator}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the pyramid with the scores that its authors use, those of SnapKV."""
+    """Offer the authors' setting: the scores of SnapKV with the pyramid."""
     return {"pyramidkv": {"scorer": "snapkv", "smoother": "pooling", "allocator": "pyramidkv"}}

@@ -1,4 +1,4 @@
-"""A pyramid of budgets: an arithmetic series that falls from the first layer to the last."""
+"""Allocate by a pyramid: an arithmetic series that falls from the first layer to the last."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from kvpolicy.options import count, natural, one_of
 
 @attrs.frozen(kw_only=True)
 class PyramidAllocator:
-    """Gives early layers more than the budget and late layers less; all heads of a layer alike.
+    """Gives early layers more positions than the budget, and late layers fewer.
 
-    Every layer has the last `window` positions, which are in the budget. Of the others, base on
-    average, the last layer has base / `beta` and the first 2 base less that, or all the past if
-    that is fewer; then the last layer has what the first leaves.
+    All heads of a layer get the same number. Every layer keeps the last `window` positions, which
+    are part of the budget. Of the other positions, base on average, the last layer gets base /
+    `beta`, and the first gets the rest of 2 base. If the past has fewer positions than that, the
+    first layer gets all of them, and the last layer gets the rest of 2 base.
 
-    `schedule` "exact" spends the budget to the position. "reference" is the authors' series, whose
-    rounded step makes it spend more (see README). `short` "uniform" treats all layers alike where
-    fewer than 2 base tokens were seen, as the authors do; a larger budget can then take positions
-    away from early layers.
+    `schedule` "exact" uses exactly the budget. "reference" is the authors' series, which exceeds
+    the budget because of its rounding (see README). `short` "uniform" gives all layers the same
+    number if fewer than 2 base tokens were seen, as the authors do. A larger budget can then take
+    positions away from early layers.
 
     Cai et al., https://arxiv.org/abs/2406.02069.
 
@@ -48,14 +49,14 @@ class PyramidAllocator:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return the layer's count for every head; no score is looked at."""
+        """Return the layer's count for every head. It does not depend on the scores."""
         batch, heads, length = scores.shape
         window = min(self.window, budget)
         kept = window + self._past_of(observation, budget - window)
         return torch.full((batch, heads), min(kept, length), dtype=torch.long, device="cpu")
 
     def _past_of(self, observation: Observation, base: int) -> int:
-        """Return how many positions of the past the layer keeps, where `base` is the average."""
+        """Return how many positions of the past the layer keeps. The mean over layers is `base`."""
         past = max(0, observation.seen - self.window)
         base = min(base, past)
         layer, last = observation.layer, observation.num_layers - 1
@@ -71,8 +72,9 @@ class PyramidAllocator:
 def _exact(most: int, least: int, layer: int, last: int) -> int:
     """Return a layer's term of the series from `most` to `least`, in whole positions.
 
-    Layers that mirror each other have most + least together: the later one's term is rounded down,
-    the earlier one has the rest. So the sum is exact, and with a larger budget no term is smaller.
+    Opposite layers, layer and last - layer, have most + least positions together. The later one's
+    term is rounded down, and the earlier one gets the rest. So the sum is exact, and a larger
+    budget makes no term smaller.
 
     >>> [_exact(9, 1, layer, 3) for layer in range(4)]
     [9, 7, 3, 1]

@@ -1,4 +1,4 @@
-"""Random eviction: the baseline that any method must beat."""
+"""Random eviction: a baseline that methods should be better than."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["RandomScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer chance."""
+    """Offer the scorer 'random'."""
     return {"random": RandomScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer chance alone: not even the most recent position is sure to stay."""
+    """Offer random scores without protection: even the most recent position may be evicted."""
     return {"random": {"scorer": "random", "recent": 0}}

@@ -1,4 +1,4 @@
-"""Importance by chance."""
+"""Score at random."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from kvpolicy.options import at_most, count, natural
 class RandomScorer:
     """Scores positions by independent draws for every layer, head and position.
 
-    The draws depend on `seed`, the layer and the number of positions, not on the device. Every
-    sequence of a batch gets the same ones, so that none depends on its batch mates.
+    The draws depend on `seed`, the layer and the number of positions, and not on the device. All
+    sequences of a batch get the same draws, so no sequence depends on the others.
 
     >>> from kvpolicy import Observation
     >>> layer = Observation(queries=torch.ones(1, 1, 1, 1), keys=torch.ones(1, 1, 3, 1),
@@ -30,7 +30,7 @@ class RandomScorer:
     seed: int = attrs.field(default=0, validator=[natural, at_most(2**32 - 1)])
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Draw from [0, 1); the attention is not looked at."""
+        """Return draws from [0, 1). Attention is not used."""
         batch, heads = observation.queries.shape[:2]
         generator = torch.Generator("cpu")
         generator.manual_seed(self.seed * observation.num_layers + observation.layer)

@@ -26,7 +26,7 @@ __all__ = [
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the reconstruction error: of the average, of each query, of a group of heads."""
+    """Offer reconstruction errors: of averaged attention, of each query, of a group of heads."""
     return {
         "restkv": ReconstructionScorer,
         "windowedrestkv": WindowedReconstructionScorer,
@@ -36,11 +36,11 @@ def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
 
 @hookimpl
 def kvpolicy_smoothers() -> Mapping[str, Callable[..., Smoother]]:
-    """Offer the exponential average with adaptive pooling."""
+    """Offer the smoother 'spatiotemporal', an exponential average with adaptive pooling."""
     return {"spatiotemporal": SpatiotemporalSmoother}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the published setting, which is the parts' defaults."""
+    """Offer the published setting, which is that of the parts' defaults."""
     return {"restkv": {"scorer": "restkv", "smoother": "spatiotemporal"}}

@@ -1,4 +1,4 @@
-"""How far attention moves while the window is read, and the pooling that follows it."""
+"""The drift of attention over the window, and the pooling width and shift for it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kvpolicy_kernels import row_statistics
 
 
 def attention_drift(observation: Observation) -> Float64[Tensor, "B H"] | None:
-    """Mean position attended by the window's older half of queries, less that by its newer half.
+    """Return the mean position of the window's older queries minus that of its newer queries.
 
-    A query attends to its n most attended rows of the cache, window included, where n is the
-    budget without the window. None where there is nothing to measure: one query has no halves, and
-    a budget of no more than the window leaves no n.
+    The mean position of a query is over its n most attended rows of the cache, window included. n
+    is the budget without the window. Returns None if the drift is not defined: one query has no
+    halves, and with a budget of at most the window n is 0.
     """
     window = observation.window
     count = min(observation.budget, observation.length) - window
@@ -27,7 +27,7 @@ def attention_drift(observation: Observation) -> Float64[Tensor, "B H"] | None:
         scaling=observation.scaling,
         softcap=observation.softcap,
     )
-    # As sums of integers they add up exactly in any order: equal halves drift by exactly 0.
+    # Sums of integers are exact in any order, so equal halves have a drift of exactly 0.
     sums = (means * count).round()
     front, rear = sums[..., : window // 2], sums[..., window // 2 :]
     return (front.mean(-1) - rear.mean(-1)) / count
@@ -40,8 +40,8 @@ def adaptive_pooling(
 
     K = max(width, 2 floor(|T| / scale) + 1);  shift = floor(T / scale), plus 1 unless T > 0
 
-    The plus 1 is the authors' code: it rounds a negative T / scale towards zero, except that exact
-    multiples come out 1 higher, 0 among them.
+    The plus 1 is from the authors' code. It rounds a negative T / scale towards zero, except that
+    exact multiples, also 0, get 1 more.
 
     >>> import torch
     >>> drift = torch.tensor([[-7.0, 0.0, 3.0, 7.0]], dtype=torch.float64)

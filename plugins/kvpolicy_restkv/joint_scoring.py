@@ -1,4 +1,4 @@
-"""Scorer `jointrestkv`: the error that losing a position causes in a whole group of heads."""
+"""Scorer `jointrestkv`: the error that evicting a position causes in a whole group of heads."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class JointReconstructionScorer:
 
     score_i = ||sum_h a_hi / (1 - a_hi) W_h (o_h - v_i)||    with    o_h = sum_i a_hi v_i
 
-    The sum runs over the query heads h of the group: they share the position and lose it together.
-    All of them get this one score. The paper instead scores each head alone, see
-    `kvpolicy_restkv.scoring`, where the options are explained.
+    The sum is over the query heads h of the group, because they share the position. All of them get
+    the same score. The paper scores each head alone: see `kvpolicy_restkv.scoring`, which also
+    explains the options.
 
     >>> import torch
     >>> from kvpolicy import Observation
@@ -45,9 +45,9 @@ class JointReconstructionScorer:
         return needs(self.projection)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Score every position, the window's too; `reduce` averages the attention.
+        """Score every position, also those of the window. `reduce` averages the attention.
 
-        Raises UnsupportedModelError if `projection` is "output" and the model does not show it.
+        Raises UnsupportedModelError if `projection` is "output" and the projection is not known.
         """
         factors = group_factors(observation, self.projection, scorer="jointrestkv")
         attention = observation.folded_attention(reduce)

@@ -1,4 +1,4 @@
-"""The output projection as reconstruction errors need it: its factors, or none in value space."""
+"""The factors of the output projection for reconstruction errors; none in value space."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.observation import Observation
 
 Projection: TypeAlias = Literal["output", "value"]
-"""Where errors are measured: behind the output projection, or in value space, without it."""
+"""Where errors are measured: after the output projection, or before it, in value space."""
 
 PROJECTIONS = ("output", "value")
 
@@ -26,7 +26,7 @@ def head_factors(
 ) -> Float[Tensor, "H R Dv"] | None:
     """Return the factor R_h of each query head's projection W_h; None in value space.
 
-    Raises UnsupportedModelError, which names `scorer`, if the model does not show its projection.
+    Raises UnsupportedModelError, which names `scorer`, if the projection is not known.
     """
     if projection == "value":
         return None
@@ -38,7 +38,7 @@ def group_factors(
 ) -> Float[Tensor, "N R GDv"] | None:
     """Return the factor R_g of each group's stacked projections; None in value space.
 
-    Raises UnsupportedModelError, which names `scorer`, if the model does not show its projection.
+    Raises UnsupportedModelError, which names `scorer`, if the projection is not known.
     """
     if projection == "value":
         return None
@@ -48,7 +48,7 @@ def group_factors(
 def _known(factors: Tensor | None, scorer: str) -> Tensor:
     if factors is None:
         raise UnsupportedModelError(
-            f"scorer {scorer!r} measures errors behind the output projection, but this model does "
-            "not show its projection. Use projection='value' to measure errors of values."
+            f"scorer {scorer!r} needs the output projection, which is not known for this model. "
+            "Use projection='value' to measure errors before the projection."
         )
     return factors

@@ -1,4 +1,4 @@
-"""Scorer `restkv`: the error that losing a position causes in each head's averaged output."""
+"""Scorer `restkv`: the error that evicting a position causes in each head's averaged output."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LARGEST_TAU = 8
 
 @attrs.frozen(kw_only=True)
 class ReconstructionScorer:
-    """Scores a position by the error that evicting it alone causes in a head's output.
+    """Scores a position by the error in a head's output if only this position is evicted.
 
     score_i = a_i / (1 - a_i) ||W_h (o - v_i)||^tau    with    o = sum_i a_i v_i
 
     Here `a` is the attention averaged over the observation window, and W_h are the columns of the
-    output projection that query head h owns.
+    output projection of query head h.
 
-    `window`: how many of the last queries judge.
-    `projection`: "output" as above; "value" leaves W_h out.
+    `window`: the number of last queries.
+    `projection`: "output" as above; "value" leaves out W_h.
     `tau`: the power of the norm, above 0 and at most 8.
-    `o_includes_window`: whether the sum o runs over the window's positions too. False is the
-    published method. True is the exact error of the averaged attention.
+    `o_includes_window`: whether o also sums over the window's positions. False is the published
+    method. True gives the exact error of the averaged attention.
 
     An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm, Eq. 7; in value space
     Goel et al., https://arxiv.org/abs/2504.14051.
@@ -56,9 +56,9 @@ class ReconstructionScorer:
         return needs(self.projection)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Score every position, the window's too; `reduce` averages the attention.
+        """Score every position, also those of the window. `reduce` averages the attention.
 
-        Raises UnsupportedModelError if `projection` is "output" and the model does not show it.
+        Raises UnsupportedModelError if `projection` is "output" and the projection is not known.
         """
         factors = head_factors(observation, self.projection, scorer="restkv")
         attention = observation.folded_attention(reduce)
@@ -69,6 +69,6 @@ class ReconstructionScorer:
 def output_of(
     attention: Float[Tensor, "B H S"], observation: Observation, *, with_window: bool
 ) -> Float[Tensor, "B H Dv"]:
-    """Return o = sum_i a_i v_i, over all positions or over those before the window."""
+    """Return o = sum_i a_i v_i over all positions, or over those before the window."""
     summed = observation.length - (0 if with_window else observation.window)
     return weighted_values(attention[..., :summed], observation.values[:, :, :summed])

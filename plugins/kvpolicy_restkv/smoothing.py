@@ -1,4 +1,4 @@
-"""Exponential average over the window's queries, drift-adaptive pooling over positions."""
+"""Smooth by an exponential average over the window, and by pooling that follows drift."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ Pooling = Literal["adaptive", "avg", "max", "none"]
 
 @attrs.frozen(kw_only=True)
 class SpatiotemporalSmoother:
-    """Weighs late queries more, and spreads scores over neighbours, further where attention drifts.
+    """Gives late queries more weight, and pools over neighbours, wider if attention drifts.
 
     Time, by `averaging`: "ema" is s_t = alpha x_t + (1 - alpha) s_(t-1) with s_0 = x_0, as one
-    weighted sum; "inverse" is the same backwards in time; "none" is the newest query alone.
+    weighted sum. "inverse" is the same backwards in time. "none" is only the newest query. "mean"
+    is the mean.
 
-    Space, by `pooling`, over the past only: the window's scores stay as they are. "adaptive" is a
-    mean of `width` positions or more, shifted against the drift of attention, which counts in units
-    of `scale` positions (see `kvpolicy_restkv.drift`); `drift` is measured per batch "row", or in
-    the "first" row for all. "avg" counts positions outside as zeros, as the authors' code does.
+    Space, by `pooling`: only scores of the past are pooled. "adaptive" is a mean over at least
+    `width` positions, shifted against the drift of attention. Drift counts in units of `scale`
+    positions (see `kvpolicy_restkv.drift`). `drift` "row" measures it in each row of the batch,
+    "first" in the first row for all. "avg" takes zeros for positions outside, as the authors' code
+    does.
 
     An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm.
 
@@ -44,7 +46,7 @@ class SpatiotemporalSmoother:
         default="adaptive", validator=one_of("adaptive", "avg", "max", "none")
     )
     width: int = attrs.field(default=5, validator=odd_count)
-    # Below, a drift would make windows that are many times as wide as the prompt.
+    # With a smaller `scale`, drift would give widths that are many times the prompt.
     scale: float = attrs.field(
         default=2000.0, converter=as_float, validator=[positive, at_least(0.1)]
     )
@@ -64,7 +66,7 @@ class SpatiotemporalSmoother:
         return weights.flip(0) if self.averaging == "inverse" else weights
 
     def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
-        """Sum the window's queries by their weights."""
+        """Return the weighted sum over the window's queries."""
         weights = self._weights(values.shape[-2]).to(values)
         return torch.einsum("...ws,w->...s", values, weights)
 

@@ -17,16 +17,16 @@ from kvpolicy_restkv.projection import PROJECTIONS, Projection, head_factors, ne
 
 @attrs.frozen(kw_only=True)
 class WindowedReconstructionScorer:
-    """Scores a position by the error that evicting it causes for each query of the window.
+    """Scores a position by the mean error in the outputs of the window's queries.
 
     score_i = sum_t w_t a_ti / (1 - a_ti) ||W_h (o_t - v_i)||    with    o_t = sum_i a_ti v_i
 
-    Each query t of the window has its own attention and output; the smoother's weights w_t average
+    Each query t of the window has its own attention and output. The smoother's weights w_t average
     the errors. (`kvpolicy_restkv.scoring` averages the attention first.)
 
-    `window`: how many of the last queries judge.
-    `projection`: "output" as above; "value" leaves W_h out.
-    `normalize`: divide each norm by ||W_h o_t||, which makes the error relative.
+    `window`: the number of last queries.
+    `projection`: "output" as above; "value" leaves out W_h.
+    `normalize`: divides each norm by ||W_h o_t||, which makes the error relative.
 
     An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm: "before" in the authors' code.
 
@@ -48,9 +48,9 @@ class WindowedReconstructionScorer:
         return needs(self.projection)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Score every position, the window's too; `reduce` averages the errors of the queries.
+        """Score every position, also those of the window. `reduce` averages the queries' errors.
 
-        Raises UnsupportedModelError if `projection` is "output" and the model does not show it.
+        Raises UnsupportedModelError if `projection` is "output" and the projection is not known.
         """
         factors = head_factors(observation, self.projection, scorer="windowedrestkv")
         weights = weights_of(reduce, observation.window)

@@ -1,4 +1,4 @@
-"""R-KV: attention, less what other keys say as well, for long chains of thought.
+"""R-KV: scores by attention minus the redundancy of keys, for long chains of thought.
 
 Cai et al., NeurIPS 2025, https://arxiv.org/abs/2505.24133
 """
@@ -17,11 +17,11 @@ __all__ = ["RedundancyScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer importance less redundancy."""
+    """Offer the scorer 'rkv', importance minus redundancy."""
     return {"rkv": RedundancyScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the paper's setting: a buffer of 128 tokens, judged by the last eight."""
+    """Offer the paper's setting: an eviction after 128 tokens, with a window of eight."""
     return {"rkv": {"scorer": "rkv", "every": 128}}

@@ -1,4 +1,4 @@
-"""How much a key repeats other keys, without a [S, S] matrix."""
+"""The redundancy of keys, computed without a whole [S, S] matrix."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Retain: TypeAlias = Literal["last", "first", "none"]
 def redundancy(
     keys: Float[Tensor, "B N S D"], *, threshold: float, retain: Retain
 ) -> Float[Tensor, "B N S"]:
-    """Return the softmax over positions of the mean cosine that a key has with all keys.
+    """Return the softmax over positions of a key's mean cosine with all keys.
 
-    A key has none with itself. Of the keys that key i resembles, by a cosine above `threshold`,
-    the last (or first) is spared: its cosine with i counts as 0. If i resembles none, position 0
-    is spared, as in the authors' code.
+    The cosine of a key with itself counts as 0. Keys are similar if their cosine is above
+    `threshold`. Each key i ignores the last (or first) similar key: their cosine counts as 0. If no
+    key is similar to i, it ignores position 0, as in the authors' code.
 
     >>> keys = torch.tensor([[[[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]]]])
     >>> redundancy(keys, threshold=0.5, retain="none")
@@ -40,7 +40,7 @@ def redundancy(
 
 
 def _spared(similar: Tensor, retain: Retain) -> Tensor:
-    """Return the last or first column that is set in each row, 0 where none is."""
+    """Return the last or first column that is True in each row; 0 if none is."""
     length = similar.shape[-1]
     columns = torch.arange(length, dtype=torch.int32, device=similar.device)
     if retain == "last":

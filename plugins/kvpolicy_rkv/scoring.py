@@ -1,4 +1,4 @@
-"""Importance less redundancy: what is attended to, and said nowhere else."""
+"""Score by importance minus redundancy."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kvpolicy_rkv.redundancy import Retain, redundancy
 
 @attrs.frozen(kw_only=True)
 class RedundancyScorer:
-    """Scores a position by the attention that the window pays to it, less how much it repeats.
+    """Scores a position by the window's attention to it, minus the redundancy of its key.
 
     score_i = mix importance_i - (1 - mix) redundancy_i
 
-    Importance is a key/value head's attention to the past, its greatest logit over the group's
-    query heads, folded over the window and pooled by a maximum over `width` neighbours. Redundancy
-    is the mean cosine of a key with all others (see `kvpolicy_rkv.redundancy`). The window's own
-    positions are judged by redundancy alone.
+    Importance is a key/value head's attention to the past. Its logits are the maximum over the
+    group's query heads. It is folded over the window, and pooled by a maximum over `width`
+    neighbours. Redundancy is the softmax of a key's mean cosine with the others (see
+    `kvpolicy_rkv.redundancy`). Positions of the window have no importance.
 
     Cai et al., NeurIPS 2025, https://arxiv.org/abs/2505.24133.
 
@@ -60,7 +60,7 @@ class RedundancyScorer:
 
 
 def _group_logits(observation: Observation) -> Float[Tensor, "B N W P"]:
-    """Return the logits of the past, the greatest over the query heads of each group."""
+    """Return the logits of the past: the maximum over the query heads of each group."""
     past = observation.keys[:, :, : observation.length - observation.window].float()
     by_group = observation.queries.float().unflatten(1, (past.shape[1], -1))
     # One query head of each group at a time: [B, H, W, P] is never stored.
@@ -71,6 +71,6 @@ def _group_logits(observation: Observation) -> Float[Tensor, "B N W P"]:
 
 
 def _group_sinks(observation: Observation) -> Float[Tensor, " N"] | None:
-    """Return each group's sink, one more logit, and so the greatest of its query heads, too."""
+    """Return each group's learned sink: the maximum over its query heads, as for other logits."""
     sinks = observation.sink_logits
     return None if sinks is None else sinks.view(observation.keys.shape[1], -1).amax(1)

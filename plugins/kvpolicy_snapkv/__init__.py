@@ -1,4 +1,4 @@
-"""SnapKV: attention mass of the observation window, pooled over neighbours.
+"""SnapKV: scores by the attention of the observation window, pooled over neighbours.
 
 Li et al., NeurIPS 2024, https://arxiv.org/abs/2404.14469
 """
@@ -19,17 +19,17 @@ __all__ = ["AttentionScorer", "PoolingSmoother"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the window's attention."""
+    """Offer the scorer 'snapkv', the window's attention."""
     return {"snapkv": AttentionScorer}
 
 
 @hookimpl
 def kvpolicy_smoothers() -> Mapping[str, Callable[..., Smoother]]:
-    """Offer the mean with pooling of one width."""
+    """Offer the smoother 'pooling', with a fixed width."""
     return {"pooling": PoolingSmoother}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the setting of the paper's code with a window of 32."""
+    """Offer the setting of the paper's code, with a window of 32."""
     return {"snapkv": {"scorer": "snapkv", "smoother": "pooling"}}

@@ -1,4 +1,4 @@
-"""Importance by attention: how much the window's queries look at a position."""
+"""Score by attention: how much the window's queries attend to a position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kvpolicy.options import count
 
 @attrs.frozen(kw_only=True)
 class AttentionScorer:
-    """Scores a position by the attention that the window pays to it.
+    """Scores a position by the attention of the window's queries to it.
 
     Li et al., NeurIPS 2024, https://arxiv.org/abs/2404.14469.
 

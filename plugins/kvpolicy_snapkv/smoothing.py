@@ -1,4 +1,4 @@
-"""Mean over the window's queries, pooling of one width over positions."""
+"""Smooth by the mean over the window's queries, and by pooling with a fixed width."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from kvpolicy_kernels import pool_scores
 class PoolingSmoother:
     """Averages over the window's queries, and pools neighbouring positions of the past.
 
-    The window's scores stay as they are. Positions outside the past count as zeros in an average
-    and not at all in a maximum.
+    The scores of the window do not change. A mean takes zeros for positions outside the past, and a
+    maximum ignores them.
 
     Li et al., NeurIPS 2024, https://arxiv.org/abs/2404.14469.
 

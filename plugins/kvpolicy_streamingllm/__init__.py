@@ -1,4 +1,4 @@
-"""StreamingLLM: attention sinks and the most recent positions.
+"""StreamingLLM: keeps attention sinks and the most recent positions.
 
 Xiao et al., ICLR 2024, https://arxiv.org/abs/2309.17453
 """
@@ -17,13 +17,13 @@ __all__ = ["RecencyScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer recency."""
+    """Offer the scorer 'streamingllm', recency."""
     return {"streamingllm": RecencyScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer four sinks and the latest tokens, at every step, at rotary positions by slot."""
+    """Offer four sinks and the latest tokens, evicted at every step, with positions by slot."""
     return {
         "streamingllm": {
             "scorer": "streamingllm",

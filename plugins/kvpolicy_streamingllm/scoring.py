@@ -1,4 +1,4 @@
-"""Importance by recency: the later, the better."""
+"""Score by recency: later positions score higher."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kvpolicy.options import count
 
 @attrs.frozen(kw_only=True)
 class RecencyScorer:
-    """Scores a position by its rank among those held, which float32 counts exactly to 2^24.
+    """Scores a position by its rank among those held, the oldest first.
 
-    Xiao et al., ICLR 2024, https://arxiv.org/abs/2309.17453.
+    float32 is exact for ranks up to 2^24. Xiao et al., ICLR 2024, https://arxiv.org/abs/2309.17453.
 
     >>> from kvpolicy import Observation
     >>> layer = Observation(queries=torch.ones(1, 1, 1, 1), keys=torch.ones(1, 1, 4, 1),
@@ -28,7 +28,7 @@ class RecencyScorer:
     window: int = attrs.field(default=1, validator=count)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Return 0, 1, ... S - 1 for every head; the attention is not looked at."""
+        """Return 0, 1, ... S - 1 for every head. Attention is not used."""
         ranks = torch.arange(
             observation.length, dtype=torch.float32, device=observation.keys.device
         )

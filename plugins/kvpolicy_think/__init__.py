@@ -1,4 +1,4 @@
-"""ThinK: key channels that the queries make least use of are zeroed.
+"""ThinK: sets the key channels to zero that contribute least to the attention.
 
 Xu et al., ICLR 2025, https://arxiv.org/abs/2407.21018
 """
@@ -17,13 +17,13 @@ __all__ = ["ChannelPruningCompactor"]
 
 @hookimpl
 def kvpolicy_compactors() -> Mapping[str, Callable[..., Compactor]]:
-    """Offer the pruning of channels."""
+    """Offer the compactor 'think', which prunes key channels."""
     return {"think": ChannelPruningCompactor}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer SnapKV with thinner keys, as the authors' LongBench script sets both."""
+    """Offer SnapKV with pruned keys, with the setting of the authors' LongBench script."""
     return {
         "think": {
             "scorer": "snapkv",

@@ -1,4 +1,4 @@
-"""How much each channel of a head's keys contributes to its attention logits."""
+"""The importance of each channel of a head's keys for its attention logits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def channel_importance(
     keys: Float[Tensor, "B N K D"],
     counted: Bool[Tensor, "B N K"],
 ) -> Float32[Tensor, "B N D"]:
-    """Return mean q^2 of a head's queries and group, times the sum of k^2 over the keys counted.
+    """Return the mean of q^2 over a group's queries, times the sum of k^2 over the keys counted.
 
-    A sum ranks the channels of a head as a mean does. Its root is, for one query head, the
-    Frobenius norm of the channel's part of all logits, up to a factor.
+    A sum gives the channels of a head the same order as a mean. For one query head the root of the
+    result is, up to a factor, the Frobenius norm of the channel's part of all logits.
 
     >>> keys = torch.tensor([[[[1.0, 2.0], [3.0, 0.0]]]])
     >>> channel_importance(torch.ones(1, 2, 1, 2), keys, torch.ones(1, 1, 2).bool())

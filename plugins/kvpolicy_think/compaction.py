@@ -1,4 +1,4 @@
-"""Compact, and zero the key channels that matter least to the last queries."""
+"""Compact, and set the key channels to zero that are least important for the last queries."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from kvpolicy_think.channels import channel_importance, least_important
 
 @attrs.frozen(kw_only=True)
 class ChannelPruningCompactor:
-    """Keeps rows, and zeroes channels of all kept keys of a head but the last `recent`.
+    """Copies the kept rows, and sets channels of their keys to zero.
 
-    The int(ratio D) channels of a head that have the lowest mean_t q_td^2 mean_i k_id^2 go, over
-    the last `window` of the queries shown, the query heads of the group, and the kept keys. A key
-    is pruned once: one with as many zeros already is left as it is, and does not count. A head
-    that loses no position loses no channel.
+    The last `recent` kept keys of a head are not pruned. In the others, the int(ratio D) channels
+    with the lowest mean_t q_td^2 mean_i k_id^2 become zero. The means are over the last `window`
+    queries shown, the query heads of the group, and the kept keys. A key is pruned once: a key with
+    as many zeros does not change, and is left out of the mean. A head that evicts no position is
+    not pruned.
 
-    Zeros take as much memory as any number: nothing is saved beyond the evicted rows.
+    Zeros need as much memory as other numbers, so only evicted rows save memory.
 
     Xu et al., ICLR 2025, https://arxiv.org/abs/2407.21018.
 
@@ -47,7 +48,7 @@ class ChannelPruningCompactor:
         selection: Selection,
         observation: Observation,
     ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-        """Return the kept rows, their keys with zeros for the pruned channels."""
+        """Return the kept rows. Their keys have zeros in the pruned channels."""
         kept_keys, kept_values = gathered(keys, values, selection)
         pruned = int(keys.shape[-1] * self.ratio)
         if pruned == 0:
@@ -61,7 +62,7 @@ class ChannelPruningCompactor:
         return kept_keys.masked_fill(thinned[..., None] & channels, 0), kept_values
 
     def _is_old(self, is_kept: Bool[Tensor, "B N K"], length: int) -> Bool[Tensor, "B N K"]:
-        """Mark all but the last kept rows of each head that evicts."""
+        """Mark all kept rows of each head that evicts, except the last `recent`."""
         lengths = is_kept.sum(-1, keepdim=True)
         slots = torch.arange(is_kept.shape[-1], device=is_kept.device)
         return (slots < lengths - self.recent) & (lengths < length)

@@ -1,4 +1,4 @@
-"""TOVA: token omission via attention, as the last query sees it in all heads together.
+"""TOVA: token omission via attention, by the last query's attention in all heads together.
 
 Oren et al., EMNLP 2024, https://arxiv.org/abs/2401.06104
 """
@@ -17,11 +17,11 @@ __all__ = ["OmissionScorer"]
 
 @hookimpl
 def kvpolicy_scorers() -> Mapping[str, Callable[..., Scorer]]:
-    """Offer the last query's attention, averaged over the heads of a layer."""
+    """Offer the scorer 'tova', the last query's attention averaged over a layer's heads."""
     return {"tova": OmissionScorer}
 
 
 @hookimpl
 def kvpolicy_recipes() -> Mapping[str, Mapping[str, Any]]:
-    """Offer the paper's setting: nothing is protected, one token goes for each that comes."""
+    """Offer the paper's setting: protect nothing, and evict after every token."""
     return {"tova": {"scorer": "tova", "recent": 0, "every": 1}}

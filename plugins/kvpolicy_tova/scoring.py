@@ -1,4 +1,4 @@
-"""Importance by the newest attention: how much the last query looks at a position."""
+"""Score by the attention of the last query."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class OmissionScorer:
 
     score_i = 1/H sum_h a_h[t, i]    with t the last query
 
-    A `window` of more queries is folded by the smoother. `value_weighted` multiplies each head's
-    attention by ||v_i||_1 before the mean.
+    The smoother folds a `window` of more queries. `value_weighted` multiplies each head's attention
+    by ||v_i||_1 before the mean.
 
     Oren et al., EMNLP 2024, https://arxiv.org/abs/2401.06104; `value_weighted`: Guo et al.,
     EMNLP 2024, https://arxiv.org/abs/2406.12335.
@@ -40,7 +40,7 @@ class OmissionScorer:
     value_weighted: bool = attrs.field(default=False, validator=boolean)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Average the attention over all query heads, and give each head the average."""
+        """Return the mean of the attention over all query heads, the same for each head."""
         attention = observation.folded_attention(reduce)
         if self.value_weighted:
             groups = attention.shape[1] // observation.values.shape[1]

@@ -135,7 +135,7 @@ META = torch.device("meta")
 @pytest.mark.parametrize(
     ("kind", "result", "message"),
     [
-        ("scorer", FULL.to(META), "a tensor on meta; it must return one on cpu"),
+        ("scorer", FULL.to(META), "a tensor on meta; it must return a tensor on cpu"),
         ("scorer", FULL.to_sparse(), "a tensor of layout torch.sparse_coo"),
         ("scorer", FULL[0], "shape (4, 32)"),
         ("scorer", FULL.bool(), "dtype torch.bool"),
@@ -239,4 +239,4 @@ def test_a_part_that_writes_into_what_it_is_shown_is_named(kind, place, name):
         evicted(composed(kind, spoil), layer)
     assert f"{slot} Part wrote into" in str(caught.value)
     assert name in str(caught.value)
-    assert ("load it anew" in str(caught.value)) == (name == "output_weight")
+    assert ("load the model again" in str(caught.value)) == (name == "output_weight")

@@ -30,23 +30,23 @@ BROKEN = {
     ),
     "a_name_that_cannot_be_printed": (
         OFFER.format(before="", kind="scorer", offer="'\\ud800': dict"),
-        "as a name; it must be a string of printable letters",
+        "as a name; a name must be a string of printable characters",
     ),
     "a_name_of_two_lines": (
         OFFER.format(before="", kind="scorer", offer="'a\\nb': dict"),
-        "must be a string of printable letters",
+        "must be a string of printable characters",
     ),
     "a_recipe_that_cannot_be_copied": (
         OFFER.format(
             before="", kind="recipe", offer="'mine': {'scorer': 'snapkv', 'budget': iter([])}"
         ).replace("iter([])", "(x for x in [])"),
-        "recipe 'mine' is no data that can be copied and listed (TypeError",
+        "recipe 'mine' cannot be copied and printed (TypeError",
     ),
     "a_recipe_that_cannot_be_listed": (
         OFFER.format(
             before="", kind="recipe", offer="'mine': {'scorer': {'name': 'snapkv', (1, 2): 3}}"
         ),
-        "recipe 'mine' is no data that can be copied and listed (TypeError",
+        "recipe 'mine' cannot be copied and printed (TypeError",
     ),
     "a_mapping_that_fails": (
         """
@@ -170,8 +170,8 @@ def test_a_plugin_that_hangs_on_import_is_named_with_a_way_out(install_plugin, s
     # Others, too, may take longer than the blink of an eye that is allowed here.
     [slow] = [message for message in said if "'slow'" in message]
     assert slow == (
-        "plugin 'slow' (kvpolicy-slow 1.0) has been importing for 0.01 s. To do without it, start "
-        "anew with KVPOLICY_BLOCK_PLUGINS=slow"
+        "plugin 'slow' (kvpolicy-slow 1.0) has been importing for 0.01 s. To skip it, set "
+        "KVPOLICY_BLOCK_PLUGINS=slow and start again"
     )
 
 

@@ -117,7 +117,7 @@ def test_a_selector_that_drops_protected_tokens_is_named():
             return POLICY.selector.select(-scores.clamp(max=9.0), budgets)
 
     model = tiny_model("llama")
-    with pytest.raises(InvalidComponentError, match=r"Forgetful .*all sinks and recent tokens"):
+    with pytest.raises(InvalidComponentError, match=r"Forgetful .*leaves out protected positions"):
         logits(model, attrs.evolve(POLICY, selector=Forgetful()).cache(model), tokens(0))
 
 

@@ -77,12 +77,12 @@ def test_an_installed_recipe_takes_part_without_being_named(small, install_plugi
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--budgets", ","), "--budgets names no budget"),
+        (("--budgets", ","), "--budgets is empty"),
         (("--budgets", "many"), "budget must be positions (1024) or a share"),
         (("--facts", "50"), "50 facts do not fit a prompt of 64 tokens"),
         (("--tokens", "1000000"), "the demo's model reads at most"),
-        (("--picture", "both.jpg"), "a picture is written as .pdf, .png, .svg"),
-        (("--output", "not/there.html"), "give a file in a folder that exists"),
+        (("--picture", "both.jpg"), "--picture must end in one of .pdf, .png, .svg"),
+        (("--output", "not/there.html"), "Give a file in a folder that exists"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(small, arguments, sentence):

@@ -89,7 +89,7 @@ def test_chat_uses_the_template_of_the_tokenizer(generate, checkpoint):
 def test_a_prompt_beyond_what_the_model_was_made_for_is_noted(generate):
     result = generate("--prompt", "ada " * 600, "--budget", "64")
     assert result.exit_code == 0
-    assert "has 601 tokens, but the model was made for 512" in result.stderr
+    assert "has 601 tokens, but the model's longest context is 512" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_a_prompt_beyond_what_the_model_was_made_for_is_noted(generate):
         (("--prompt", "a", "--budget", "0"), "budget must be at least 1 position"),
         (("--prompt", "a", "--budget", "lots"), "budget must be positions (1024) or a share"),
         (("--prompt", "a", "--budget", "150%"), "above 0 and at most 1"),
-        (("--prompt", "a", "--model", "/not/there"), "there is no '/not/there': nothing was"),
-        (("--prompt", "a", "--model", "/"), "'/' holds no config.json: nothing was loaded"),
+        (("--prompt", "a", "--model", "/not/there"), "there is no folder '/not/there'"),
+        (("--prompt", "a", "--model", "/"), "the folder '/' has no config.json"),
         (("--prompt", "a", "--model", "no/such"), "could not load 'no/such': "),
         (("--prompt", "a", "--chat"), "has no chat template"),
         (("--prompt", "a", "--attention", "quick"), "is not supported"),
@@ -143,7 +143,7 @@ def test_code_of_the_checkpoint_runs_only_when_asked_for(generate, checkpoint, t
     (tmp_path / "own.py").write_text("raise SystemExit('this code ran')")
     result = generate("--prompt", "a", "--model", str(tmp_path))
     assert result.exit_code == 2
-    assert "--trust-remote-code runs that code" in result.stderr
+    assert "give --trust-remote-code to run it" in result.stderr
     assert "this code ran" not in result.output
 
 

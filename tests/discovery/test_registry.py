@@ -158,7 +158,7 @@ def test_a_part_that_lacks_a_verb_is_refused():
 
 
 def test_a_factory_that_gives_a_class_is_refused():
-    with pytest.raises(errors.InvalidComponentError, match="built a class"):
+    with pytest.raises(errors.InvalidComponentError, match="built the class MeanSmoother"):
         _component(lambda: MeanSmoother).build()
 
 
@@ -198,7 +198,7 @@ BROKEN = {
     ),
     "a_list_of_parts": (
         "import kvpolicy\n@kvpolicy.hookimpl\ndef kvpolicy_scorers(): return ['mine']",
-        "kvpolicy_scorers returned a list; it must return a mapping of names",
+        "kvpolicy_scorers returned a list; it must return a mapping from names",
     ),
     "nothing": (
         "import kvpolicy\n@kvpolicy.hookimpl\ndef kvpolicy_scorers(): pass",
@@ -215,7 +215,7 @@ BROKEN = {
     "options_by_position": (
         "import kvpolicy\ndef make(size, /): pass\n"
         "@kvpolicy.hookimpl\ndef kvpolicy_scorers(): return {'mine': make}",
-        "scorer 'mine' must take size by keyword",
+        "scorer 'mine' must take its arguments by keyword, but takes size by position",
     ),
     "a_recipe_that_is_no_mapping": (
         "import kvpolicy\n@kvpolicy.hookimpl\ndef kvpolicy_recipes(): return {'mine': 'snapkv'}",
@@ -283,7 +283,7 @@ def test_a_blocked_plugin_is_never_imported(install_plugin, monkeypatch):
     install_plugin("faulty", "raise AssertionError('imported')")
     with pytest.raises(LookupError) as caught:
         registry.find("scorer", "restkv")
-    assert caught.value.__notes__ == ["KVPOLICY_BLOCK_PLUGINS keeps plugins out: faulty, restkv"]
+    assert caught.value.__notes__ == ["KVPOLICY_BLOCK_PLUGINS blocks these plugins: faulty, restkv"]
 
 
 class _OnlyTemporal:

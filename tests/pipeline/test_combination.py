@@ -83,7 +83,5 @@ def test_a_part_may_refuse_another():
 
 
 def test_what_keeps_scores_from_zero_wants_scores_that_say_so():
-    with pytest.raises(
-        InvalidValueError, match=r"KeyNormScorer says nothing. Use scorer='lacache'"
-    ):
+    with pytest.raises(InvalidValueError, match=r"not for KeyNormScorer. Use scorer='lacache'"):
         kvpolicy.compose(scorer="knorm", allocator="lacache")

@@ -226,7 +226,7 @@ def test_a_part_that_joins_heads_is_refused():
         ({"mode": "hard"}, "'mode' must be one of 'blend', 'guarantee', not 'hard'"),
         ({"normalize": 1}, "'normalize' must be True or False, not 1"),
         ({"rounding": "up"}, "'rounding' must be one of 'down', 'nearest', not 'up'"),
-        ({"mode": "guarantee", "rounding": "nearest"}, "rounding='nearest' rounds a blend"),
+        ({"mode": "guarantee", "rounding": "nearest"}, "rounding='nearest' has no effect"),
     ],
 )
 def test_mistakes_are_named(options, message):

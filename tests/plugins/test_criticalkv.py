@@ -151,7 +151,7 @@ def test_maximum_pooling_and_none_are_offered():
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_a_model_without_an_output_projection_is_refused(norm):
     layer = layer_of(output_weight=None)
-    with pytest.raises(UnsupportedModelError, match="which this model does not show"):
+    with pytest.raises(UnsupportedModelError, match="which is not known for this model"):
         CriticalScorer(norm=norm).score(layer, mean)
 
 

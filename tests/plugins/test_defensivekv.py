@@ -159,7 +159,7 @@ def test_norms_do_not_depend_on_the_blocks():
 
 def test_a_model_without_an_output_projection_is_refused():
     layer = layer_of(output_weight=None)
-    with pytest.raises(UnsupportedModelError, match="which this model does not show"):
+    with pytest.raises(UnsupportedModelError, match="which is not known for this model"):
         DefensiveScorer().score(layer, worst_case)
 
 

@@ -180,7 +180,7 @@ def test_a_scorer_that_needs_the_whole_prompt_does_not_evict_while_decoding():
         ({"causal": 1}, "'causal' must be True or False, not 1"),
         ({"average": "yes"}, "'average' must be True or False, not 'yes'"),
         ({"value_weighted": None}, "'value_weighted' must be True or False, not None"),
-        ({"average": True, "causal": False}, "average=True counts the causal queries"),
+        ({"average": True, "causal": False}, "average=True counts causal queries"),
     ],
 )
 def test_mistakes_are_named(options, message):

@@ -200,7 +200,7 @@ def test_without_a_future_it_is_refused():
 
 @pytest.mark.parametrize("future", [None, "tomorrow", Repeats])
 def test_what_does_not_know_the_future_is_refused(future):
-    with pytest.raises(InvalidValueError, match=r"'future' must know the future, .*record"):
+    with pytest.raises(InvalidValueError, match=r"'future' must have a method future_of, .*record"):
         kvpolicy.compose(scorer={"name": "oracle", "future": future})
 
 

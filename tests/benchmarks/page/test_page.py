@@ -8,7 +8,7 @@ from benchmarks.page.picture import save_growth
 from benchmarks.rows import Row
 from benchmarks.targets import verdicts
 
-NO_GPU = "Nothing was measured on a GPU"
+NO_GPU = "Nothing has been measured on a GPU"
 
 
 def row(**changes):
