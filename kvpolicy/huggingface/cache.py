@@ -11,15 +11,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import (
-    DynamicLayer,
-)
+from transformers.cache_utils import DynamicLayer
 
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.errors import CacheFileError, InvalidValueError, UnsupportedModelError
+from kvpolicy.huggingface import checks
 from kvpolicy.huggingface.attention.attach import attachment
 from kvpolicy.huggingface.attention.graphs import between_graphs
-from kvpolicy.huggingface.checks import check_crop, check_mode, check_observed, check_whole
 from kvpolicy.huggingface.file.saving import save
 from kvpolicy.huggingface.layer import PolicyLayer, prefetch_behind
 from kvpolicy.huggingface.model.fit import fitting_rotaries
@@ -32,11 +30,6 @@ from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
 from kvpolicy.prefill.pattern import PrefillPattern
-
-_NO_ROLLBACK = (
-    "Assisted decoding and prompt look-up roll the cache back, and an eviction cannot be undone. "
-    "Generate without assistant_model and prompt_lookup_num_tokens."
-)
 
 
 class PolicyCache(Cache):
@@ -167,11 +160,11 @@ class PolicyCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Add the new tokens of one layer; see `PolicyLayer.update`."""
         if layer_idx > self._last_updated >= 0:
-            check_observed(self.layers, self._last_updated)
+            checks.check_observed(self.layers, self._last_updated)
         else:
             self._attachment.check(self)
             self.session.guard.check()
-            check_whole(self.layers)
+            checks.check_whole(self.layers)
         try:
             keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
             if self.session.storage is not None:
@@ -187,7 +180,7 @@ class PolicyCache(Cache):
     @between_graphs
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the sizes for the full layer that holds the most: they all share one mask."""
-        check_mode(self._model())
+        checks.check_mode(self._model())
         self.session.masks.expect()
         if not isinstance(self.layers[layer_idx], PolicyLayer):
             sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
@@ -220,20 +213,15 @@ class PolicyCache(Cache):
 
         Raises UnsupportedModelError; transformers calls this for assisted decoding.
         """
-        raise UnsupportedModelError(_NO_ROLLBACK)
+        raise UnsupportedModelError(checks.NO_ROLLBACK)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.
 
-        Raises UnsupportedModelError for a positive count: a length, with which older transformers
-        roll back after assisted decoding.
+        Raises InvalidValueError for anything but an int of at most 0. Raises UnsupportedModelError
+        for a length, with which older transformers roll back after assisted decoding.
         """
-        if tokens_to_remove > 0:
-            raise UnsupportedModelError(
-                f"crop takes minus the number of tokens to forget, not the length "
-                f"{tokens_to_remove}. {_NO_ROLLBACK}"
-            )
-        check_crop(self.layers, -tokens_to_remove)
+        checks.check_crop(self.layers, tokens_to_remove)
         with self.session.guard.changing():
             super().crop(tokens_to_remove)
 

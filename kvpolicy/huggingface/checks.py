@@ -11,8 +11,14 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from kvpolicy.errors import CacheStateError, UnsupportedModelError
+from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError, shown
 from kvpolicy.huggingface.layer import PolicyLayer
+
+NO_ROLLBACK = (
+    "Assisted decoding and prompt look-up roll the cache back, and an eviction cannot be undone. "
+    "Generate without assistant_model and prompt_lookup_num_tokens."
+)
+"""Why drafts are refused, and what to do instead."""
 
 
 def check_mode(model: Any) -> None:
@@ -45,8 +51,22 @@ def check_whole(layers: Sequence[Any]) -> None:
         )
 
 
-def check_crop(layers: Sequence[Any], count: int) -> None:
-    """Raise CacheStateError, before any layer is cropped, if one of them cannot be."""
+def check_crop(layers: Sequence[Any], tokens_to_remove: Any) -> None:
+    """Raise CacheStateError, before any layer is cropped, if one of them cannot be.
+
+    Raises InvalidValueError or UnsupportedModelError if it is not minus a number of tokens.
+    """
+    if type(tokens_to_remove) is not int:
+        raise InvalidValueError(
+            f"crop takes minus the number of tokens to forget, an int such as -5, not "
+            f"{shown(tokens_to_remove)}. Nothing was changed."
+        )
+    if tokens_to_remove > 0:
+        raise UnsupportedModelError(
+            f"crop takes minus the number of tokens to forget, not the length {tokens_to_remove}. "
+            f"{NO_ROLLBACK}"
+        )
+    count = -tokens_to_remove
     for index, layer in enumerate(layers):
         if isinstance(layer, PolicyLayer):
             layer.check_crop(count)

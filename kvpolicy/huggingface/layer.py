@@ -13,9 +13,9 @@ from transformers.cache_utils import DynamicLayer
 from kvpolicy.cache.attention.keys import attended
 from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.storage.layer_memory import LayerMemory
-from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.marks import mark
 from kvpolicy.huggingface.forward import Forward
+from kvpolicy.huggingface.new_tokens import check_new
 from kvpolicy.huggingface.session import Session
 
 
@@ -79,7 +79,7 @@ class PolicyLayer(DynamicLayer):
 
         Raises InvalidValueError, before anything is written, for tensors that do not fit.
         """
-        self._check_fits(key_states, value_states)
+        check_new(self.memory, self.index, key_states, value_states, self.session.storage_title)
         undo = self._undo() if self.index == 0 else None
         contents = self.memory.with_new(key_states, value_states)
         self.seen += key_states.shape[2]
@@ -102,47 +102,13 @@ class PolicyLayer(DynamicLayer):
         )
         return mark(keys.dense, self.forward), contents.values.view
 
-    def _check_fits(self, keys: Tensor, values: Tensor) -> None:
-        layout = self.memory.layout
-        if keys.shape[:3] != values.shape[:3]:
-            raise InvalidValueError(
-                f"the keys of a layer are {tuple(keys.shape)} and its values "
-                f"{tuple(values.shape)}: batch, heads and tokens must be the same."
-            )
-        if self.memory.storage is not None and keys.requires_grad and torch.is_grad_enabled():
-            raise InvalidValueError(
-                f"{self.session.storage_title} has no gradients, but the new keys need them. Read "
-                "under torch.no_grad(), or use storage=None."
-            )
-        if layout is None:
-            return
-        slots, rows = layout.slots, keys.shape[0]
-        if rows != slots.batch:
-            raise InvalidValueError(
-                f"this conversation has {slots.batch} rows, but {rows} rows were given. Use "
-                "cache.batch_repeat_interleave(n) or cache.batch_select_indices(rows), or make a "
-                "new cache."
-            )
-        if keys.shape[1] != slots.heads:
-            raise InvalidValueError(
-                f"attention layer {self.index} has {slots.heads} key/value heads in this cache, "
-                f"but {keys.shape[1]} heads were given. Make a cache for this model."
-            )
-
     def _undo(self) -> Callable[[], None]:
         """Return a function that takes back what the next tokens change."""
-        seen, contents = self.seen, self.memory.contents
-        slots = None if contents is None else contents.slots.copied()
-        rows = None if contents is None else (contents.keys, contents.values)
-        before = [(table.buffer, table.held) for table in rows or ()]
+        seen, restore = self.seen, self.memory.restorer()
 
         def undo() -> None:
+            restore()
             self.seen, self.forward = seen, None
-            self.memory.contents = contents
-            if contents is not None and slots is not None:
-                contents.slots = slots
-                for table, (buffer, held) in zip(rows or (), before, strict=True):
-                    table.buffer, table.held = buffer, held
 
         return undo
 

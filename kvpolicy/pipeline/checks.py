@@ -13,12 +13,12 @@ from kvpolicy.errors import (
     ComponentFailedError,
     InvalidComponentError,
     KvpolicyError,
-    UnsupportedModelError,
     shown,
     told,
 )
 from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.observation import Observation
+from kvpolicy.pipeline.numbers import check_numbers, is_finite
 from kvpolicy.pipeline.title import Title
 from kvpolicy.pipeline.writes import versions, written
 from kvpolicy.stages.selection import Selection
@@ -167,24 +167,9 @@ def checked_compaction(
             _refuse(title, described, f"{whole.dtype} {expected} (B, N, K, D)")
         _check_place(title, got, whole.device)
         # If the model itself computed NaN or infinity, the part is not to blame.
-        if not _is_finite(got) and _is_finite(whole):
+        if not is_finite(got) and is_finite(whole):
             _refuse(title, "numbers that are NaN or infinite", "finite numbers")
     return compacted
-
-
-def check_numbers(observation: Observation) -> None:
-    """Raise UnsupportedModelError if the model's own queries, keys or values are not finite.
-
-    Waits for the device.
-    """
-    for name in ("keys", "values", "queries"):
-        if not _is_finite(getattr(observation, name)):
-            raise UnsupportedModelError(
-                f"the model's {name} are NaN or infinite in attention layer {observation.layer} "
-                f"(of {observation.num_layers} that evict), so no position can be ranked. That "
-                "happens to weights that were not loaded, or to a model that overflows in float16: "
-                "look at the model's logits without a policy, or load it in bfloat16 or float32."
-            )
 
 
 def check_same_state(title: Title, states: Sequence[Tensor]) -> None:
@@ -193,14 +178,6 @@ def check_same_state(title: Title, states: Sequence[Tensor]) -> None:
     if len(shapes) > 1:
         got = f"states whose entries have the shapes {', '.join(map(str, shapes))}"
         _refuse(title, got, "entries of one shape for every head and row")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers are finite."""
-    # A sum is fast, and finite only if all numbers are. A sum that overflows proves nothing.
-    if bool(tensor.sum(dtype=torch.float32).isfinite()):
-        return True
-    return bool(tensor.isfinite().all())
 
 
 def _folded(title: Title, temporal: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:

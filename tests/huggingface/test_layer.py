@@ -44,7 +44,7 @@ def test_keys_of_other_heads_are_refused(recipe):
 
 def test_keys_and_values_of_different_lengths_are_refused():
     cache = small_policy("snapkv").cache(tiny_model("llama"))
-    with pytest.raises(InvalidValueError, match="batch, heads and tokens must be the same"):
+    with pytest.raises(InvalidValueError, match="with the same batch, heads and tokens"):
         cache.update(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 4, 8), 0)
     assert cache.get_seq_length() == 0
 
@@ -69,3 +69,34 @@ def test_a_used_cache_given_to_another_model_says_so_first():
     with pytest.raises(UnsupportedModelError, match="was made for another model"):
         _read(other, cache, 1, 3)
     del of_other
+
+
+@pytest.mark.parametrize("recipe", ["snapkv", "adakv"])
+@pytest.mark.parametrize(
+    ("channels", "dtype", "told"),
+    [
+        (16, torch.float32, "keys of 8 channels in torch.float32, but 16 channels"),
+        (8, torch.float16, "8 channels in torch.float16 were given"),
+    ],
+)
+def test_other_channels_and_dtypes_are_refused(recipe, channels, dtype, told):
+    model = tiny_model("llama")
+    cache, undisturbed = (small_policy(recipe).cache(model) for _ in range(2))
+    _read(model, cache)
+    _read(model, undisturbed)
+    new = torch.zeros(1, 2, 1, channels, dtype=dtype)
+    with pytest.raises(InvalidValueError, match=told):
+        cache.update(new, new, 0)
+    assert torch.equal(_read(model, cache, 1, 1), _read(model, undisturbed, 1, 1))
+
+
+@pytest.mark.parametrize("count", [-1.5, -2.0, True, "5", None, torch.tensor(-1)])
+def test_crop_by_anything_but_an_int_changes_nothing(count):
+    model = tiny_model("llama")
+    cache, undisturbed = (small_policy("snapkv").cache(model) for _ in range(2))
+    _read(model, cache)
+    _read(model, undisturbed)
+    with pytest.raises(InvalidValueError, match="an int such as -5"):
+        cache.crop(count)
+    assert cache.get_seq_length() == 60
+    assert torch.equal(_read(model, cache, 1, 1), _read(model, undisturbed, 1, 1))

@@ -15,7 +15,7 @@ from kvpolicy.cache.eviction.views import View, views_of
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.shard import Shard
-from kvpolicy.pipeline.checks import check_numbers
+from kvpolicy.pipeline.numbers import check_numbers
 from kvpolicy.pipeline.pipeline import Pipeline
 
 

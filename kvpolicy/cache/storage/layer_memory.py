@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -44,6 +45,25 @@ class LayerMemory:
         if self.contents is None and self.stored is not None and self.storage is not None:
             return self.storage.load(self.stored)
         return self.contents
+
+    def restorer(self) -> Callable[[], None]:
+        """Return a function that takes back what `with_new` is about to change."""
+        contents = self.contents
+        if contents is None:
+
+            def forget() -> None:
+                self.contents = None
+
+            return forget
+        slots, tables = contents.slots.copied(), (contents.keys, contents.values)
+        before = [(table.buffer, table.held) for table in tables]
+
+        def restore() -> None:
+            contents.slots, self.contents = slots, contents
+            for table, (buffer, held) in zip(tables, before, strict=True):
+                table.buffer, table.held = buffer, held
+
+        return restore
 
     def with_new(
         self, keys: Float[Tensor, "B N Q D"], values: Float[Tensor, "B N Q Dv"]
