@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from kvpolicy.huggingface.cache import PolicyCache
 from kvpolicy.huggingface.file.container import read
 from kvpolicy.huggingface.file.fingerprint import fingerprint
 from kvpolicy.huggingface.file.layers import restore_layer
+from kvpolicy.huggingface.file.paths import source
 from kvpolicy.huggingface.file.saving import SPREAD, releases
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.devices import layer_devices
@@ -30,7 +30,7 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel, new_cache: NewCac
     Raises CacheFileError if the file is no such file, damaged, of another model, or of another
     release of the plugins that its policy is made of.
     """
-    text, tensors = read(Path(path))
+    text, tensors = read(source(path))
     try:
         return _loaded(text, tensors, model, new_cache, path)
     except KvpolicyError:
