@@ -41,7 +41,7 @@ def write(text: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
     except OSError as error:
         raise CacheFileError(f"cannot write {path}: {reason(error)}.") from error
     except SafetensorError as error:
-        raise CacheFileError(f"cannot write {path}: {_line(error)}.") from error
+        raise CacheFileError(f"cannot write {path}: {one_line(error)}.") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -58,14 +58,14 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (
         Exception
     ) as error:  # a header may name a dtype that PyTorch lacks, or a size that no memory has
-        raise CacheFileError(f"{path} is not a complete cache file: {_line(error)}.") from error
+        raise CacheFileError(f"{path} is not a complete cache file: {one_line(error)}.") from error
     text = _text(metadata.get(_TEXT, "null"), path)
     digest = text.pop("digest", None)
     try:
         found = _digest(text, tensors)
     except (RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise CacheFileError(
-            f"{path} is no cache file: it has data that nobody saves ({_line(error)})."
+            f"{path} is no cache file: it has data that nobody saves ({one_line(error)})."
         ) from error
     if digest != found:
         raise CacheFileError(f"{path} is damaged: its contents are not what was written.")
@@ -91,7 +91,7 @@ def _text(data: str, path: Path) -> dict[str, Any]:
     )
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return what was raised in one line that is not long."""
     line = " ".join(told(error).split())
     return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
