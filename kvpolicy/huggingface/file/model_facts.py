@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
@@ -19,15 +19,15 @@ from kvpolicy.huggingface.file.module_parts import (
     extra_state,
     inner,
     is_computed,
+    is_container,
+    name_of,
+    tensor_attributes,
     tensors,
     weights_present,
 )
 
 SHORT = 1024
 """The most numbers of a table that is compared with a tolerance."""
-
-_DEPTH = 6
-"""How deeply values are looked for in containers and objects."""
 
 
 @attrs.define(eq=False)
@@ -70,20 +70,25 @@ class ModelFacts:
             for each, tensor in tensors(module):
                 loose = is_computed(module, each)
                 self._read_tensor(f"{name}.{each}", tensor, digests, lasting=lasting, loose=loose)
-            self._read_items(f"{name} saves", extra_state(module), digests, 0)
-        self._read_items(name, attributes(module), digests, 0)
+                self._read_items(f"{name}.{each}", tensor_attributes(tensor), digests)
+            self._read_items(f"{name} saves", extra_state(module), digests)
+        self._read_items(name, attributes(module), digests)
         for each, child in module._modules.items():
             if child is not None:
                 self._read_module(f"{name}.{each}", child, digests)
 
     def _read_items(
-        self, name: str, items: Iterable[tuple[str, Any]], digests: Digests, depth: int
+        self,
+        name: str,
+        items: Iterable[tuple[str, Any]],
+        digests: Digests,
+        within: tuple[int, ...] = (),
     ) -> None:
         for each, value in items:
-            self._read_value(f"{name}.{each}", value, digests, depth)
+            self._read_value(f"{name}.{each}", value, digests, within)
 
-    def _read_value(self, name: str, value: Any, digests: Digests, depth: int) -> None:
-        """Add a plain attribute, what a container has, and the tensors of other objects."""
+    def _read_value(self, name: str, value: Any, digests: Digests, within: tuple[int, ...]) -> None:
+        """Add a plain attribute, or what a container or an object has that is in no other one."""
         if isinstance(value, PLAIN):
             self.settings.append(_line(name, type(value).__name__, repr(value)))
         elif isinstance(value, nn.Module):
@@ -91,11 +96,11 @@ class ModelFacts:
         elif isinstance(value, Tensor):
             self._read_tensor(name, value, digests, lasting=False, loose=True)
         elif isinstance(value, set | frozenset):
-            self.settings.append(_line(name, "set", *sorted(map(repr, value))))
-        elif depth < _DEPTH and (items := list(inner(value))):
-            is_container = isinstance(value, Mapping | list | tuple)
-            if is_container or self._is_new(name, value):
-                self._read_items(name, items, digests, depth + 1)
+            self.settings.append(_line(name, "set", *sorted(map(name_of, value))))
+        elif id(value) not in within:
+            items = list(inner(value))
+            is_read = is_container(value) or (items and self._is_new(name, value))
+            self._read_items(name, items if is_read else (), digests, (*within, id(value)))
 
     def _read_tensor(
         self, name: str, tensor: Tensor, digests: Digests, *, lasting: bool, loose: bool

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from kvpolicy.huggingface.model.architectures import ROTARY_EMBEDDING, VARYING_ROTARY
@@ -21,12 +24,25 @@ _OF_MODELS = frozenset({"name_or_path", "kernel_config", "loss_type", "hf_device
 """Attributes of whole models, beside private ones: where a model came from, and where it is."""
 
 _WITHOUT_NUMBERS = frozenset(
-    {"gradient_checkpointing", "mask_value", "_attn_implementation", "_is_hf_initialized"}
+    {
+        "_attn_implementation",
+        "_is_hf_initialized",
+        "gradient_checkpointing",
+        "mask_value",
+        "persistent",
+    }
 )
-_FOREIGN = frozenset(
-    {"accelerate", "bitsandbytes", "functools", "kvpolicy", "peft", "torch", "transformers"}
-)
-"""Packages in whose objects no tensors are looked for: their modules give them otherwise."""
+
+_FOREIGN = sys.stdlib_module_names | {
+    "accelerate",
+    "bitsandbytes",
+    "kvpolicy",
+    "peft",
+    "torch",
+    "transformers",
+    "triton",
+}
+"""Packages whose objects are not looked into: their modules give numbers and settings otherwise."""
 
 
 @contextmanager
@@ -81,20 +97,48 @@ def attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def tensor_attributes(tensor: Tensor) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes that a tensor was given, such as a scale."""
+    if is_traceable_wrapper_subclass(tensor) or _package(type(tensor)) in _FOREIGN - {"torch"}:
+        return
+    for name, value in vars(tensor).items():
+        if not name.startswith("_") and name not in _WITHOUT_NUMBERS:
+            yield name, value
+
+
+def name_of(value: Any) -> str:
+    """Return by what a key or a member of a set is known in every process."""
+    is_plain = isinstance(value, (*PLAIN, tuple))
+    return repr(value) if is_plain else type(value).__qualname__
+
+
+def is_container(value: Any) -> bool:
+    """Whether a value is a mapping or a sequence."""
+    return isinstance(value, Mapping | Sequence)
+
+
 def inner(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a container or an array has, or what is not plain in another object."""
+    """Yield what a container, an array, or an object of another package has."""
     if isinstance(value, Mapping):
-        yield from ((repr(key), each) for key, each in value.items())
-    elif isinstance(value, list | tuple):
+        yield from ((name_of(key), each) for key, each in value.items())
+    elif isinstance(value, Sequence):
         yield from ((str(at), each) for at, each in enumerate(value))
     elif type(value).__module__ == "numpy" and hasattr(value, "tobytes"):
         yield "dtype", str(value.dtype)
         yield "shape", value.shape
         yield "digest", hashlib.sha256(value.tobytes()).hexdigest()
-    elif not callable(value) and type(value).__module__.partition(".")[0] not in _FOREIGN:
-        for name, each in getattr(value, "__dict__", {}).items():
-            if not isinstance(each, PLAIN):
-                yield name, each
+    elif isinstance(value, SimpleNamespace) or _is_known_by_its_attributes(value):
+        slots = (each for kind in type(value).__mro__ for each in getattr(kind, "__slots__", ()))
+        yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))
+        yield from getattr(value, "__dict__", {}).items()
+
+
+def _is_known_by_its_attributes(value: Any) -> bool:
+    return not isinstance(value, type) and _package(type(value)) not in _FOREIGN
+
+
+def _package(kind: type[Any]) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 def _is_rotary(module: nn.Module) -> bool:

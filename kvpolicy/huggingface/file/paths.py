@@ -54,6 +54,8 @@ def source(path: Any) -> Path:
         raise CacheFileError(f"cannot read {name}: {reason(error)}.") from error
     if found is None:
         raise CacheFileError(f"there is no file {name}.")
+    if not os.access(name, os.R_OK):
+        raise CacheFileError(f"cannot read {name}: its permissions do not allow it.")
     return Path(name)
 
 
