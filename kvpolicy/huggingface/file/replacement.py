@@ -15,6 +15,7 @@ except ImportError:  # Windows, where a folder is not removed while a file in it
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX, _SUFFIX = ".kvpolicy-", ".part"
+_WHOLE, _USUAL = "whole", "usual"
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def replacement(path: Path) -> Iterator[Path]:
     """
     _remove_left_behind(path.parent)
     with _folder(path.parent) as folder:
-        whole = folder / "whole"
+        whole = folder / _WHOLE
         yield whole
         _give_permissions(path, whole)
         # A new name that reaches the disk before the contents would be an empty file.
@@ -45,9 +46,14 @@ def _folder(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
             os.close(held)
+        # A process may have no descriptor left with which to list a folder.
+        with suppress(OSError):
+            for name in (_WHOLE, _USUAL):
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _made(parent: Path) -> tuple[Path, int | None]:
@@ -59,6 +65,9 @@ def _made(parent: Path) -> tuple[Path, int | None]:
             held = _hold(folder)
         except (BlockingIOError, FileNotFoundError):
             continue  # another process found the folder before it was held, and removes it
+        except BaseException:
+            folder.rmdir()
+            raise
         if folder.exists():
             return folder, held
         if held is not None:
@@ -101,7 +110,7 @@ def _give_permissions(path: Path, whole: Path) -> None:
         with suppress(OSError):  # only root may give a file to another user
             os.chown(whole, found.st_uid, found.st_gid)
     else:
-        usual = whole.with_name("usual")
+        usual = whole.with_name(_USUAL)
         usual.touch(mode=0o666)
         found = usual.stat()
     whole.chmod(found.st_mode & 0o777)
