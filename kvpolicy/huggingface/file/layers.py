@@ -84,6 +84,8 @@ def _restore_other(layer: Any, data: Any, tensors: Tensors, device: torch.device
         found = _value(value, tensors, device)
         _check_attribute(name, found, fresh.get(name))
         setattr(layer, name, found)
+    if fresh.get("is_initialized") is False and layer.is_initialized == (layer.keys is None):
+        raise ValueError("it has keys, and is empty")
     _initialize(layer)
 
 

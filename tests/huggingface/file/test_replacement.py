@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_a_process_without_file_descriptors_says_so(path, cache, in_a_child):
     def attempt():
         taken = []
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-        with pytest.raises(OSError, match="Too many"):
+        with suppress(OSError):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))
         with pytest.raises(CacheFileError, match="Too many open files"):
