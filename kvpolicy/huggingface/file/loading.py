@@ -21,6 +21,7 @@ from kvpolicy.huggingface.file.saving import SPREAD, releases
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.devices import layer_devices
 from kvpolicy.huggingface.model.ranks import ranks_of
+from kvpolicy.huggingface.model.support import supported_config
 
 NewCache = Callable[[Mapping[str, Any], Mapping[str, Any] | None], PolicyCache]
 """Makes an empty cache from the description of a policy and of a storage."""
@@ -43,8 +44,10 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel, new_cache: NewCac
 
     Raises CacheFileError if the path is no plain file, if the file is no such file, damaged or
     contradictory, of another model, or of another release of the plugins that its policy is made
-    of. A file that is refused leaves the model as it was found.
+    of; UnsupportedModelError for a model that no cache can be made for. A file that is refused
+    leaves the model as it was found.
     """
+    supported_config(model)
     text, tensors = read(source(path))
     try:
         return _loaded(text, tensors, model, new_cache, path)

@@ -107,7 +107,7 @@ def _give_permissions(path: Path, whole: Path) -> None:
     """Give a file the permissions of the file that it replaces, or those of any new file."""
     if path.exists():
         found = path.stat()
-        with suppress(OSError):  # only root may give a file to another user
+        with suppress(AttributeError, OSError):  # on Windows; and for all users but root
             os.chown(whole, found.st_uid, found.st_gid)
     else:
         usual = whole.with_name(_USUAL)
