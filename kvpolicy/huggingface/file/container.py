@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +12,36 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kvpolicy.errors import CacheFileError
+from kvpolicy.errors import LONGEST, CacheFileError, shown, told
+from kvpolicy.huggingface.file.paths import reason
+from kvpolicy.huggingface.file.replacement import replacement
 
-FORMAT = "kvpolicy-cache-2"
-_OLDER = {"kvpolicy-cache-1"}
+FORMAT = "kvpolicy-cache-3"
+_OLDER = ("kvpolicy-cache-1", "kvpolicy-cache-2")
 _TEXT = "kvpolicy"
 
 
 def write(text: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file; a file that is there is replaced whole, or left as it is.
+    """Write a plain file; a file that is there is replaced whole, or left as it is.
 
     Raises CacheFileError if it cannot be written.
     """
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = {"format": FORMAT} | text
-    text["digest"] = _digest(text, tensors)
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            whole = Path(folder, path.name)
-            save_file(tensors, whole, {_TEXT: json.dumps(text)})
-            whole.replace(path)
+        text["digest"] = _digest(text, tensors)
+        data = json.dumps(text)
+    except (RecursionError, TypeError, ValueError) as error:
+        raise CacheFileError(
+            f"cannot write {path}: an option of the policy is no plain data ({told(error)})."
+        ) from error
+    try:
+        with replacement(path) as whole:
+            save_file(tensors, whole, {_TEXT: data})
     except OSError as error:
-        raise CacheFileError(f"cannot write {path}: {error.strerror}.") from error
+        raise CacheFileError(f"cannot write {path}: {reason(error)}.") from error
+    except SafetensorError as error:
+        raise CacheFileError(f"cannot write {path}: {one_line(error)}.") from error
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -48,10 +55,19 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise CacheFileError(f"there is no file {path}.") from None
-    except (OSError, SafetensorError) as error:
-        raise CacheFileError(f"{path} is not a complete cache file: {error}.") from error
+    except (
+        Exception
+    ) as error:  # a header may name a dtype that PyTorch lacks, or a size that no memory has
+        raise CacheFileError(f"{path} is not a complete cache file: {one_line(error)}.") from error
     text = _text(metadata.get(_TEXT, "null"), path)
-    if text.pop("digest", None) != _digest(text, tensors):
+    digest = text.pop("digest", None)
+    try:
+        found = _digest(text, tensors)
+    except (RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise CacheFileError(
+            f"{path} is no cache file: it has data that nobody saves ({one_line(error)})."
+        ) from error
+    if digest != found:
         raise CacheFileError(f"{path} is damaged: its contents are not what was written.")
     return text, tensors
 
@@ -59,7 +75,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _text(data: str, path: Path) -> dict[str, Any]:
     try:
         text = json.loads(data)
-    except ValueError:
+    except (RecursionError, ValueError):
         text = None
     found = text.get("format") if isinstance(text, dict) else None
     if isinstance(text, dict) and found == FORMAT:
@@ -70,9 +86,15 @@ def _text(data: str, path: Path) -> dict[str, Any]:
             f"{FORMAT} only. Read the prompt anew and save the cache again."
         )
     raise CacheFileError(
-        f"{path} is no cache file of this version ({FORMAT}, not {found!r}). "
+        f"{path} is no cache file of this version ({FORMAT}, not {shown(found)}). "
         "kvpolicy.save(cache, path) writes one."
     )
+
+
+def one_line(error: BaseException) -> str:
+    """Return what was raised in one line that is not long."""
+    line = " ".join(told(error).split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def _digest(text: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,13 +9,17 @@ from torch import Tensor
 
 from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.memory.contents import Contents
-from kvpolicy.errors import CacheFileError
-from kvpolicy.huggingface.file.packing import packed, unpacked
+from kvpolicy.errors import CacheFileError, shown
+from kvpolicy.huggingface.file.packing import Tensors, packed, taken, unpacked
 from kvpolicy.huggingface.layer import PolicyLayer
 
 _FIELDS = {"index", "seen", "schedule", "contents", "stored"}
 _SET_LATER = {"dtype", "device", "keys", "values"}
 """Attributes that a layer of transformers gets with its first tokens."""
+_LATER = (Tensor, torch.dtype, torch.device, int)
+"""The types of such attributes."""
+_OF_THE_MODEL = ("sliding_window", "number_of_states")
+"""Attributes of layers of transformers that the model fixes."""
 
 
 def packed_layer(layer: Any, tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
@@ -36,9 +39,7 @@ def packed_layer(layer: Any, tensors: dict[str, Tensor], name: str) -> dict[str,
     return {each: _plain(value, tensors, f"{name}.{each}") for each, value in _own(layer).items()}
 
 
-def restore_layer(
-    layer: Any, data: Any, tensors: Mapping[str, Tensor], device: torch.device
-) -> None:
+def restore_layer(layer: Any, data: Any, tensors: Tensors, device: torch.device) -> None:
     """Give an empty layer what `packed_layer` returned.
 
     Raises CacheFileError, KeyError, TypeError or ValueError for data that do not fit the layer.
@@ -50,7 +51,7 @@ def restore_layer(
 
 
 def _restore_policy_layer(
-    layer: PolicyLayer, data: Any, tensors: Mapping[str, Tensor], device: torch.device
+    layer: PolicyLayer, data: Any, tensors: Tensors, device: torch.device
 ) -> None:
     def read(name: str, expected: Any) -> Any:
         return unpacked(data[name], expected, tensors, device)
@@ -70,13 +71,9 @@ def _restore_policy_layer(
         raise ValueError("it is stored, and the file names no storage")
     if storage is not None:
         layer.memory.stored = read("stored", storage.form | None)
-    if layer.seen < 0 or not layer.memory.is_consistent(layer.seen):
-        raise ValueError("its tensors do not fit one another")
 
 
-def _restore_other(
-    layer: Any, data: Any, tensors: Mapping[str, Tensor], device: torch.device
-) -> None:
+def _restore_other(layer: Any, data: Any, tensors: Tensors, device: torch.device) -> None:
     fresh = _own(layer)
     if not isinstance(data, dict) or set(data) - _SET_LATER != set(fresh) - _SET_LATER:
         raise CacheFileError(
@@ -85,11 +82,30 @@ def _restore_other(
         )
     for name, value in data.items():
         found = _value(value, tensors, device)
-        # An attribute that is None in an empty layer gets its type with the first tokens.
-        if fresh.get(name) is not None and type(found) is not type(fresh[name]):
-            raise TypeError(f"{name} of a layer is a {type(found).__name__}")
+        _check_attribute(name, found, fresh.get(name))
         setattr(layer, name, found)
+    if fresh.get("is_initialized") is False and layer.is_initialized == (layer.keys is None):
+        raise ValueError("it has keys, and is empty")
     _initialize(layer)
+
+
+def _check_attribute(name: str, found: Any, fresh: Any) -> None:
+    """Raise TypeError or ValueError for what an attribute of a layer of transformers cannot be.
+
+    `fresh` is what it is in an empty layer; None there gets its type with the first tokens.
+    """
+    if name in _OF_THE_MODEL and found != fresh:
+        raise ValueError(f"{name} of a layer is {found}, and {fresh} in this model")
+    if isinstance(fresh, dict):
+        if not isinstance(found, dict) or found.keys() != fresh.keys():
+            raise TypeError(f"{name} of a layer is {shown(found)}")
+        for key, each in fresh.items():
+            _check_attribute(f"{name}[{key}]", found[key], each)
+    elif fresh is None:
+        if not (found is None or type(found) in _LATER):
+            raise TypeError(f"{name} of a layer is a {type(found).__name__}")
+    elif type(found) is not type(fresh) or (type(found) is int and found < 0):
+        raise TypeError(f"{name} of a layer is {shown(found)}")
 
 
 def _initialize(layer: Any) -> None:
@@ -118,15 +134,15 @@ def _plain(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     return packed(value, tensors, name)
 
 
-def _value(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+def _value(data: Any, tensors: Tensors, device: torch.device) -> Any:
     """Return the attribute that `_plain` was given."""
     if not isinstance(data, dict):
         return data
     ((kind, content),) = data.items()
     if kind == "tensor":
-        return tensors[content].to(device)
+        return taken(data, tensors, device)
     if kind == "dtype":
-        found = getattr(torch, content)
+        found = getattr(torch, content, None)
         if not isinstance(found, torch.dtype):
             raise TypeError(f"{content} is no dtype")
         return found

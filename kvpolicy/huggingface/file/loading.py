@@ -4,41 +4,59 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvpolicy.errors import CacheFileError, KvpolicyError
+from kvpolicy.errors import CacheFileError, KvpolicyError, shown
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.huggingface.file.container import read
-from kvpolicy.huggingface.file.fingerprint import fingerprint
+from kvpolicy.huggingface.file.consistency import check_layers, check_policy_layer
+from kvpolicy.huggingface.file.container import one_line, read
+from kvpolicy.huggingface.file.fingerprint import differences
 from kvpolicy.huggingface.file.layers import restore_layer
+from kvpolicy.huggingface.file.paths import source
 from kvpolicy.huggingface.file.saving import SPREAD, releases
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.devices import layer_devices
 from kvpolicy.huggingface.model.ranks import ranks_of
+from kvpolicy.huggingface.model.support import supported_config
 
 NewCache = Callable[[Mapping[str, Any], Mapping[str, Any] | None], PolicyCache]
 """Makes an empty cache from the description of a policy and of a storage."""
 
+_FIELDS = {"format", "policy", "parts", "storage", "model", "kinds", "layers"}
+_OF_FOREIGN_DATA = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What data raise that no version wrote."""
+
 
 def load(path: str | os.PathLike[str], model: PreTrainedModel, new_cache: NewCache) -> PolicyCache:
-    """Return a cache that holds what `save` wrote.
+    """Return a cache that holds what `save` wrote; all parameters of the model are read for it.
 
-    Raises CacheFileError if the file is no such file, damaged, of another model, or of another
-    release of the plugins that its policy is made of.
+    Raises CacheFileError if the path is no plain file, if the file is no such file, damaged or
+    contradictory, of another model, or of another release of the plugins that its policy is made
+    of; UnsupportedModelError for a model that no cache can be made for. A file that is refused
+    leaves the model as it was found.
     """
-    text, tensors = read(Path(path))
+    supported_config(model)
+    text, tensors = read(source(path))
     try:
         return _loaded(text, tensors, model, new_cache, path)
     except KvpolicyError:
         raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except _OF_FOREIGN_DATA as error:
         raise CacheFileError(
             f"cannot read {path}: it contains data that this version does not write "
-            f"({type(error).__name__}: {error})."
+            f"({one_line(error)})."
         ) from error
 
 
@@ -49,6 +67,8 @@ def _loaded(
     new_cache: NewCache,
     path: Any,
 ) -> PolicyCache:
+    if not isinstance(text, dict) or set(text) != _FIELDS:
+        raise ValueError(f"a file has {', '.join(sorted(_FIELDS))}")
     if ranks_of(model, decoder_config(model)) is not None:
         raise CacheFileError(SPREAD)
     _check_model(text["model"], model, path)
@@ -74,19 +94,37 @@ def _fill(
 ) -> None:
     if text["kinds"] != [type(layer).__name__ for layer in cache.layers]:
         raise CacheFileError(f"{path} holds layers of other kinds than this model's cache has.")
+    host = [torch.device("cpu")] * len(cache.layers)
     devices = layer_devices(model, len(cache.layers))
-    for layer, data, device in zip(cache.layers, text["layers"], devices, strict=True):
-        restore_layer(layer, data, tensors, device)
+    _restore(cache, text["layers"], tensors, host)
+    for layer in cache.policy_layers:
+        check_policy_layer(layer, cache.session.config.num_attention_heads)
+    check_layers(cache.layers)
+    if devices != host:
+        # What is checked on the host makes no device wait.
+        _restore(cache, text["layers"], tensors, devices)
 
 
-def _check_model(saved: dict[str, str], model: PreTrainedModel, path: Any) -> None:
-    found = fingerprint(model)
-    differing = [name for name in found if saved.get(name) != found[name]]
+def _restore(
+    cache: PolicyCache, saved: Any, tensors: Mapping[str, Tensor], devices: list[torch.device]
+) -> None:
+    left = dict(tensors)
+    for layer, data, device in zip(cache.layers, saved, devices, strict=True):
+        restore_layer(layer, data, left, device)
+    if left:
+        raise ValueError(f"{len(left)} tensors belong to no layer")
+
+
+def _check_model(saved: dict[str, Any], model: PreTrainedModel, path: Any) -> None:
+    differing = differences(saved, model)
     if differing:
+        kind = saved.get("class")
+        kind = kind if isinstance(kind, str) and kind.isidentifier() else shown(kind)
         raise CacheFileError(
-            f"{path} belongs to another model: a {saved.get('class')} whose "
-            f"{' and '.join(differing)} differ from this {found['class']}. Load it with the model "
-            "(weights and dtype) that it was saved with."
+            f"{path} belongs to another model: a {kind} whose "
+            f"{' and '.join(differing)} differ from this {type(model).__name__}. Load it with the "
+            "model that it was saved with: the same weights and dtype, and the same active "
+            "adapters, merged or not."
         )
 
 

@@ -6,7 +6,7 @@ of the fields that have `SAVED`. A file can neither name code to run nor leave o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 import attrs
@@ -16,6 +16,9 @@ from torch import Tensor
 from kvpolicy.cache.memory.contents import Rows
 from kvpolicy.cache.memory.saved import saved_fields
 from kvpolicy.errors import CacheFileError
+
+Tensors = MutableMapping[str, Tensor]
+"""The tensors of a file by name; those that are read are taken out."""
 
 
 def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -40,8 +43,10 @@ def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     }
 
 
-def unpacked(data: Any, expected: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+def unpacked(data: Any, expected: Any, tensors: Tensors, device: torch.device) -> Any:
     """Return the value of type `expected` that `packed` was given, with its tensors on `device`.
+
+    A tensor is taken out of `tensors`, so that no two values share one.
 
     Raises KeyError, TypeError or ValueError for data that `packed` cannot have made.
     """
@@ -50,7 +55,10 @@ def unpacked(data: Any, expected: Any, tensors: Mapping[str, Tensor], device: to
             return None
         expected = next(each for each in get_args(expected) if each is not type(None))
     if expected is Rows:
-        return Rows(_tensor(data, tensors, device))
+        rows = taken(data, tensors, device)
+        if rows.ndim != 4:
+            raise TypeError(f"rows have the shape {tuple(rows.shape)}")
+        return Rows(rows)
     if get_origin(expected) is list:
         (item,) = get_args(expected)
         return [unpacked(each, item, tensors, device) for each in _of_type(data, list)]
@@ -58,13 +66,13 @@ def unpacked(data: Any, expected: Any, tensors: Mapping[str, Tensor], device: to
         return _of_type(data, expected)
     if attrs.has(expected):
         return _built(data, expected, tensors, device)
-    found = _tensor(data, tensors, device)
+    found = taken(data, tensors, device)
     if not isinstance(found, expected):
         raise TypeError(f"a tensor of {found.dtype} {tuple(found.shape)} is no {expected}")
     return found
 
 
-def _built(data: Any, kind: type[Any], tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+def _built(data: Any, kind: type[Any], tensors: Tensors, device: torch.device) -> Any:
     fields, hints = saved_fields(kind), get_type_hints(kind)
     if set(_of_type(data, dict)) != {field.name for field in fields}:
         raise TypeError(f"{kind.__name__} with {', '.join(map(str, data))}")
@@ -75,9 +83,15 @@ def _built(data: Any, kind: type[Any], tensors: Mapping[str, Tensor], device: to
     return kind(**values)
 
 
-def _tensor(data: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
-    (name,) = _of_type(data, dict).values()
-    return tensors[name].to(device)
+def taken(data: Any, tensors: Tensors, device: torch.device) -> Tensor:
+    """Take the tensor that data name out of `tensors`.
+
+    Raises KeyError, TypeError or ValueError if they name none that is left.
+    """
+    ((kind, name),) = _of_type(data, dict).items()
+    if kind != "tensor" or name not in tensors:
+        raise KeyError(f"no tensor {name} is left")
+    return tensors.pop(name).to(device)
 
 
 def _of_type(data: Any, kind: type[Any]) -> Any:

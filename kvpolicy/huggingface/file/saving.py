@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from kvpolicy.errors import CacheFileError, CacheStateError
 from kvpolicy.huggingface.file.container import write
 from kvpolicy.huggingface.file.fingerprint import fingerprint
 from kvpolicy.huggingface.file.layers import packed_layer
+from kvpolicy.huggingface.file.paths import target
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.describe import described
@@ -31,10 +31,15 @@ def save(
     model: PreTrainedModel | None,
     path: str | os.PathLike[str],
 ) -> None:
-    """Write the layers of a cache to a file, between two forwards.
+    """Write the layers of a cache to a plain file, between two forwards.
+
+    A symbolic link is followed. A file that is there is replaced whole, and keeps its permissions;
+    if anything fails it stays as it was, and nothing is left beside it. All parameters of the model
+    are read for it: see `fingerprint`.
 
     Raises CacheStateError for a cache that failed, CacheFileError for a cache that no file can
-    hold, InvalidComponentError for a policy with parts that no installed plugin offers.
+    hold and for a path that is no plain file or cannot be written, InvalidComponentError for a
+    policy with parts that no installed plugin offers.
     """
     session.guard.check()
     if model is None:
@@ -49,6 +54,7 @@ def save(
             "an earlier forward stopped on its way, so the cache cannot be saved. Call "
             "cache.reset() and start over."
         )
+    place = target(path)
     storage, title = session.storage, session.storage_title
     tensors: dict[str, Tensor] = {}
     text = {
@@ -59,7 +65,7 @@ def save(
         "kinds": [type(layer).__name__ for layer in layers],
         "layers": [packed_layer(layer, tensors, f"layers.{at}") for at, layer in enumerate(layers)],
     }
-    write(text, tensors, Path(path))
+    write(text, tensors, place)
 
 
 def releases(titles: Titles) -> dict[str, str]:

@@ -14,7 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import kvpolicy
-from kvpolicy.errors import CacheFileError, CacheStateError, InvalidComponentError
+from kvpolicy.errors import (
+    CacheFileError,
+    CacheStateError,
+    InvalidComponentError,
+    UnsupportedModelError,
+)
 from kvpolicy.exactness.usages import small_policy, tokens
 from kvpolicy.exactness.usages.inputs import read
 from kvpolicy.huggingface.file import container, loading
@@ -217,8 +222,30 @@ def test_a_file_that_is_not_there_is_named(path):
         kvpolicy.load(path, tiny_model())
 
 
+@pytest.mark.parametrize("model", [None, "gpt2", torch.nn.Linear(2, 2)], ids=repr)
+def test_what_is_no_model_of_transformers_is_named(model, path):
+    saved(path)
+    with pytest.raises(UnsupportedModelError, match="needs a transformers PreTrainedModel"):
+        kvpolicy.load(path, model)
+
+
+def test_modes_of_pytorch_change_nothing(path):
+    model, _ = saved(path)
+    with torch.inference_mode():
+        kvpolicy.load(path, model).save(path)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            loaded = kvpolicy.load(path, model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loaded.save(path)
+    assert kvpolicy.load(path, model).get_seq_length() == 66
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CacheFileError, match="cannot write"):
+    with pytest.raises(CacheFileError, match="there is no folder"):
         saved(tmp_path / "no" / "where.safetensors")
 
 
