@@ -109,7 +109,9 @@ def test_the_transposed_projection_of_gpt2_is_read(recipe):
 
 
 @NEEDING
-@pytest.mark.parametrize("make", [lambda own: Squared(32, 32, bias=False), Opaque], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda own: Squared(32, 32, bias=False), Opaque], ids=["squared", "opaque"]
+)
 def test_what_cannot_be_read_is_refused_before_any_work(recipe, make):
     model = tiny_model("llama")
     attention = model.model.layers[1].self_attn
