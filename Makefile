@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo test check oldest needle-model bench deep exactness fidelity endurance clean
+.PHONY: help demo test check oldest needle-model bench deep exactness faults fidelity endurance clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES
 
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md
+
+faults: $(READY) ## Raise an exception at each line of each operation of a cache; none may lead to a wrong answer (an hour).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.exactness.faults
 
 fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.fidelity_table
