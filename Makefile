@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo test check oldest needle-model bench deep exactness faults fidelity endurance clean
+.PHONY: help demo test check oldest needle-model bench deep exactness faults fidelity endurance prompt-memory clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance
+
+prompt-memory: $(READY) ## Measure the memory that each recipe takes to rank prompts of growing length (ten minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.prompt_memory
 
 clean: ## Remove the environment and everything that tools left behind.
 	@rm -rf .venv .venv-oldest dist build kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \

@@ -59,7 +59,8 @@ def query_blocks(
     )
     for b, n in product(range(batch), range(kv_heads)):
         for h in spans(n * group, (n + 1) * group, head_step):
-            for w in spans(0, window, window_step):
+            # The longest rows come first: memory that they leave is large enough for the others.
+            for w in reversed(list(spans(0, window, window_step))):
                 block = queries[b, h, w].float() * scaling
                 seen = keys[b, n, : positions - window + w.stop]
                 yield QueryBlock(b, n, h, w, _logits(block, seen, softcap, memory))
