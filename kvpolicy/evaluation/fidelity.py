@@ -19,7 +19,7 @@ from kvpolicy.errors import InvalidValueError, KvpolicyError
 from kvpolicy.evaluation.caches import opened_cache
 from kvpolicy.evaluation.comparison import batches
 from kvpolicy.evaluation.fidelity_rows import Fidelity, FidelityRow
-from kvpolicy.evaluation.metrics import exact_match
+from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.reader import Question, Reader
 from kvpolicy.evaluation.results import Refusal
 from kvpolicy.metrics import Recording, record, token_errors
