@@ -114,6 +114,7 @@ class Grid:
             key=digest(what),
             task=task.name,
             metric=task.metric.name,
+            asks=task.metric.asks,
             sample=sample.name,
             question=self.format.question,
             entrant=entrant.name,

@@ -20,7 +20,7 @@ class Row:
     """A line of a file of results.
 
     - `key`: a digest of all that decides the outcome; equal keys are the same run.
-    - `task`, `metric`, `sample`, `question`: what was asked, and where the question stood.
+    - `task`, `metric`, `asks`, `sample`, `question`: what was asked, and where the question stood.
     - `entrant`, `budget`, `policy`: who answered; the full cache has neither budget nor policy.
     - `score`, `weight`: what the metric made of the answer; None if there is an `error`.
     - `text`: what was written, or the choice that was made; `answers` what is right.
@@ -40,6 +40,7 @@ class Row:
     sample: str
     question: str
     entrant: str
+    asks: str = "text"
     budget: Budget | None = None
     policy: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     score: float | None = None
