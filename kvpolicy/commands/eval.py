@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kvpolicy.commands.budgets import read_budget
-from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.errors import InvalidValueError, shown, suggest
 
 if TYPE_CHECKING:
     from kvpolicy.evaluation.evaluate import Evaluation
@@ -91,7 +91,7 @@ def evaluate(
         "recipes": _split(recipes),
         "budgets": [read_budget(text) for text in _split(budgets)],
         "data": data,
-        "tasks": [_task(name, option or ()) for name in expanded(task or ())],
+        "tasks": _tasks(expanded(task or ()), option or ()),
         "metric": metric,
         "question": question,
         "chat": chat,
@@ -128,18 +128,33 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _task(name: str, options: Iterable[str]) -> dict[str, Any]:
-    """Return a task's name and options; a value is JSON, or else a text."""
-    found: dict[str, Any] = {"name": name}
+def _tasks(names: Iterable[str], options: Iterable[str]) -> list[dict[str, Any]]:
+    """Return tasks with their options: each task takes those that it has.
+
+    A value is JSON, or else a text. Raises InvalidValueError for an option that no task has.
+    """
+    from kvpolicy.discovery.registry import find
+
+    tasks = [{"name": name} for name in names]
+    known = {name: find("task", name).options for name in names}
     for given in options:
-        option, equals, value = given.partition("=")
+        option, equals, text = given.partition("=")
         if not (option and equals):
             raise InvalidValueError(f"--option is name=value, but is {shown(given)}.")
+        takers = [task for task in tasks if option in known[task["name"]]]
+        if not takers:
+            every = sorted({each for own in known.values() for each in own})
+            raise InvalidValueError(
+                f"no task has the option {shown(option)}.{suggest(option, every)} Options of these "
+                f"tasks: {', '.join(every) or 'none'}."
+            )
         try:
-            found[option] = json.loads(value)
+            value = json.loads(text)
         except ValueError:
-            found[option] = value
-    return found
+            value = text
+        for task in takers:
+            task[option] = value
+    return tasks
 
 
 def _evaluated(model: Any, tokenizer: Any, arguments: dict[str, Any]) -> Evaluation:

@@ -72,6 +72,15 @@ def test_a_markdown_page_is_written_too(evaluate, data, tmp_path):
     assert "| restkv | 48 |" in (tmp_path / "page.md").read_text()
 
 
+def test_a_task_is_asked_for_by_name_with_options(evaluate):
+    options = ("--option", "length=96", "--option", "facts=4", "--limit", "2")
+    result = evaluate("--task", "needle", *options, "--budgets", "48", "--json")
+    cells = json.loads(result.stdout)["cells"]
+    assert {cell["task"] for cell in cells} == {"needle(length=96, facts=4)"}
+    assert [cell["samples"] for cell in cells] == [2, 2, 2]
+    assert cells[0]["estimate"]["value"] == 1
+
+
 def test_a_metric_may_be_a_function_in_this_folder(evaluate, data, tmp_path, monkeypatch):
     (tmp_path / "metric_of_mine.py").write_text("def words(text, sample): return len(text.split())")
     monkeypatch.chdir(tmp_path)
@@ -85,7 +94,9 @@ def test_a_metric_may_be_a_function_in_this_folder(evaluate, data, tmp_path, mon
         (("--data", "nowhere.jsonl", "--budgets", "48"), "cannot read 'nowhere.jsonl'"),
         (("--budgets", "48"), "there is nothing to evaluate on"),
         (("--task", "nedle", "--budgets", "48"), "no task named 'nedle'"),
-        (("--task", "nedle", "--option", "length"), "--option is name=value, but is 'length'"),
+        (("--task", "needle", "--option", "length"), "--option is name=value, but is 'length'"),
+        (("--task", "needle", "--option", "lenght=9"), "Did you mean 'length'? Options of these"),
+        (("--task", "needle", "--option", "length=many"), "'length' must be"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_model_is_loaded(evaluate, arguments, sentence):
