@@ -148,6 +148,15 @@ def test_words_come_from_a_package_that_may_be_missing(make, tmp_path, monkeypat
         make("niah_single_1", 3000, folder=str(tmp_path))
 
 
+@pytest.mark.parametrize("adjectives", [["up", "red", "a"], ["up", "up-front", "up-a", "red"]])
+def test_pairs_of_words_are_all_of_them_in_order(adjectives):
+    nouns = ["cat", "b", "zoo", "cat"]
+    expected = sorted({f"{adjective}-{noun}" for adjective in adjectives for noun in nouns})
+    pairs = sources.Pairs(adjectives, nouns)
+    assert list(pairs) == expected
+    assert len(pairs) == len(expected)
+
+
 def test_answers_are_scored_as_ruler_does():
     sample = Sample(name="1", answers=("123", "Abc"))
     assert cleaned("\x00 12\t3 ") == "12\n3"

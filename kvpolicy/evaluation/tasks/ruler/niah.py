@@ -14,6 +14,7 @@ from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
 from kvpolicy.evaluation.tasks.ruler.sources import (
     ADJECTIVES,
     NOUNS,
+    Pairs,
     essays_of,
     sentences_in,
     words_in,
@@ -82,10 +83,10 @@ class _Writer:
         self.task, self.rng = task, Random(task.seed)
         self.num_keys = max(task.num_keys, task.num_queries)
         self.essay = words_in(essays_of(task.folder)) if task.haystack == "essay" else []
-        self.words: list[str] = []
+        self.words: Sequence[str] = []
         if "words" in (task.keys, task.values):
             nouns, adjectives = words_of(task.folder, NOUNS), words_of(task.folder, ADJECTIVES)
-            self.words = sorted({f"{adj}-{noun}" for adj in adjectives for noun in nouns})
+            self.words = Pairs(adjectives, nouns)
 
     def write(self, units: int) -> Written:
         """Return a prompt with so many words of an essay, or lines of noise or needles."""

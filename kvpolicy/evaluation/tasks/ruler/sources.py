@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from kvpolicy.errors import DataError, MissingPackageError, shown
 from kvpolicy.evaluation.tasks.files import json_of, text_of
@@ -32,6 +35,35 @@ def words_of(folder: str | None, *names: str) -> list[str]:
         for word in text_of(where / name, origin).split("\n")
         if word.strip()
     ]
+
+
+class Pairs(Sequence[str]):
+    """All words `adjective-noun`, each once, in alphabetical order, without writing them down.
+
+    >>> list(Pairs(["red", "big"], ["cat", "ant"]))
+    ['big-ant', 'big-cat', 'red-ant', 'red-cat']
+    """
+
+    def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
+        self.starts = sorted({f"{adjective}-" for adjective in adjectives})
+        self.nouns = sorted(set(nouns))
+        self.mixed: list[str] | None = None
+        if any(later.startswith(first) for first, later in pairwise(self.starts)):
+            # Words of "up" then stand among those of "up-front".
+            self.mixed = sorted({start + noun for start in self.starts for noun in self.nouns})
+
+    def __len__(self) -> int:
+        if self.mixed is not None:
+            return len(self.mixed)
+        return len(self.starts) * len(self.nouns)
+
+    def __getitem__(self, place: Any) -> Any:
+        if self.mixed is not None:
+            return self.mixed[place]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        start, noun = divmod(place, len(self.nouns))
+        return self.starts[start] + self.nouns[noun]
 
 
 def essays_of(folder: str | None) -> str:
