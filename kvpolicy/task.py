@@ -7,8 +7,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
-Asks: TypeAlias = Literal["text", "choice", "likelihood"]
-"""What a model is asked for: to write, to choose, or how likely the answer is."""
+Asks: TypeAlias = Literal["text", "choice", "likelihood", "stream"]
+"""What a model is asked for: to write, to choose, how likely the answer is, or the whole text."""
 
 
 def _texts(given: Iterable[str]) -> tuple[str, ...]:
@@ -57,7 +57,8 @@ class Metric:
     """How answers become figures.
 
     `judge` is given what the model wrote, or the choice that it found likeliest. A metric that asks
-    for the likelihood has none: its figure is the perplexity of the answers.
+    for a likelihood has none: its figure is the perplexity of the answers, or of the whole text if
+    it asks for a stream. A stream is read `chunk` tokens at a time, with an eviction after each.
 
     >>> Metric(name="short", judge=lambda text, sample: len(text) < 9).figure([1.0, 0.0], [1, 1])
     0.5
@@ -66,11 +67,12 @@ class Metric:
     name: str
     judge: Judge | None = attrs.field(default=None, repr=False)
     asks: Asks = "text"
+    chunk: int = 1
 
     @property
     def larger_is_better(self) -> bool:
         """Whether a larger figure is a better one."""
-        return self.asks != "likelihood"
+        return self.asks not in ("likelihood", "stream")
 
     def figure(self, scores: Iterable[float], weights: Iterable[float]) -> float:
         """Return the figure of many samples: the weighted mean, or the perplexity.
@@ -82,7 +84,7 @@ class Metric:
 
         pairs = list(zip(scores, weights, strict=True))
         mean = fsum(score * weight for score, weight in pairs) / fsum(each for _, each in pairs)
-        if self.asks != "likelihood":
+        if self.larger_is_better:
             return mean
         return exp(mean) if mean < 700 else inf
 

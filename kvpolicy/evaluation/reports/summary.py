@@ -104,7 +104,7 @@ def _cell(rows: Sequence[Row], baseline: Sequence[Row] | None) -> Cell:
         metric=first.metric,
         entrant=first.entrant,
         budget=first.budget,
-        larger_is_better=first.asks != "likelihood",
+        larger_is_better=not _is_perplexity(first),
         samples=len(scored),
         errors=len(failed),
         error=failed[0].error if failed else None,
@@ -121,7 +121,7 @@ def _cell(rows: Sequence[Row], baseline: Sequence[Row] | None) -> Cell:
 def _estimate(rows: Sequence[Row]) -> Estimate:
     scores = _scores(rows)
     found = estimate(scores)
-    if rows[0].asks == "likelihood" or not set(scores.scores) <= {0.0, 1.0}:
+    if _is_perplexity(rows[0]) or not set(scores.scores) <= {0.0, 1.0}:
         return found
     return Estimate(found.value, wilson_interval(round(sum(scores.scores)), len(rows)))
 
@@ -139,8 +139,12 @@ def _scores(rows: Sequence[Row]) -> Scores:
     return Scores(
         [row.score for row in rows if row.score is not None],
         [row.weight for row in rows],
-        rows[0].asks == "likelihood",
+        _is_perplexity(rows[0]),
     )
+
+
+def _is_perplexity(row: Row) -> bool:
+    return row.asks in ("likelihood", "stream")
 
 
 def _mean(figures: Iterable[float | None]) -> float | None:

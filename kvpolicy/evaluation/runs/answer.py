@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 
 from kvpolicy.errors import InvalidValueError
@@ -37,9 +38,11 @@ def answered(
     lacks what the metric needs; and whatever the policy or the metric raises.
     """
     _check_length(model, prompt, sample)
-    ask = {"text": _written, "choice": _chosen, "likelihood": _likelihood}[metric.asks]
-    if metric.asks != "text":
+    ask = _ASKS[metric.asks]
+    if metric.asks in ("choice", "likelihood"):
         prompt = held_back(prompt)
+    if metric.asks == "stream" and metric.chunk == 1 and policy is not None:
+        policy = attrs.evolve(policy, every=1)
     on_gpu = model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -47,9 +50,10 @@ def answered(
         reading = Reading(model, cache)
         found = ask(reading, tokenizer, prompt, sample, metric)
         return {
+            "policy": None if policy is None else policy.to_dict(),
             "tokens": prompt.tokens,
-            "positions": reading.positions,
             **found,
+            "positions": reading.positions,
             "nbytes": reading.report().nbytes,
             "peak_nbytes": torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
             "footprint": reading.footprint,
@@ -120,6 +124,26 @@ def _likelihood(
     loss = reading.loss(logits, tokens)
     count = len(tokens)
     return {"score": loss / count, "weight": count, "new_tokens": count}
+
+
+def _streamed(
+    reading: Reading,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    sample: Sample,
+    metric: Metric,
+) -> Mapping[str, Any]:
+    if prompt.tokens < 2:
+        raise InvalidValueError(
+            f"sample {sample.name!r} has {prompt.tokens} token. Perplexity needs two or more."
+        )
+    loss = reading.stream(torch.tensor([prompt.ids]), metric.chunk)
+    reading.see(prompt)
+    count = prompt.tokens - 1
+    return {"score": loss / count, "weight": count}
+
+
+_ASKS = {"text": _written, "choice": _chosen, "likelihood": _likelihood, "stream": _streamed}
 
 
 def _judged(metric: Metric, text: str, sample: Sample) -> float:

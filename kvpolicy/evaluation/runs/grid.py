@@ -101,7 +101,7 @@ class Grid:
         asked = attrs.asdict(sample, filter=lambda field, _: field.name not in ("context", "extra"))
         what: dict[str, Any] = {
             "task": task.name,
-            "metric": [task.metric.name, task.metric.asks],
+            "metric": [task.metric.name, task.metric.asks, task.metric.chunk],
             "sample": asked,
             "extra": digest(dict(sample.extra)),
             "prompt": [ids, split],

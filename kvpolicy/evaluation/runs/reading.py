@@ -51,12 +51,15 @@ class Reading:
 
     def read(self, ids: Int[Tensor, "1 Q"]) -> Float[Tensor, " V"]:
         """Read tokens in one forward, and return the logits behind the last."""
+        return self._forward(ids, logits_to_keep=1)[-1]
+
+    def _forward(self, ids: Int[Tensor, "1 Q"], **options: Any) -> Float[Tensor, "kept V"]:
         before = [(layer.held, layer.seen) for layer in self.report().layers]
         self._count(before, ids.shape[1])
         output = self.model(
-            input_ids=ids.to(self.model.device), past_key_values=self.cache, logits_to_keep=1
+            input_ids=ids.to(self.model.device), past_key_values=self.cache, **options
         )
-        logits: Tensor = output.logits[0, -1].float()
+        logits: Tensor = output.logits[0].float()
         return logits
 
     def write(
@@ -94,6 +97,19 @@ class Reading:
             total -= float(torch.log_softmax(logits.double(), dim=-1)[token])
             if place + 1 < len(ids):
                 logits = self.read(torch.tensor([[token]]))
+        return total
+
+    def stream(self, ids: Int[Tensor, "1 T"], chunk: int) -> float:
+        """Read a text `chunk` tokens at a time; return the loss of all tokens but the first.
+
+        A forward of several tokens evicts at its end. For single tokens the policy must evict
+        while it decodes.
+        """
+        total, follows = 0.0, ids[0, 1:].to(self.model.device)
+        for start in range(0, ids.shape[1] - 1, chunk):
+            known = follows[start : start + chunk]
+            logits = self._forward(ids[:, start : start + len(known)])
+            total += float(torch.nn.functional.cross_entropy(logits, known, reduction="sum"))
         return total
 
     def _count(self, before: Sequence[tuple[int, int]], new: int) -> None:

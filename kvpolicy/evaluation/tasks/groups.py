@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from kvpolicy.evaluation.tasks.longbench.task import TASKS
+
 _NIAH = ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")
 _RULER = (
     *(f"ruler_niah_{name}" for name in (*_NIAH, "multivalue", "multiquery")),
@@ -13,6 +15,7 @@ _RULER = (
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "ruler": (*_RULER, "ruler_qa_1", "ruler_qa_2"),
     "ruler_restkv": _RULER,
+    "longbench": tuple(f"longbench_{task}" for task in TASKS),
 }
 """The tasks of each group. ReST-KV's authors leave out the questions about documents."""
 

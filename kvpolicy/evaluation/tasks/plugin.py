@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from kvpolicy.evaluation.tasks.haystack import HaystackTask
+from kvpolicy.evaluation.tasks.longbench.task import TASKS, LongBenchTask
 from kvpolicy.evaluation.tasks.needle import NeedleTask
+from kvpolicy.evaluation.tasks.perplexity import PerplexityTask
 from kvpolicy.evaluation.tasks.ruler.common_words import CommonWordsTask
 from kvpolicy.evaluation.tasks.ruler.frequent_words import FrequentWordsTask
 from kvpolicy.evaluation.tasks.ruler.niah import NiahTask
@@ -34,4 +37,10 @@ RULER: Mapping[str, Callable[..., Task]] = {
 @hookimpl
 def kvpolicy_tasks() -> Mapping[str, Callable[..., Task]]:
     """Offer the tasks."""
-    return {"needle": NeedleTask, **RULER}
+    return {
+        "needle": NeedleTask,
+        "haystack": HaystackTask,
+        "perplexity": PerplexityTask,
+        **RULER,
+        **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in TASKS},
+    }
