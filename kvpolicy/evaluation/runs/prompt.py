@@ -100,10 +100,13 @@ class PromptFormat:
         return text + sample.cue, question.strip()
 
     def _cut(self, text: str) -> str:
-        """Leave the middle out: half of `longest` tokens from the front, half from the end."""
+        """Leave the middle out: half of `longest` tokens from the front, half from the end.
+
+        Tokens that begin or end a text are counted, as LongBench does.
+        """
         if self.longest is None:
             return text
-        ids = self._ids(text, special=False)
+        ids = self._ids(text, special=True)
         if len(ids) <= self.longest:
             return text
         half = max(1, self.longest // 2)

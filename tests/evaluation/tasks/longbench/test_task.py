@@ -76,12 +76,8 @@ def test_few_shot_tasks_and_code_go_without_a_chat_template(read):
 
 
 def test_the_preset_of_restkv_writes_at_least_a_token(read):
-    assert [
-        read("qasper", preset=preset)[0].min_new_tokens for preset in ("official", "restkv")
-    ] == [
-        0,
-        1,
-    ]
+    least = [read("qasper", preset=each)[0].min_new_tokens for each in ("official", "restkv")]
+    assert least == [0, 1]
     assert read("samsum")[0].min_new_tokens == 1
 
 
