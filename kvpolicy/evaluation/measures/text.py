@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+"""For `str.translate`: takes ASCII punctuation out."""
 
 
 def exact_match(text: str, answer: str) -> bool:
@@ -38,7 +39,7 @@ def normalised(text: str) -> list[str]:
     >>> normalised("The cat's  hat, a Hat.")
     ['cats', 'hat', 'hat']
     """
-    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+    return _ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split()
 
 
 def word_f1(words: Sequence[str], expected: Sequence[str]) -> float:

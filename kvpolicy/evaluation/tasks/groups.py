@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from kvpolicy.evaluation.tasks.longbench.task import TASKS
+from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
+from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
 
 _NIAH = ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")
 _RULER = (
@@ -15,7 +16,8 @@ _RULER = (
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "ruler": (*_RULER, "ruler_qa_1", "ruler_qa_2"),
     "ruler_restkv": _RULER,
-    "longbench": tuple(f"longbench_{task}" for task in TASKS),
+    "longbench": tuple(f"longbench_{task}" for task in LONGBENCH),
+    "infinitebench": tuple(f"infinitebench_{task}" for task in INFINITEBENCH),
 }
 """The tasks of each group. ReST-KV's authors leave out the questions about documents."""
 

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from kvpolicy.evaluation.tasks.haystack import HaystackTask
-from kvpolicy.evaluation.tasks.longbench.task import TASKS, LongBenchTask
+from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
+from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
+from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
+from kvpolicy.evaluation.tasks.longbench.task import LongBenchTask
 from kvpolicy.evaluation.tasks.needle import NeedleTask
 from kvpolicy.evaluation.tasks.perplexity import PerplexityTask
 from kvpolicy.evaluation.tasks.ruler.common_words import CommonWordsTask
@@ -42,5 +45,8 @@ def kvpolicy_tasks() -> Mapping[str, Callable[..., Task]]:
         "haystack": HaystackTask,
         "perplexity": PerplexityTask,
         **RULER,
-        **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in TASKS},
+        **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in LONGBENCH},
+        **{
+            f"infinitebench_{task}": partial(InfiniteBenchTask, task=task) for task in INFINITEBENCH
+        },
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvpolicy.evaluation.measures.rouge import rouge_l
+from kvpolicy.evaluation.measures.rouge import rouge_l, rouge_l_sum
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,18 @@ def test_the_published_values(text, answer, expected):
 
 def test_words_are_lower_case_letters_and_digits():
     assert rouge_l("It's 9 o'CLOCK", "it s 9-o clock") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        # What rouge-score 0.1.2 gives for rougeLsum, without stemming.
+        ("the cat sat\nit was red", "the cat was fat\nred it is", 0.6153846153846153),
+        ("one two two three", "two one three\nfour", 0.5),
+        ("a b\nb a", "b a b", 0.8571428571428571),
+        ("", "one", 0.0),
+        ("one", "\n", 0.0),
+    ],
+)
+def test_lines_are_sentences_in_the_summary_level_score(text, answer, expected):
+    assert rouge_l_sum(text, answer) == pytest.approx(expected)
