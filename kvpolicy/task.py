@@ -7,8 +7,9 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
-Asks: TypeAlias = Literal["text", "choice", "likelihood", "stream"]
-"""What a model is asked for: to write, to choose, how likely the answer is, or the whole text."""
+Asks: TypeAlias = Literal["text", "choice", "likelihood", "stream", "agreement"]
+"""What a model is asked for: to write, to choose, how likely the answer is, or the whole text, and
+whether it goes on as with the full cache."""
 
 
 def _texts(given: Iterable[str]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from kvpolicy.evaluation.runs.grid import Grid, Named
 from kvpolicy.evaluation.runs.prompt import PromptFormat, QuestionPlace
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.evaluation.runs.row import Row
-from kvpolicy.evaluation.tasks.own import Data, OwnTask, read_samples
+from kvpolicy.evaluation.tasks.own import Data, OwnTask, default_metric, read_samples
 from kvpolicy.named import Part, resolved
 from kvpolicy.task import Judge, Metric, Task
 
@@ -94,7 +94,8 @@ def evaluate(
       `messages`, and with `answer` or `answers`. docs/evaluation.md has all fields.
     - `tasks`: names, mappings of `name` and options, or tasks; `kvpolicy list task` prints them.
     - `metric`: for `data`, a name, `module:name`, or a function of the text and the sample.
-      The default is `multiple_choice` if the rows have choices, else `f1`.
+      The default is `agreement` if no row has an answer, `multiple_choice` if all have choices,
+      else `f1`.
     - `question`: `inside`: context and question are read, and then evicted. `outside`: the context
       is evicted before the question is asked.
     - `max_prompt_tokens`: cut longer prompts in the middle.
@@ -177,8 +178,7 @@ def _own(
             raise InvalidValueError("metric is for data; tasks have metrics of their own.")
         return []
     samples = read_samples(data, limit=limit)
-    default = "multiple_choice" if all(each.choices for each in samples) else "f1"
-    task = OwnTask(rows=samples, metric=_metric(metric or default))
+    task = OwnTask(rows=samples, metric=_metric(metric or default_metric(samples)))
     name = Path(data).stem if isinstance(data, str | os.PathLike) else "data"
     return [(name, task)]
 

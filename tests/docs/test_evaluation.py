@@ -10,8 +10,9 @@ from pathlib import Path
 import kvpolicy
 from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.measures.catalogue import METRICS
+from kvpolicy.evaluation.tasks.fields import FIELDS
 from kvpolicy.evaluation.tasks.groups import GROUPS
-from kvpolicy.evaluation.tasks.own import FIELDS, read_samples
+from kvpolicy.evaluation.tasks.own import read_samples
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
 

@@ -104,6 +104,20 @@ def test_rows_with_choices_are_multiple_choice_unless_told_otherwise(pair, data)
     assert values(found)["full"] == 1
 
 
+def test_prompts_without_answers_are_compared_with_the_full_cache(pair, data):
+    prompts = [{"context": row["context"], "question": row["question"]} for row in data]
+    found = evaluate(pair, data=prompts, recipes=["random", "snapkv"], budgets=[40, 512])
+    assert {row.metric for row in found.rows} == {"agreement"}
+    assert values(found)["full"] == values(found)["snapkv at 512"] == 1
+    assert values(found)["random at 40"] < 1
+    divergence = {}
+    for row in found.rows:
+        divergence.setdefault((row.entrant, row.budget), []).append(row.divergence)
+    assert max(divergence["full", None]) == 0
+    assert max(divergence["snapkv", 512]) == pytest.approx(0, abs=1e-5)
+    assert min(divergence["random", 40]) > 0.01
+
+
 def test_a_task_object_has_its_own_metric(pair):
     found = evaluate(pair, tasks=[Needles()], budgets=[40], limit=2)
     assert {(row.task, row.metric) for row in found.rows} == {("Needles", "starts")}
@@ -144,7 +158,11 @@ def test_a_prompt_may_be_cut_in_the_middle(pair, data):
     [
         ({}, InvalidValueError, "there is nothing to evaluate on"),
         ({"data": [{"prompt": 1}]}, DataError, "row 1 of the data: field 'prompt' is 1"),
-        ({"data": [{"prompt": "a"}]}, DataError, "neither 'answer' nor 'answers'"),
+        (
+            {"data": [{"prompt": "a"}, {"prompt": "b", "answer": "c"}]},
+            DataError,
+            "row 1 of the data has neither 'answer' nor 'answers'",
+        ),
         ({"tasks": ["nedle"]}, UnknownComponentError, "no task named 'nedle'"),
         ({"tasks": [Needles(), Needles()]}, InvalidValueError, "the same name: Needles, Needles"),
         ({"tasks": [Needles()], "metric": "f1"}, InvalidValueError, "metric is for data"),

@@ -88,7 +88,7 @@ def line(cell: Cell) -> tuple[str, ...]:
         samples,
         NOTHING if cell.positions is None else f"{cell.positions:,.0f}",
         NOTHING if cell.nbytes is None else readable_bytes(cell.nbytes),
-        NOTHING if cell.footprint is None else f"{100 * cell.footprint:.0f} %",
+        NOTHING if cell.footprint is None else f"{100 * cell.footprint:.1f} %",
         _time(cell.first_seconds),
         _time(cell.token_seconds),
     )

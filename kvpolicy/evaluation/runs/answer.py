@@ -39,7 +39,7 @@ def answered(
     """
     _check_length(model, prompt, sample)
     ask = _ASKS[metric.asks]
-    if metric.asks in ("choice", "likelihood"):
+    if metric.asks in ("choice", "likelihood", "agreement"):
         prompt = held_back(prompt)
     if metric.asks == "stream" and metric.chunk == 1 and policy is not None:
         policy = attrs.evolve(policy, every=1)
@@ -143,7 +143,37 @@ def _streamed(
     return {"score": loss / count, "weight": count}
 
 
-_ASKS = {"text": _written, "choice": _chosen, "likelihood": _likelihood, "stream": _streamed}
+def _agreed(
+    reading: Reading,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    sample: Sample,
+    metric: Metric,
+) -> Mapping[str, Any]:
+    """Follow what the full cache writes; the score is the share before the first other token."""
+    limit, ends = sample.max_new_tokens or 1, ends_of(reading.model, tokenizer)
+    with opened_cache(reading.model, None) as cache:
+        tokens, expected = Reading(reading.model, cache).follow(
+            prompt, None, limit=limit, ends=ends
+        )
+    _, found = reading.follow(prompt, tokens, limit=limit, ends=ends)
+    same = (found.argmax(-1) == expected.argmax(-1)).tolist()
+    divergence = (expected.exp() * (expected - found)).nansum(-1).mean()
+    return {
+        "text": str(tokenizer.decode(found.argmax(-1).tolist(), skip_special_tokens=True)),
+        "score": [*same, False].index(False) / len(same),
+        "divergence": float(divergence),
+        "new_tokens": len(tokens),
+    }
+
+
+_ASKS = {
+    "text": _written,
+    "choice": _chosen,
+    "likelihood": _likelihood,
+    "stream": _streamed,
+    "agreement": _agreed,
+}
 
 
 def _judged(metric: Metric, text: str, sample: Sample) -> float:

@@ -83,6 +83,25 @@ class Reading:
             self.steps.append(time.perf_counter() - started)
         return written
 
+    def follow(
+        self, prompt: Prompt, tokens: Sequence[int] | None, *, limit: int, ends: Collection[int]
+    ) -> tuple[list[int], Float[Tensor, "F V"]]:
+        """Read a prompt and what goes on from it; return that, and the log-probabilities before.
+
+        None goes on by greedy decoding, at most `limit` tokens, up to one of `ends`, included.
+        """
+        logits, given, before = self.ask(prompt), list(tokens or ()), list[Tensor]()
+        self.see(prompt)
+        while True:
+            before.append(logits.log_softmax(-1))
+            if tokens is None:
+                given.append(int(logits.argmax()))
+            token = given[len(before) - 1]
+            last = len(given) if tokens is not None else limit
+            if len(before) == last or (tokens is None and token in ends):
+                return given, torch.stack(before)
+            logits = self.read(torch.tensor([[token]]))
+
     def see(self, prompt: Prompt) -> None:
         """Count how many positions of the prompt are held."""
         self.positions = float(shares_held(self.cache, torch.tensor([prompt.ids])).sum())

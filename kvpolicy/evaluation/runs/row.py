@@ -23,6 +23,8 @@ class Row:
     - `task`, `metric`, `asks`, `sample`, `question`: what was asked, and where the question stood.
     - `entrant`, `budget`, `policy`: who answered; the full cache has neither budget nor policy.
     - `score`, `weight`: what the metric made of the answer; None if there is an `error`.
+    - `divergence`: for agreement, the mean Kullback-Leibler divergence of the predicted tokens from
+      those with the full cache, in nats.
     - `text`: what was written, or the choice that was made; `answers` what is right.
     - `tokens`, `new_tokens`: the prompt's and the answer's. `prompt`: a digest of the prompt.
     - `positions`: how many of the prompt's positions a key/value head held when the answer began,
@@ -45,6 +47,7 @@ class Row:
     policy: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     score: float | None = None
     weight: float = 1.0
+    divergence: float | None = None
     text: str | None = None
     answers: tuple[str, ...] = attrs.field(default=(), converter=texts)
     error: str | None = None

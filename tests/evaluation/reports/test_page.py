@@ -62,7 +62,7 @@ def test_the_second_table_has_all_figures(read):
     line = read.tables[1][2]
     assert line[:4] == ["restkv", "64", "0.800", "0.490 to 0.943"]
     assert line[4].startswith("-0.200 (-0.5")
-    assert line[5:] == ["10", "40", "1.0 KiB", "50 %", "500.0 ms", "2.0 ms"]
+    assert line[5:] == ["10", "40", "1.0 KiB", "50.0 %", "500.0 ms", "2.0 ms"]
 
 
 def test_the_model_and_the_versions_are_named(read):

@@ -71,6 +71,17 @@ def test_a_budget_that_holds_everything_gives_the_numbers_of_the_full_cache(answ
     assert policy.get("text") == full.get("text")
 
 
+def test_agreement_ends_at_the_first_token_that_the_full_cache_would_not_write(answer):
+    policy = kvpolicy.recipe("streamingllm", budget=8)
+    found = answer("agreement", policy, max_new_tokens=6)
+    whole = answer("agreement", max_new_tokens=6)["text"].split()
+    mine = found["text"].split()
+    first = next((place for place in range(6) if mine[place] != whole[place]), 6)
+    assert found["score"] == first / 6 < 1
+    assert found["new_tokens"] == 6
+    assert found["divergence"] > 0
+
+
 def test_a_stop_ends_the_text(answer):
     whole = answer("f1", answers=("red",))["text"]
     stop = whole.split()[2]
