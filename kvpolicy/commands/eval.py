@@ -150,7 +150,7 @@ def _tasks(names: Iterable[str], options: Iterable[str]) -> list[dict[str, Any]]
             )
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         for task in takers:
             task[option] = value
@@ -213,8 +213,9 @@ def _print(found: Evaluation) -> None:
 def _write(file: Path, text: str) -> None:
     try:
         file.write_text(text, encoding="utf-8")
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InvalidValueError(
-            f"cannot write {shown(str(file))}: {error.strerror or error}. Give a file in a folder "
+            f"cannot write {shown(str(file))}: {reason}. Give a file in a folder "
             "that exists. The rows are written, so the same command is quick now."
         ) from error

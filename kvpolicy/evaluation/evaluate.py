@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import LARGEST, Budget
 from kvpolicy.errors import DataError, InvalidValueError, shown
 from kvpolicy.evaluation.measures.catalogue import metric_named
 from kvpolicy.evaluation.reports.markdown import markdown
@@ -210,7 +210,10 @@ def _with_samples(
     named: tuple[str, Task], tokenizer: PreTrainedTokenizerBase, limit: int | None
 ) -> Named:
     name, task = named
-    samples = list(islice(task.samples(tokenizer), limit))
+    try:
+        samples = list(islice(task.samples(tokenizer), limit))
+    except OSError as error:
+        raise DataError(f"task {name!r} cannot read its files: {error}.") from error
     if not samples:
         raise DataError(f"task {name!r} has no samples.")
     return Named(name=name, samples=samples, metric=task.metric)
@@ -224,5 +227,7 @@ def _check_settings(**settings: Any) -> None:
         )
     for name, least in (("max_new_tokens", 1), ("max_prompt_tokens", 2), ("limit", 1)):
         value = settings.get(name)
-        if value is not None and not (isinstance(value, int) and value >= least):
-            raise InvalidValueError(f"{name} must be {least} or more, but is {shown(value)}.")
+        if value is not None and not (isinstance(value, int) and least <= value <= LARGEST):
+            raise InvalidValueError(
+                f"{name} must be {least} or more, and at most {LARGEST}, but is {shown(value)}."
+            )

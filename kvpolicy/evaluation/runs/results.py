@@ -80,9 +80,10 @@ class Results:
                     end -= 1
                 if end < size:
                     opened.truncate(end)
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ResultsError(
-                f"cannot open {shown(str(file))}: {error.strerror or error}. Give a file in a "
+                f"cannot open {shown(str(file))}: {reason}. Give a file in a "
                 "folder that exists and can be written to."
             ) from error
 

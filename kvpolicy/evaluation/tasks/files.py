@@ -17,10 +17,10 @@ def text_of(file: Path, origin: str) -> str:
     """
     try:
         return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise missing(file, origin, error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{shown(str(file))} is not UTF-8 text (byte {error.start}).") from error
+    except (OSError, ValueError) as error:
+        raise missing(file, origin, getattr(error, "strerror", None) or str(error)) from error
 
 
 def json_of(file: Path, origin: str) -> Any:

@@ -100,15 +100,17 @@ def read_samples(data: Data, *, limit: int | None = None) -> tuple[Sample, ...]:
 
 def _lines(file: Path) -> Iterator[tuple[str, int, Any]]:
     try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                place = f"{file}, line {number}"
-                if line.strip():
-                    yield place, number, _parsed(place, line)
-    except OSError as error:
+        opened = file.open("rb")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"cannot read {shown(str(file))}: {error.strerror or error}. Give a file of JSON lines."
+            f"cannot read {shown(str(file))}: {reason}. Give a file of JSON lines."
         ) from error
+    with opened as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"{file}, line {number}"
+            if line.strip():
+                yield place, number, _parsed(place, line)
 
 
 def _parsed(place: str, line: bytes) -> Any:
