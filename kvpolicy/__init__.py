@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvpolicy.compose import compose, recipe
 from kvpolicy.discovery.registry import installed
@@ -21,8 +21,9 @@ from kvpolicy.stages.selection import Selection
 if TYPE_CHECKING:
     import os
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from kvpolicy.evaluation.evaluate import Evaluation
     from kvpolicy.huggingface.cache import PolicyCache
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Selection",
     "chunked_mlp",
     "compose",
+    "evaluate",
     "hookimpl",
     "installed",
     "load",
@@ -58,6 +60,31 @@ def chunked_mlp(model: PreTrainedModel, *, tokens: int = 4096) -> AbstractContex
     from kvpolicy.huggingface.model.mlp import chunked_mlp as in_chunks
 
     return in_chunks(model, tokens)
+
+
+def evaluate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> Evaluation:
+    """Compare recipes at several budgets with the full cache, on your own data or on tasks.
+
+    The options are those of `kvpolicy.evaluation.evaluate.evaluate`, which documents them:
+    `recipes`, `budgets`, `data`, `tasks`, `metric`, `question`, `results` and others.
+
+    >>> from kvpolicy.evaluation import needle
+    >>> model, tokenizer = needle.load()
+    >>> data = [{"prompt": "password ada amber . question password ada", "answer": "amber"}]
+    >>> print(evaluate(model, tokenizer, data=data, recipes=["streamingllm"], budgets=[8]))
+    ## data
+    <BLANKLINE>
+    Metric: f1. Baseline: full.
+    ...
+
+    Raises DataError, ResultsError, InvalidValueError or UnknownComponentError for arguments, data
+    and files that cannot be used; what a single run raises is an error in its row.
+    """
+    from kvpolicy.evaluation.evaluate import evaluate as run
+
+    return run(model, tokenizer, **options)
 
 
 def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:

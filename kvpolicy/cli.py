@@ -16,6 +16,7 @@ COMMANDS = {
     "list": "kvpolicy.commands.list",
     "demo": "kvpolicy.commands.demo",
     "generate": "kvpolicy.commands.generate",
+    "eval": "kvpolicy.commands.eval",
     "exactness": "kvpolicy.commands.exactness",
 }
 """Each command and its module. The module's `app` is a Typer with that one command.

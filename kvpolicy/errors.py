@@ -61,6 +61,14 @@ class CacheFileError(KvpolicyError, ValueError):
     """A file does not hold a cache that can be gone on with, or a cache cannot be put in one."""
 
 
+class ResultsError(KvpolicyError, ValueError):
+    """A file of results cannot be read, written or gone on with."""
+
+
+class DataError(KvpolicyError, ValueError):
+    """Data to evaluate on are missing, or are not what they should be."""
+
+
 def shown(value: object) -> str:
     """Return a value as messages show it: its repr, cut where it is long; never raises.
 

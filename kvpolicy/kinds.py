@@ -13,6 +13,7 @@ from kvpolicy.stages.compaction import Compactor
 from kvpolicy.stages.scoring import Scorer
 from kvpolicy.stages.selection import Selector
 from kvpolicy.stages.smoothing import Smoother
+from kvpolicy.task import Task
 
 
 @attrs.frozen
@@ -20,7 +21,7 @@ class Kind:
     """One kind of part that plugins offer under a name.
 
     `title` is what messages call the kind, with its `article`. `argument` is the argument of
-    `compose`, or of `policy.cache`, that takes a part of this kind; None for recipes.
+    `compose`, or of `policy.cache`, that takes a part of this kind; None for recipes and tasks.
     """
 
     name: str
@@ -67,6 +68,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("storage", Storage, "storage"),
         Kind("prefill_pattern", PrefillPattern, "prefill"),
         Kind("recipe", Mapping, None),
+        Kind("task", Task, None),
     )
 }
 """Every kind, in the order in which lists show them."""

@@ -9,7 +9,7 @@ import attrs
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.evaluation.caches import opened_cache, shares_held
 from kvpolicy.evaluation.contenders import Contender
-from kvpolicy.evaluation.metrics import exact_match
+from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.reader import Question, Reader
 from kvpolicy.evaluation.results import Comparison, Refusal, Row
 from kvpolicy.evaluation.timing import decode_milliseconds

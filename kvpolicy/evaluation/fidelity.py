@@ -1,8 +1,8 @@
 """How true an evicted cache stays to the full one: errors of its attention, and answers.
 
-Everyone reads the same prompts. The error is that of `kvpolicy.metrics.token_errors` for the words
-of the right answer, whatever the model would have said: the mean over layers and words, for each
-prompt.
+Everyone reads the same prompts. The error is that of `token_errors` (see
+`kvpolicy.evaluation.measures.reconstruction`) for the words of the right answer, whatever the model
+would have said: the mean over layers and words, for each prompt.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from kvpolicy.errors import InvalidValueError, KvpolicyError
 from kvpolicy.evaluation.caches import opened_cache
 from kvpolicy.evaluation.comparison import batches
 from kvpolicy.evaluation.fidelity_rows import Fidelity, FidelityRow
-from kvpolicy.evaluation.metrics import exact_match
+from kvpolicy.evaluation.measures.reconstruction import Recording, record, token_errors
+from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.reader import Question, Reader
 from kvpolicy.evaluation.results import Refusal
-from kvpolicy.metrics import Recording, record, token_errors
 
 if TYPE_CHECKING:
     from kvpolicy.policy import Policy

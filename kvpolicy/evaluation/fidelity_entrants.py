@@ -9,8 +9,8 @@ from typing import Any
 from kvpolicy import Policy, compose, recipe
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.evaluation.fidelity import Entrant
+from kvpolicy.evaluation.measures.reconstruction import Recording
 from kvpolicy.evaluation.results import Refusal
-from kvpolicy.metrics import Recording
 
 WORST, BEST = "random", "oracle"
 DRAWS = 8

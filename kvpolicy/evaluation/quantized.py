@@ -29,7 +29,7 @@ from kvpolicy import Policy, recipe
 from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.comparison import batches
 from kvpolicy.evaluation.listening import blocks_heard
-from kvpolicy.evaluation.metrics import exact_match
+from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.reader import Question, Reader
 from kvpolicy.huggingface.report import readable_bytes
 

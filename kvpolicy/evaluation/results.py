@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from kvpolicy.evaluation.metrics import Interval, wilson_interval
+from kvpolicy.evaluation.measures.interval import Interval, wilson_interval
 
 
 @attrs.frozen(kw_only=True)

@@ -8,7 +8,7 @@ import attrs
 
 from kvpolicy.evaluation.caches import opened_cache, shares_held
 from kvpolicy.evaluation.contenders import Contender
-from kvpolicy.evaluation.metrics import exact_match
+from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.reader import Question, Reader
 
 

@@ -11,11 +11,13 @@ from kvpolicy.testing.models import FAMILIES, tiny_model
 from kvpolicy.testing.promises import PROMISES, Promise, check
 from kvpolicy.testing.samples import observation
 from kvpolicy.testing.strategies import observations, scores
+from kvpolicy.testing.tokenizers import byte_tokenizer
 
 __all__ = [
     "FAMILIES",
     "PROMISES",
     "Promise",
+    "byte_tokenizer",
     "check",
     "contract",
     "evicted",

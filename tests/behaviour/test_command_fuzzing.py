@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvpolicy.commands import demo
+from kvpolicy.commands import eval as eval_command
 from kvpolicy.errors import InvalidValueError, KvpolicyError
+from kvpolicy.evaluation.needle import MODEL
 
 HOSTILE = [
     *("", "-", "--", "--help", "=", ".", "..", "/", "~", "no/such", "\ud800", "[red]", "[/]", "\n"),
@@ -29,6 +31,10 @@ OPTIONS = {
     "generate": [
         *("--recipe", "--budget", "--prefill", "--prompt", "--prompt-file", "--chat", "--device"),
         *("--max-new-tokens", "--temperature", "--seed", "--dtype", "--attention", "--model"),
+    ],
+    "eval": [
+        *("--model", "--recipes", "--budgets", "--data", "--task", "--option", "--metric"),
+        *("--question", "--limit", "--max-prompt-tokens", "--baseline", "--page", "--json"),
     ],
 }
 
@@ -90,6 +96,18 @@ def test_demo_takes_whatever_is_typed(run, monkeypatch, tmp_path, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "_compare", enough)
     check_outcome(run("demo", "--prompts", "1", *words[1:]))
+
+
+@FUZZED
+@given(words=typed("eval"))
+def test_eval_takes_whatever_is_typed(run, monkeypatch, tmp_path, words):
+    def enough(*arguments):
+        raise InvalidValueError("all arguments were read")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(eval_command, "_evaluated", enough)
+    given = ["--model", str(MODEL), "--recipes", "snapkv", "--budgets", "64", "--task", "needle"]
+    check_outcome(run("eval", *given, *words[1:]))
 
 
 @pytest.mark.parametrize("option", ["--recipe", "--budget", "--prompt-file", "--prompt"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.metrics import exact_match
+from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.needle import generate_prompts, most_facts
 from kvpolicy.evaluation.needle.prompts import BOS_LENGTH, FACT_LENGTH, QUESTION_LENGTH
 from kvpolicy.evaluation.needle.vocabulary import BOS, SPECIAL, UNK, vocabulary

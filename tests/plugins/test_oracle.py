@@ -7,8 +7,8 @@ import torch
 import kvpolicy
 from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidOptionError, InvalidValueError
+from kvpolicy.evaluation.measures.reconstruction import record, token_errors
 from kvpolicy.evaluation.recording import Future
-from kvpolicy.metrics import record, token_errors
 from kvpolicy.testing import contract, observation, tiny_model
 from kvpolicy.testing.samples import normal
 from kvpolicy_oracle import OracleScorer

@@ -16,6 +16,7 @@ from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.stages.smoothing import MeanSmoother
+from kvpolicy.task import Metric, Sample
 from kvpolicy.testing.promises import PROMISES
 
 COUNTER = itertools.count()
@@ -260,6 +261,29 @@ class HastyPattern(AShape):
     dense_up_to = 10_000
 
 
+class Question:
+    """A blameless task, of which every mutant changes one thing."""
+
+    metric = Metric(name="same", judge=lambda text, sample: text in sample.answers)
+
+    def samples(self, tokenizer):
+        return [Sample(name=name, context="red or blue?", answers=("red",)) for name in "ab"]
+
+
+class Unsteady(Question):
+    def samples(self, tokenizer):
+        return [Sample(name=str(next(COUNTER)), context="red?", answers=("red",))]
+
+
+class Nameless(Question):
+    def samples(self, tokenizer):
+        return [attrs.evolve(sample, name="a") for sample in super().samples(tokenizer)]
+
+
+class Indifferent(Question):
+    metric = Metric(name="any", judge=lambda text, sample: 1.0)
+
+
 FAULTY = {
     "scorer": {
         "asks_for_a_window_that_can_be": NoWindow(),
@@ -323,6 +347,11 @@ FAULTY = {
         "keeps_two_conversations_apart": {"scorer": Counts()},
         "reads_a_padded_row_as_if_alone": {"scorer": Counts()},
     },
+    "task": {
+        "gives_the_same_samples_twice": Unsteady(),
+        "names_its_samples": Nameless(),
+        "judges_an_answer_above_an_empty_text": Indifferent(),
+    },
 }
 BLAMELESS = {
     "scorer": Scorer(),
@@ -333,6 +362,7 @@ BLAMELESS = {
     "storage": Offloaded(),
     "prefill_pattern": AShape(sinks=4, local=8, block=4),
     "recipe": {"scorer": "snapkv"},
+    "task": Question(),
 }
 
 

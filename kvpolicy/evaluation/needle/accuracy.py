@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvpolicy.evaluation.metrics import exact_match, wilson_interval
+from kvpolicy.evaluation.measures.interval import wilson_interval
+from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.needle import MODEL, NeedlePrompt, generate_prompts, load
 from kvpolicy.evaluation.needle.prompts import CODE_LENGTH
 

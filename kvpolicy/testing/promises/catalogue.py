@@ -15,6 +15,7 @@ from kvpolicy.testing.promises import (
     selection,
     smoothing,
     storage,
+    tasks,
 )
 from kvpolicy.testing.promises.promise import Promise
 
@@ -33,6 +34,7 @@ PROMISES: Mapping[str, tuple[Promise, ...]] = {
     "storage": _made_in(storage),
     "prefill_pattern": _made_in(patterns),
     "recipe": _made_in(recipes, generation),
+    "task": _made_in(tasks),
 }
 
 

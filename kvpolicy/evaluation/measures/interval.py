@@ -1,4 +1,4 @@
-"""How right a model's answers are, and how sure that figure is."""
+"""How sure a share of right answers is."""
 
 from __future__ import annotations
 
@@ -16,17 +16,6 @@ class Interval(NamedTuple):
 
     low: float
     high: float
-
-
-def exact_match(answer: str, expected: str) -> bool:
-    """Whether the whole answer is the expected one; only the white space may differ.
-
-    >>> exact_match(" amber coral  drum", "amber coral drum")
-    True
-    >>> exact_match("amber coral drum .", "amber coral drum")
-    False
-    """
-    return answer.split() == expected.split()
 
 
 def wilson_interval(successes: int, trials: int, *, quantile: float = NORMAL_95) -> Interval:

@@ -1,6 +1,6 @@
 """How far eviction moves a model from its full cache, measured on any model.
 
-    from kvpolicy.metrics import reconstruction_error
+    from kvpolicy.evaluation.measures.reconstruction import reconstruction_error
 
     errors = reconstruction_error(model, policy, prompt_ids, next_ids)      # one for each layer
 

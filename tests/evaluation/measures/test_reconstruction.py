@@ -11,7 +11,12 @@ from transformers import DynamicCache
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.evaluation.listening import heard
-from kvpolicy.metrics import reconstruction_error, record, relative_error, token_errors
+from kvpolicy.evaluation.measures.reconstruction import (
+    reconstruction_error,
+    record,
+    relative_error,
+    token_errors,
+)
 from kvpolicy.testing import tiny_model
 
 KEPT = [0, 1, 2, 3, *range(32, 40)]
@@ -219,8 +224,11 @@ def test_a_model_that_policies_do_not_support_is_refused():
         record(GPTJForCausalLM(small), torch.ones(1, 4, dtype=torch.long), torch.ones(1, 1).long())
 
 
-def test_importing_metrics_loads_no_transformers():
-    code = "import kvpolicy.metrics, sys; print('transformers' in sys.modules)"
+def test_importing_it_loads_no_transformers():
+    code = (
+        "import kvpolicy.evaluation.measures.reconstruction, sys\n"
+        "print('transformers' in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
 

@@ -1,0 +1,221 @@
+"""`kvpolicy eval`: recipes at several budgets against the full cache, on own data and on tasks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from kvpolicy.commands.budgets import read_budget
+from kvpolicy.errors import InvalidValueError, shown, suggest
+
+if TYPE_CHECKING:
+    from kvpolicy.evaluation.evaluate import Evaluation
+
+PAGES = (".html", ".md")
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Option(help="A folder with a checkpoint, or the id of one on the Hub.")
+    ],
+    recipes: Annotated[
+        str, typer.Option(help="Names (see `kvpolicy list recipe`) and JSON files of policies.")
+    ],
+    budgets: Annotated[
+        str, typer.Option(help="Positions per head (64), and shares of the prompt (25%).")
+    ] = "",
+    data: Annotated[
+        Path | None, typer.Option(help="Your own samples, a JSON object a line.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task or a group of tasks; see `kvpolicy list task`. May be repeated."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the tasks, such as length=4096. May be repeated."),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="For --data: f1, contains ... or module:name.")
+    ] = None,
+    question: Annotated[
+        Literal["inside", "outside"],
+        typer.Option(help="Evict context and question, or ask after the context was evicted."),
+    ] = "inside",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts into the model's chat template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Where samples set no limit.")] = 64,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Cut longer prompts in the middle.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task.")] = None,
+    baseline: Annotated[str, typer.Option(help="Whom the others are compared with.")] = "full",
+    output: Annotated[
+        Path, typer.Option(help="Append each run here, and go on from what is there.")
+    ] = Path("kvpolicy-eval.jsonl"),
+    page: Annotated[Path | None, typer.Option(help="Write a page: .html or .md.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
+    ] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
+    ] = "auto",
+    attention: Annotated[
+        str | None, typer.Option(help="sdpa, eager, flash_attention_2 ... as in transformers.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
+    ] = False,
+) -> None:
+    """Compare recipes with the full cache, on your own data or on tasks.
+
+    Each run is written to --output at once. The same command goes on where it stopped.
+    """
+    from kvpolicy.commands.checkpoints import Checkpoint
+    from kvpolicy.evaluation.evaluate import check_arguments
+    from kvpolicy.evaluation.tasks.groups import expanded
+
+    arguments: dict[str, Any] = {
+        "recipes": _split(recipes),
+        "budgets": [read_budget(text) for text in _split(budgets)],
+        "data": data,
+        "tasks": _tasks(expanded(task or ()), option or ()),
+        "metric": metric,
+        "question": question,
+        "chat": chat,
+        "max_new_tokens": max_new_tokens,
+        "max_prompt_tokens": max_prompt_tokens,
+        "limit": limit,
+        "baseline": baseline,
+        "results": output,
+        "retry": retry,
+    }
+    if page is not None and page.suffix not in PAGES:
+        raise InvalidValueError(
+            f"a page is written as {' or '.join(PAGES)}, but --page is {shown(str(page))}."
+        )
+    check_arguments(**arguments)
+    checkpoint = Checkpoint(
+        name=model,
+        dtype=dtype,
+        device=device,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+    )
+    found = _evaluated(checkpoint.model(), checkpoint.tokenizer(), arguments)
+    if page is not None:
+        _write(page, found.html() if page.suffix == ".html" else found.markdown())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print(found)
+        typer.echo(f"Rows: {output}" + ("" if page is None else f"\nPage: {page}"))
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _tasks(names: Iterable[str], options: Iterable[str]) -> list[dict[str, Any]]:
+    """Return tasks with their options: each task takes those that it has.
+
+    A value is JSON, or else a text. Raises InvalidValueError for an option that no task has.
+    """
+    from kvpolicy.discovery.registry import find
+
+    tasks = [{"name": name} for name in names]
+    known = {name: find("task", name).options for name in names}
+    for given in options:
+        option, equals, text = given.partition("=")
+        if not (option and equals):
+            raise InvalidValueError(f"--option is name=value, but is {shown(given)}.")
+        takers = [task for task in tasks if option in known[task["name"]]]
+        if not takers:
+            every = sorted({each for own in known.values() for each in own})
+            raise InvalidValueError(
+                f"no task has the option {shown(option)}.{suggest(option, every)} Options of these "
+                f"tasks: {', '.join(every) or 'none'}."
+            )
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = text
+        for task in takers:
+            task[option] = value
+    return tasks
+
+
+def _evaluated(model: Any, tokenizer: Any, arguments: dict[str, Any]) -> Evaluation:
+    """Run the grid under a progress bar that says how long it will still take."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    from kvpolicy.evaluation.evaluate import evaluate
+    from kvpolicy.evaluation.runs.entrant import Entrant
+
+    console = Console(stderr=True)
+    shown_columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    hidden = not console.is_terminal
+    with Progress(
+        *shown_columns, Remaining(), console=console, transient=True, disable=hidden
+    ) as progress:
+        bar = progress.add_task("")
+
+        def advance(row: Any, ran: bool) -> None:
+            title = Entrant(name=row.entrant, budget=row.budget).title
+            progress.update(bar, advance=1, description=f"{row.task}: {title}")
+
+        return evaluate(
+            model,
+            tokenizer,
+            **arguments,
+            on_start=lambda grid: progress.update(bar, total=len(grid)),
+            on_row=advance,
+        )
+
+
+def _print(found: Evaluation) -> None:
+    """Print a table for each task, and what went wrong."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from kvpolicy.evaluation.reports import wording
+    from kvpolicy.evaluation.reports.markdown import by_task
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    for name, cells in by_task(found.cells).items():
+        table = Table(title=escape(f"{name}: {cells[0].metric}"), box=box.SIMPLE)
+        for heading in wording.HEADINGS:
+            left = heading == wording.HEADINGS[0]
+            table.add_column(heading, justify="left" if left else "right")
+        for cell in cells:
+            table.add_row(*map(escape, wording.line(cell)))
+        console.print(table)
+        for complaint in wording.complaints(cells):
+            console.print(f"[red]{escape(complaint)}[/red]", soft_wrap=True)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidValueError(
+            f"cannot write {shown(str(file))}: {reason}. Give a file in a folder "
+            "that exists. The rows are written, so the same command is quick now."
+        ) from error

@@ -1,0 +1,105 @@
+"""How sure a figure is, and the difference of two figures on the same samples, by the bootstrap.
+
+The samples are drawn again with replacement, `DRAWS` times, and the interval holds the middle 95 %
+of the figures (the percentile bootstrap: Efron, 1979). The draws have a fixed seed: the same scores
+give the same interval. Two entrants are compared on the same draws of the same samples, so that
+what makes a sample hard for both of them cancels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation.measures.interval import Interval
+
+DRAWS = 2000
+SEED = 42
+_LARGEST = 2_000_000
+"""How many numbers are drawn at once at most."""
+
+
+class Estimate(NamedTuple):
+    """A figure and its 95 % interval; one sample has no spread, and no interval."""
+
+    value: float
+    interval: Interval | None
+
+
+class Scores(NamedTuple):
+    """A score and a weight for each sample; `exponential`: the figure is a perplexity."""
+
+    scores: Sequence[float]
+    weights: Sequence[float]
+    exponential: bool = False
+
+    def figures(self, draws: int) -> np.ndarray:
+        """Return the figure of each of so many draws, after the figure of all samples."""
+        scores, weights = (np.asarray(each, dtype=np.float64) for each in self[:2])
+        figures = [_weighted(scores[None], weights[None])]
+        figures += [_weighted(scores[rows], weights[rows]) for rows in _rows(len(scores), draws)]
+        found = np.concatenate(figures)
+        return np.exp(found) if self.exponential else found
+
+
+def estimate(scores: Scores) -> Estimate:
+    """Return the figure of all samples and its interval.
+
+    >>> estimate(Scores([1.0, 1.0, 0.0, 1.0], [1, 1, 1, 1]))
+    Estimate(value=0.75, interval=Interval(low=0.25, high=1.0))
+
+    Raises InvalidValueError if there is no sample.
+    """
+    return _estimate(_checked(scores), None)
+
+
+def difference(scores: Scores, other: Scores) -> Estimate:
+    """Return by how much the figure is above the other's; entry i of both is the same sample.
+
+    >>> difference(Scores([1.0, 0.5], [1, 1]), Scores([0.75, 0.25], [1, 1]))
+    Estimate(value=0.25, interval=Interval(low=0.25, high=0.25))
+
+    Raises InvalidValueError if there is no sample, or not the same number of both.
+    """
+    if len(scores.scores) != len(other.scores):
+        raise InvalidValueError(
+            f"a paired difference needs the same samples, but got {len(scores.scores)} scores and "
+            f"{len(other.scores)}. Leave out what only one of them has."
+        )
+    return _estimate(_checked(scores), other)
+
+
+def _estimate(scores: Scores, other: Scores | None) -> Estimate:
+    draws = DRAWS if len(scores.scores) > 1 else 0
+    figures = scores.figures(draws)
+    if other is not None:
+        figures = figures - other.figures(draws)
+    value = float(figures[0])
+    if not draws:
+        return Estimate(value, None)
+    low, high = np.quantile(figures[1:], (0.025, 0.975))
+    return Estimate(value, Interval(float(low), float(high)))
+
+
+def _checked(scores: Scores) -> Scores:
+    if not len(scores.scores):
+        raise InvalidValueError("there are no scores, so there is no figure. Give one or more.")
+    return scores
+
+
+def _rows(samples: int, draws: int) -> list[np.ndarray]:
+    """Return which samples each draw has; the same for all who have so many samples."""
+    generator = np.random.default_rng(SEED)
+    at_once = max(1, _LARGEST // samples)
+    return [
+        generator.integers(samples, size=(min(at_once, draws - done), samples))
+        for done in range(0, draws, at_once)
+    ]
+
+
+def _weighted(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    mean: np.ndarray = (scores * weights).sum(-1) / weights.sum(-1)
+    return mean

@@ -1,0 +1,1 @@
+"""What rows add up to: figures with intervals, tables and pages."""

@@ -1,0 +1,65 @@
+"""Tables in Markdown: a matrix of recipes and budgets for each task, and all figures below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kvpolicy.budget import Budget
+from kvpolicy.evaluation.reports import wording
+from kvpolicy.evaluation.reports.summary import Cell
+from kvpolicy.evaluation.runs.entrant import written
+
+
+def markdown(cells: Sequence[Cell], *, baseline: str) -> str:
+    """Return the tables of all tasks, and notes on what the columns mean."""
+    lines: list[str] = []
+    for task, found in by_task(cells).items():
+        lines += [f"## {task}", "", f"Metric: {found[0].metric}. Baseline: {baseline}.", ""]
+        lines += _table(*matrix(found))
+        lines += ["", *_table(wording.HEADINGS, map(wording.line, found)), ""]
+        lines += [f"- {complaint}" for complaint in wording.complaints(found)]
+    return "\n".join([*lines, "", *(f"- {note}" for note in wording.NOTES)]) + "\n"
+
+
+def by_task(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Return the cells of each task, in their order."""
+    tasks: dict[str, list[Cell]] = {}
+    for cell in cells:
+        tasks.setdefault(cell.task, []).append(cell)
+    return tasks
+
+
+def columns(cells: Iterable[Cell]) -> list[Budget | None]:
+    """Return the budgets, positions before shares; [None] where there is only the full cache."""
+    budgets = {cell.budget for cell in cells if cell.budget is not None}
+    return [*sorted(budgets, key=lambda budget: (isinstance(budget, float), budget))] or [None]
+
+
+def matrix(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and lines of scores: a line for each entrant, a column for each budget.
+
+    The full cache's score stands in every column, since it has no budget.
+    """
+    found = {(cell.entrant, cell.budget): cell for cell in cells}
+    budgets = columns(cells)
+    lines = [
+        [name, *(score(found.get((name, None)) or found.get((name, each))) for each in budgets)]
+        for name in dict.fromkeys(cell.entrant for cell in cells)
+    ]
+    return ["policy", *("score" if each is None else written(each) for each in budgets)], lines
+
+
+def score(cell: Cell | None) -> str:
+    """Write a score with its interval."""
+    if cell is None or cell.estimate is None:
+        return wording.NOTHING
+    around = wording.interval(cell.estimate)
+    value = wording.figure(cell.estimate.value)
+    return value if around == wording.NOTHING else f"{value} ({around})"
+
+
+def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table; the first column is words, the others are figures."""
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    rows = [headings, rule, *lines]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]

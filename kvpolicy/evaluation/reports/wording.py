@@ -1,0 +1,110 @@
+"""How figures are written, in every report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvpolicy.evaluation.measures.bootstrap import Estimate
+from kvpolicy.evaluation.reports.summary import Cell
+from kvpolicy.evaluation.runs.entrant import written
+from kvpolicy.huggingface.report import readable_bytes
+
+NOTHING = "-"
+HEADINGS = (
+    "policy",
+    "budget",
+    "score",
+    "95 % interval",
+    "minus baseline",
+    "samples",
+    "positions",
+    "bytes",
+    "footprint",
+    "first token",
+    "each token",
+)
+NOTES = (
+    "score: the mean over samples, or the perplexity of the answers. Perplexity is better where it "
+    "is lower, all other metrics where they are higher.",
+    "95 % interval: Wilson's where every score is 0 or 1, else the percentile bootstrap over "
+    "samples (2,000 draws, fixed seed).",
+    "minus baseline: the score minus the baseline's on the same samples, and the interval of that "
+    "difference by the paired bootstrap. An interval that holds 0 shows no difference.",
+    "positions: how many positions of the prompt a key/value head held when the answer began. "
+    "footprint: entries that attention had, summed over all tokens read, as a share of the full "
+    "cache's.",
+)
+
+
+def figure(value: float | None) -> str:
+    """Write a score or a perplexity.
+
+    >>> figure(0.87512), figure(1234.5), figure(None)
+    ('0.875', '1,234.5', '-')
+    """
+    if value is None:
+        return NOTHING
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def interval(estimate: Estimate | None) -> str:
+    """Write the interval of a figure.
+
+    >>> from kvpolicy.evaluation.measures.interval import Interval
+    >>> interval(Estimate(0.5, Interval(0.25, 0.75)))
+    '0.250 to 0.750'
+    """
+    if estimate is None or estimate.interval is None:
+        return NOTHING
+    low, high = estimate.interval
+    return f"{figure(low)} to {figure(high)}"
+
+
+def signed(estimate: Estimate | None) -> str:
+    """Write a difference and its interval.
+
+    >>> from kvpolicy.evaluation.measures.interval import Interval
+    >>> signed(Estimate(-0.25, Interval(-0.5, 0.0)))
+    '-0.250 (-0.500 to 0.000)'
+    """
+    if estimate is None:
+        return NOTHING
+    # A difference that rounds to nothing has no sign.
+    text = figure(abs(estimate.value))
+    sign = "" if float(text.replace(",", "")) == 0 else "-" if estimate.value < 0 else "+"
+    around = interval(estimate)
+    return f"{sign}{text}" + ("" if around == NOTHING else f" ({around})")
+
+
+def line(cell: Cell) -> tuple[str, ...]:
+    """Write one entrant's figures, as `HEADINGS` names them."""
+    samples = str(cell.samples) + (f", {cell.errors} failed" if cell.errors else "")
+    return (
+        cell.entrant,
+        NOTHING if cell.budget is None else written(cell.budget),
+        figure(None if cell.estimate is None else cell.estimate.value),
+        interval(cell.estimate),
+        signed(cell.difference),
+        samples,
+        NOTHING if cell.positions is None else f"{cell.positions:,.0f}",
+        NOTHING if cell.nbytes is None else readable_bytes(cell.nbytes),
+        NOTHING if cell.footprint is None else f"{100 * cell.footprint:.1f} %",
+        _time(cell.first_seconds),
+        _time(cell.token_seconds),
+    )
+
+
+def complaints(cells: Sequence[Cell]) -> list[str]:
+    """Say for each entrant that failed why it first did."""
+    return [
+        f"{cell.title} failed on {cell.errors} of {cell.samples + cell.errors} samples of "
+        f"{cell.task}: {cell.error}"
+        for cell in cells
+        if cell.errors
+    ]
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return NOTHING
+    return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{seconds:,.1f} s"

@@ -1,0 +1,149 @@
+"""Who takes part: the full cache, and each recipe at each budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+
+from kvpolicy.budget import Budget, checked_budget
+from kvpolicy.compose import recipe
+from kvpolicy.errors import InvalidValueError, KvpolicyError, shown
+from kvpolicy.policy import Policy
+
+FULL = "full"
+"""The name of the full cache, the reference of every comparison."""
+
+Recipe: TypeAlias = str | Policy | Mapping[str, Any]
+"""A recipe's name, a JSON file or the data of `Policy.to_dict`, or a policy."""
+
+
+@attrs.frozen(kw_only=True)
+class Entrant:
+    """A policy at one budget under a name, or the full cache, which has neither.
+
+    `refusal` says why there is no such policy: the recipe refused the budget.
+    """
+
+    name: str
+    budget: Budget | None = None
+    policy: Policy | None = attrs.field(default=None, repr=False)
+    refusal: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The name and the budget.
+
+        >>> Entrant(name="snapkv", budget=0.25).title
+        'snapkv at 25 %'
+        """
+        return self.name if self.budget is None else f"{self.name} at {written(self.budget)}"
+
+
+def written(budget: Budget) -> str:
+    """Write a budget as people do.
+
+    >>> written(1024), written(0.125)
+    ('1024', '12.5 %')
+    """
+    return str(budget) if isinstance(budget, int) else f"{100 * budget:.10g} %"
+
+
+def entrants(
+    recipes: Iterable[Recipe] | Mapping[str, Recipe], budgets: Iterable[Budget]
+) -> list[Entrant]:
+    """Return the full cache, and every recipe at every budget; a refused budget is marked as such.
+
+    A mapping gives the recipes names. A policy, or a file that holds one, has its own budget
+    replaced by each of `budgets`; without any budgets it keeps its own.
+
+    >>> [each.title for each in entrants(["snapkv"], [64, 0.5])]
+    ['full', 'snapkv at 64', 'snapkv at 50 %']
+    >>> print(entrants(["snapkv"], [8])[1].refusal)
+    budget 8 is smaller than the 32 positions that are always kept: ...
+
+    Raises InvalidValueError for recipes that are none, for budgets that are none and for two
+    recipes of one name, UnknownComponentError for an unknown name.
+    """
+    checked = list(dict.fromkeys(checked_budget(budget) for budget in budgets))
+    found = [Entrant(name=FULL)]
+    for name, given in _named(recipes):
+        if any(each.name == name for each in found):
+            raise InvalidValueError(
+                f"two recipes are called {name!r}. Give them names: {{'name': recipe, ...}}."
+            )
+        found += _at_budgets(name, given, checked)
+    return found
+
+
+def read_policy(file: str | Path) -> Policy:
+    """Return the policy of a JSON file that holds what `Policy.to_dict` returns.
+
+    Raises InvalidValueError if the file cannot be read or is no such JSON, and what
+    `Policy.from_dict` raises.
+    """
+    try:
+        data = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidValueError(
+            f"cannot read the policy in {shown(str(file))}: {error}. It must be a JSON file with "
+            "what Policy.to_dict() returns."
+        ) from error
+    if not isinstance(data, dict):
+        raise InvalidValueError(
+            f"{shown(str(file))} holds no policy but {shown(data)}. It must be a JSON object, as "
+            "Policy.to_dict() returns."
+        )
+    return Policy.from_dict(data)
+
+
+def _named(
+    recipes: Iterable[Recipe] | Mapping[str, Recipe],
+) -> Iterator[tuple[str, str | Policy]]:
+    if isinstance(recipes, str | Policy):
+        recipes = [recipes]
+    pairs = recipes.items() if isinstance(recipes, Mapping) else ((None, each) for each in recipes)
+    for name, given in pairs:
+        if isinstance(given, str) and given.endswith(".json"):
+            yield name or Path(given).stem, read_policy(given)
+        elif isinstance(given, str):
+            yield name or given, given
+        elif isinstance(given, Policy):
+            yield name or _scorer(given), given
+        elif isinstance(given, Mapping):
+            policy = Policy.from_dict(given)
+            yield name or _scorer(policy), policy
+        else:
+            raise InvalidValueError(
+                "a recipe is a name, a policy, or a JSON file that holds one, not "
+                f"{shown(given)}. `kvpolicy list recipe` prints the names."
+            )
+
+
+def _scorer(policy: Policy) -> str:
+    return policy.titles["scorer"].name or type(policy.scorer).__name__
+
+
+def _at_budgets(name: str, given: str | Policy, budgets: Sequence[Budget]) -> Iterator[Entrant]:
+    if isinstance(given, str):
+        recipe(given)  # an unknown name is an error, a refused budget is a row
+    own = [given.budget] if isinstance(given, Policy) else []
+    if not budgets and not own:
+        raise InvalidValueError(
+            f"recipe {name!r} needs a budget, but there is none. Give some, such as 64, 128 or "
+            "0.25."
+        )
+    for budget in budgets or own:
+        try:
+            policy = (
+                recipe(given, budget=budget)
+                if isinstance(given, str)
+                else attrs.evolve(given, budget=budget)
+            )
+        except KvpolicyError as error:
+            yield Entrant(name=name, budget=budget, refusal=str(error))
+        else:
+            yield Entrant(name=name, budget=budget, policy=policy)

@@ -1,0 +1,168 @@
+"""Runs every entrant on every sample of every task, and writes a row for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from kvpolicy.errors import ResultsError, told
+from kvpolicy.evaluation.runs.answer import answered
+from kvpolicy.evaluation.runs.entrant import Entrant
+from kvpolicy.evaluation.runs.identity import code_of, digest, machine, model_identity
+from kvpolicy.evaluation.runs.prompt import Prompt, PromptFormat
+from kvpolicy.evaluation.runs.results import Results
+from kvpolicy.evaluation.runs.row import Row
+from kvpolicy.task import Metric, Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@attrs.frozen(kw_only=True)
+class Named:
+    """A task's samples and metric, under the task's name."""
+
+    name: str
+    samples: Sequence[Sample]
+    metric: Metric
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Grid:
+    """All runs of one model: entrants, and samples written as prompts.
+
+    `max_new_tokens` is for samples that set none. With `retry` a run that failed before is tried
+    again; otherwise its row stays.
+    """
+
+    model: PreTrainedModel
+    format: PromptFormat
+    entrants: Sequence[Entrant]
+    tasks: Sequence[Named]
+    max_new_tokens: int = 64
+    retry: bool = False
+    identity: Mapping[str, Any] = attrs.field(init=False, repr=False)
+
+    @identity.default
+    def _identity(self) -> Mapping[str, Any]:
+        return {"model": model_identity(self.model), "machine": machine()}
+
+    def __len__(self) -> int:
+        """How many runs there are."""
+        return len(self.entrants) * sum(len(task.samples) for task in self.tasks)
+
+    def run(
+        self, results: Results, on_row: Callable[[Row, bool], object] = lambda row, ran: None
+    ) -> list[Row]:
+        """Run what has no row yet, and return the rows of this grid in order.
+
+        `on_row` hears of each row, and whether it was run now. What a run raises is its row's
+        error. Raises ResultsError if the file has rows of the same runs by other code or another
+        model, and for a file that cannot be written.
+        """
+        self._check(results)
+        rows = []
+        for task, sample in self._samples():
+            prompt = self._prompt(sample)
+            for entrant in self.entrants:
+                start = self._start(task, sample, entrant, prompt)
+                results.refresh()
+                row = results.rows.get(start.key)
+                ran = row is None or (self.retry and row.failed)
+                if row is None or ran:
+                    row = self._ran(task, sample, entrant, prompt, start)
+                    results.add(row)
+                rows.append(row)
+                on_row(row, ran)
+        return rows
+
+    def _samples(self) -> Iterator[tuple[Named, Sample]]:
+        for task in self.tasks:
+            for sample in task.samples:
+                if sample.max_new_tokens is None:
+                    sample = attrs.evolve(sample, max_new_tokens=self.max_new_tokens)
+                yield task, sample
+
+    def _prompt(self, sample: Sample) -> Prompt | Exception:
+        try:
+            return self.format.prompt(sample)
+        except Exception as error:  # noqa: BLE001 - whatever a chat template raises is a row's error
+            return error
+
+    def _start(
+        self, task: Named, sample: Sample, entrant: Entrant, prompt: Prompt | Exception
+    ) -> Row:
+        """Return the row as it is before the run."""
+        policy = None if entrant.policy is None else entrant.policy.to_dict()
+        ids = digest(prompt.ids) if isinstance(prompt, Prompt) else digest(told(prompt))
+        split = prompt.context.shape[1] if isinstance(prompt, Prompt) else 0
+        asked = attrs.asdict(sample, filter=lambda field, _: field.name not in ("context", "extra"))
+        what: dict[str, Any] = {
+            "task": task.name,
+            "metric": [task.metric.name, task.metric.asks, task.metric.chunk],
+            "sample": asked,
+            "extra": digest(dict(sample.extra)),
+            "prompt": [ids, split],
+            "entrant": [entrant.name, entrant.budget, policy],
+            "model": self.identity["model"]["digest"],
+            "dtype": self.identity["model"]["dtype"],
+            "code": code_of(entrant.policy),
+        }
+        return Row(
+            key=digest(what),
+            task=task.name,
+            metric=task.metric.name,
+            asks=task.metric.asks,
+            sample=sample.name,
+            question=self.format.question,
+            entrant=entrant.name,
+            budget=entrant.budget,
+            policy=policy,
+            answers=sample.answers,
+            prompt=ids,
+            run={**self.identity, "code": what["code"]},
+        )
+
+    def _ran(
+        self,
+        task: Named,
+        sample: Sample,
+        entrant: Entrant,
+        prompt: Prompt | Exception,
+        start: Row,
+    ) -> Row:
+        if entrant.refusal is not None:
+            return attrs.evolve(start, error=entrant.refusal)
+        try:
+            if isinstance(prompt, Exception):
+                raise prompt
+            found = answered(
+                self.model, self.format.tokenizer, prompt, sample, task.metric, entrant.policy
+            )
+        except Exception as error:  # noqa: BLE001 - one run that fails is a row, not the end
+            return attrs.evolve(start, error=told(error))
+        return attrs.evolve(start, **found)
+
+    def _check(self, results: Results) -> None:
+        """Refuse a file whose rows of these entrants and tasks were made otherwise."""
+        codes = {each.title: code_of(each.policy) for each in self.entrants}
+        tasks = {task.name for task in self.tasks}
+        model = self.identity["model"]
+        for row in results:
+            title = Entrant(name=row.entrant, budget=row.budget).title
+            if row.task not in tasks or title not in codes:
+                continue
+            theirs = row.run.get("model", {})
+            if theirs.get("digest") != model["digest"]:
+                raise _other(results, "model", theirs.get("name"), model["name"])
+            if row.run.get("code") != codes[title]:
+                raise _other(results, "code", row.run.get("code"), codes[title])
+
+
+def _other(results: Results, what: str, theirs: object, ours: object) -> ResultsError:
+    return ResultsError(
+        f"{str(results.file)!r} has rows that were made with another {what} ({theirs}) than this "
+        f"run has ({ours}), so they cannot be gone on with. Write to another file."
+    )

@@ -1,0 +1,166 @@
+"""A model that reads and writes with one cache, while what the cache holds is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy.evaluation.caches import shares_held
+from kvpolicy.evaluation.runs.prompt import Prompt
+from kvpolicy.huggingface.report import CacheReport, report_of
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Reading:
+    """One text, read with one cache.
+
+    `footprint` adds up, over the tokens that were read, how many entries attention had then, for
+    one key/value head and summed over layers; `full_footprint` is that of a full cache.
+    `positions` is how many positions of the prompt a key/value head holds when the answer begins,
+    on average. `first` are the seconds to the first token of an answer, `steps` those of each later
+    one.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: Cache) -> None:
+        self.model, self.cache = model, cache
+        self.footprint = self.full_footprint = 0
+        self.positions: float | None = None
+        self.first: float | None = None
+        self.steps: list[float] = []
+
+    def report(self) -> CacheReport:
+        """Say what the cache holds."""
+        return report_of(self.cache)
+
+    def ask(self, prompt: Prompt) -> Float[Tensor, " V"]:
+        """Read the context in one forward and the question token by token; return the last logits.
+
+        A forward of one token evicts nothing, unless the policy evicts while it decodes.
+        """
+        logits = self.read(prompt.context)
+        for token in prompt.question.split(1, dim=1):
+            logits = self.read(token) if token.shape[1] else logits
+        return logits
+
+    def read(self, ids: Int[Tensor, "1 Q"]) -> Float[Tensor, " V"]:
+        """Read tokens in one forward, and return the logits behind the last."""
+        return self._forward(ids, logits_to_keep=1)[-1]
+
+    def _forward(self, ids: Int[Tensor, "1 Q"], **options: Any) -> Float[Tensor, "kept V"]:
+        before = [(layer.held, layer.seen) for layer in self.report().layers]
+        self._count(before, ids.shape[1])
+        output = self.model(
+            input_ids=ids.to(self.model.device), past_key_values=self.cache, **options
+        )
+        logits: Tensor = output.logits[0].float()
+        return logits
+
+    def write(
+        self, prompt: Prompt, *, limit: int, ends: Collection[int], least: int = 0
+    ) -> list[int]:
+        """Write at most `limit` tokens by greedy decoding, up to one that ends the text.
+
+        The first `least` tokens are none that ends it. A token that ends it is not returned.
+        """
+        started, written = time.perf_counter(), list[int]()
+        token = _likeliest(self.ask(prompt), ends if least else ())
+        self.first = time.perf_counter() - started
+        self.see(prompt)
+        while token not in ends:
+            written.append(token)
+            if len(written) == limit:
+                break
+            started = time.perf_counter()
+            logits = self.read(torch.tensor([[token]]))
+            token = _likeliest(logits, ends if len(written) < least else ())
+            self.steps.append(time.perf_counter() - started)
+        return written
+
+    def follow(
+        self, prompt: Prompt, tokens: Sequence[int] | None, *, limit: int, ends: Collection[int]
+    ) -> tuple[list[int], Float[Tensor, "F V"]]:
+        """Read a prompt and what goes on from it; return that, and the log-probabilities before.
+
+        None goes on by greedy decoding, at most `limit` tokens, up to one of `ends`, included.
+        """
+        logits, given, before = self.ask(prompt), list(tokens or ()), list[Tensor]()
+        self.see(prompt)
+        while True:
+            before.append(logits.log_softmax(-1))
+            if tokens is None:
+                given.append(int(logits.argmax()))
+            token = given[len(before) - 1]
+            last = len(given) if tokens is not None else limit
+            if len(before) == last or (tokens is None and token in ends):
+                return given, torch.stack(before)
+            logits = self.read(torch.tensor([[token]]))
+
+    def see(self, prompt: Prompt) -> None:
+        """Count how many positions of the prompt are held."""
+        self.positions = float(shares_held(self.cache, torch.tensor([prompt.ids])).sum())
+
+    def loss(self, logits: Float[Tensor, " V"], ids: Sequence[int]) -> float:
+        """Return the negative log-likelihood of tokens, read one by one as in decoding.
+
+        `logits` are those behind what was read before.
+        """
+        total = 0.0
+        for place, token in enumerate(ids):
+            total -= float(torch.log_softmax(logits.double(), dim=-1)[token])
+            if place + 1 < len(ids):
+                logits = self.read(torch.tensor([[token]]))
+        return total
+
+    def stream(self, ids: Int[Tensor, "1 T"], chunk: int) -> float:
+        """Read a text `chunk` tokens at a time; return the loss of all tokens but the first.
+
+        A forward of several tokens evicts at its end. For single tokens the policy must evict
+        while it decodes.
+        """
+        total, follows = 0.0, ids[0, 1:].to(self.model.device)
+        for start in range(0, ids.shape[1] - 1, chunk):
+            known = follows[start : start + chunk]
+            logits = self._forward(ids[:, start : start + len(known)])
+            total += float(torch.nn.functional.cross_entropy(logits, known, reduction="sum"))
+        return total
+
+    def _count(self, before: Sequence[tuple[int, int]], new: int) -> None:
+        # Token i of a forward has the entries from before, and the i tokens up to itself.
+        triangle = new * (new + 1) // 2
+        layers = before or [(0, 0)]
+        self.footprint += sum(held * new + triangle for held, _ in layers)
+        self.full_footprint += sum(seen * new + triangle for _, seen in layers)
+
+
+def _likeliest(logits: Float[Tensor, " V"], but: Collection[int]) -> int:
+    """Return the token with the largest logit, except for some."""
+    if but:
+        logits[list(but)] = -torch.inf
+    return int(logits.argmax())
+
+
+def held_back(prompt: Prompt) -> Prompt:
+    """Return the prompt with its last token as a question, so that it reads the evicted cache.
+
+    Otherwise the logits behind a prompt come from the forward at whose end it is evicted: a single
+    token of an answer would be the full cache's, whatever the policy.
+    """
+    if prompt.question.shape[1] or prompt.context.shape[1] < 2:
+        return prompt
+    return Prompt(context=prompt.context[:, :-1], question=prompt.context[:, -1:])
+
+
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the tokens that end a text, of the model and of the tokenizer."""
+    found: set[Any] = {tokenizer.eos_token_id}
+    configuration = getattr(model, "generation_config", None)
+    configured = getattr(configuration, "eos_token_id", None)
+    found |= set(configured) if isinstance(configured, list | tuple) else {configured}
+    return frozenset(int(token) for token in found if token is not None)

@@ -1,0 +1,127 @@
+"""A file of rows, a JSON object a line, to which several processes may append.
+
+A row is one write of one line, so that a process that is killed loses at most the run that it was
+at. A last line without its end is what such a process left; it is cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kvpolicy.errors import ResultsError, shown
+from kvpolicy.evaluation.runs.row import Row
+
+_FIELDS = {field.name: field for field in attrs.fields(Row)}
+_REQUIRED = [name for name, field in _FIELDS.items() if field.default is attrs.NOTHING]
+
+
+class Results:
+    """The rows of a file, by key; without a file they are kept in memory only.
+
+    Raises ResultsError if the file cannot be read or written, or holds a line that is no row.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
+        self.file = None if file is None else Path(file)
+        self.rows: dict[str, Row] = {}
+        self._read, self._line = 0, 0
+        if self.file is not None:
+            self._repair(self.file)
+            self.refresh()
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows.values())
+
+    def refresh(self) -> None:
+        """Read what was appended since, by this process or another."""
+        if self.file is None or not self.file.exists():
+            return
+        with self.file.open("rb") as lines:
+            lines.seek(self._read)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                self._read += len(line)
+                self._line += 1
+                if line.strip():
+                    row = self._row(line)
+                    self.rows[row.key] = row
+
+    def add(self, row: Row) -> None:
+        """Append a row, in one write."""
+        self.rows[row.key] = row
+        if self.file is None:
+            return
+        line = json.dumps(attrs.asdict(row), ensure_ascii=False, default=shown) + "\n"
+        try:
+            with self.file.open("ab", buffering=0) as opened, _alone(opened):
+                opened.write(line.encode("utf-8", "surrogatepass"))
+                os.fsync(opened.fileno())
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write to {shown(str(self.file))}: {error.strerror or error}. Give a file "
+                "in a folder that exists and can be written to."
+            ) from error
+
+    def _repair(self, file: Path) -> None:
+        """Cut off a last line that has no end; make sure that the file can be appended to."""
+        try:
+            with file.open("a+b") as opened, _alone(opened):
+                size = opened.seek(0, os.SEEK_END)
+                end = size
+                while end and not _ends_line(opened, end):
+                    end -= 1
+                if end < size:
+                    opened.truncate(end)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ResultsError(
+                f"cannot open {shown(str(file))}: {reason}. Give a file in a "
+                "folder that exists and can be written to."
+            ) from error
+
+    def _row(self, line: bytes) -> Row:
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise self._unreadable(f"is no JSON ({error})") from error
+        if not isinstance(data, dict):
+            raise self._unreadable("is no JSON object")
+        if missing := [name for name in _REQUIRED if name not in data]:
+            raise self._unreadable(f"lacks {', '.join(missing)}")
+        if unknown := [name for name in data if name not in _FIELDS]:
+            raise self._unreadable(f"has {', '.join(map(shown, unknown))}, which no row has")
+        return Row(**data)
+
+    def _unreadable(self, fault: str) -> ResultsError:
+        return ResultsError(
+            f"line {self._line} of {shown(str(self.file))} {fault}: it is no file of results, or "
+            "it was damaged. Nothing was changed. Remove that line, or write to another file."
+        )
+
+
+@contextmanager
+def _alone(opened: Any) -> Iterator[None]:
+    """Have a file for this process alone, where the system can lock files."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    fcntl.flock(opened, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(opened, fcntl.LOCK_UN)
+
+
+def _ends_line(opened: Any, end: int) -> bool:
+    opened.seek(end - 1)
+    return bool(opened.read(1) == b"\n")

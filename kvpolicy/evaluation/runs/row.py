@@ -1,0 +1,69 @@
+"""One run: what an entrant answered to a sample, how good that is, and what the cache held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from kvpolicy.budget import Budget
+
+
+def texts(given: Iterable[str]) -> tuple[str, ...]:
+    """Return texts as a tuple; JSON has only lists."""
+    return tuple(given)
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """A line of a file of results.
+
+    - `key`: a digest of all that decides the outcome; equal keys are the same run.
+    - `task`, `metric`, `asks`, `sample`, `question`: what was asked, and where the question stood.
+    - `entrant`, `budget`, `policy`: who answered; the full cache has neither budget nor policy.
+    - `score`, `weight`: what the metric made of the answer; None if there is an `error`.
+    - `divergence`: for agreement, the mean Kullback-Leibler divergence of the predicted tokens from
+      those with the full cache, in nats.
+    - `text`: what was written, or the choice that was made; `answers` what is right.
+    - `tokens`, `new_tokens`: the prompt's and the answer's. `prompt`: a digest of the prompt.
+    - `positions`: how many of the prompt's positions a key/value head held when the answer began,
+      on average over layers and heads.
+    - `nbytes`: bytes of the cache in the end. `peak_nbytes`: the most that a GPU had
+      allocated at once, the model included; None on other devices.
+    - `footprint`, `full_footprint`: entries that attention had, summed over the tokens read.
+    - `first_seconds`, `token_seconds`: the time to the first token, and of each later one.
+    - `run`: the model, the code, versions and the machine.
+    """
+
+    key: str
+    task: str
+    metric: str
+    sample: str
+    question: str
+    entrant: str
+    asks: str = "text"
+    budget: Budget | None = None
+    policy: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+    score: float | None = None
+    weight: float = 1.0
+    divergence: float | None = None
+    text: str | None = None
+    answers: tuple[str, ...] = attrs.field(default=(), converter=texts)
+    error: str | None = None
+    tokens: int | None = None
+    new_tokens: int | None = None
+    prompt: str | None = None
+    positions: float | None = None
+    nbytes: int | None = None
+    peak_nbytes: int | None = None
+    footprint: int | None = None
+    full_footprint: int | None = None
+    first_seconds: float | None = None
+    token_seconds: float | None = None
+    run: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no score."""
+        return self.score is None

@@ -1,0 +1,1 @@
+"""Tasks: a user's own data, and public benchmarks."""

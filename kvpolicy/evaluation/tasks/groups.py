@@ -1,0 +1,31 @@
+"""Groups of tasks, which are asked for by one name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
+from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
+
+_NIAH = ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")
+_RULER = (
+    *(f"ruler_niah_{name}" for name in (*_NIAH, "multivalue", "multiquery")),
+    *("ruler_vt", "ruler_cwe", "ruler_fwe"),
+)
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "ruler": (*_RULER, "ruler_qa_1", "ruler_qa_2"),
+    "ruler_restkv": _RULER,
+    "longbench": tuple(f"longbench_{task}" for task in LONGBENCH),
+    "infinitebench": tuple(f"infinitebench_{task}" for task in INFINITEBENCH),
+}
+"""The tasks of each group. ReST-KV's authors leave out the questions about documents."""
+
+
+def expanded(names: Iterable[str]) -> list[str]:
+    """Return the names of tasks, with each group replaced by its tasks; none twice.
+
+    >>> expanded(["ruler_restkv", "needle"])[-2:], len(expanded(["ruler", "ruler_restkv"]))
+    (['ruler_fwe', 'needle'], 13)
+    """
+    return list(dict.fromkeys(task for name in names for task in GROUPS.get(name, (name,))))

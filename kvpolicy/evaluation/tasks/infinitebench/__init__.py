@@ -1,0 +1,1 @@
+"""InfiniteBench: its 12 tasks, from files in the official format (OpenBMB/InfiniteBench, MIT)."""

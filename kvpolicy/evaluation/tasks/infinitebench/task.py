@@ -1,0 +1,125 @@
+"""A task of InfiniteBench, read from its file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from kvpolicy.errors import DataError, shown
+from kvpolicy.evaluation.tasks.files import field_of, lines_of
+from kvpolicy.evaluation.tasks.infinitebench.metrics import METRICS, metric_of
+from kvpolicy.options import one_of
+from kvpolicy.task import Metric, Sample
+
+TASKS = tuple(METRICS)
+_ORIGIN = (
+    "It is one of the 12 files of xinrongzhang2022/InfiniteBench on the Hugging Face Hub. Give "
+    "their folder as option folder=..."
+)
+_CHOICES = ("code_debug", "longbook_choice_eng")
+_PART = "{context}"
+
+
+@attrs.frozen(kw_only=True)
+class InfiniteBenchTask:
+    """The samples of `folder`/`task`.jsonl, in the prompts that ReST-KV's authors use.
+
+    The prompts are those for base models, without a chat template. The presets differ in how many
+    tokens are decoded: `official`, or `restkv` as its authors do.
+    """
+
+    task: str = attrs.field(validator=one_of(*TASKS))
+    folder: str
+    preset: str = attrs.field(default="official", validator=one_of("official", "restkv"))
+
+    @property
+    def metric(self) -> Metric:
+        """InfiniteBench's own."""
+        return metric_of(self.task)
+
+    def samples(self, tokenizer: Any) -> Iterator[Sample]:
+        """Yield the samples of the file.
+
+        Raises DataError if the file cannot be read, or for a line that is none of InfiniteBench's.
+        """
+        prompt = _prompts()[self.task]
+        before, _, behind = prompt["prompt"].partition(_PART)
+        lines = lines_of(Path(self.folder) / f"{self.task}.jsonl", _ORIGIN)
+        for number, (place, data) in enumerate(lines):
+            fields = _fields(self.task, place, data)
+            context = field_of(place, data, "context", str)
+            yield Sample(
+                name=f"{number} {data.get('id', '')}".strip(),
+                context=_filled(before, fields) + context,
+                question=_filled(behind, fields),
+                answers=labels(self.task, place, data),
+                max_new_tokens=prompt["new_tokens"][self.preset],
+                chat=False,
+            )
+
+
+def labels(task: str, place: str, data: dict[str, Any]) -> list[str]:
+    """Return the right answers as texts; of a choice, the option and its letter.
+
+    Raises DataError if there is none.
+    """
+    answer = data.get("answer")
+    found = answer if isinstance(answer, list) else [answer]
+    if task == "math_calc" and found and isinstance(found[0], list):
+        found = found[0]
+    if not found or not all(isinstance(each, str | int | float) for each in found):
+        raise DataError(f"{place}: field 'answer' is {shown(answer)}. It must hold answers.")
+    texts = [str(each) for each in found]
+    if task in _CHOICES and len(texts) == 1:
+        options = field_of(place, data, "options", list)
+        if texts[0] not in options[:4]:
+            raise DataError(f"{place}: the answer {shown(texts[0])} is none of the options.")
+        texts.append("ABCD"[options.index(texts[0])])
+    return texts
+
+
+def _fields(task: str, place: str, data: dict[str, Any]) -> dict[str, str]:
+    asked = field_of(place, data, "input", str)
+    fields = {"input": asked, "question": asked}
+    if task in _CHOICES:
+        options = field_of(place, data, "options", list)
+        if len(options) < 4:
+            raise DataError(f"{place}: field 'options' is {shown(options)}. It must hold 4 texts.")
+        pairs = zip("ABCD", options, strict=False)
+        fields |= {f"OPTION_{letter}": str(text) for letter, text in pairs}
+    elif task == "code_run":
+        call = _found(r"func_[0-9]+\(\-?[0-9]+\)", place, asked)
+        fields |= {"func": call.partition("(")[0], "func_call": call}
+    elif task == "math_find":
+        number = _found(r"The .+ of", place, asked).lower()[:-3]
+        fields["prefix"] = f"What is {number} in the following list?"
+    return fields
+
+
+def _found(pattern: str, place: str, text: str) -> str:
+    match = re.search(pattern, text)
+    if match is None:
+        raise DataError(
+            f"{place}: field 'input' is {shown(text)}. It must name something like {pattern!r}."
+        )
+    return match[0]
+
+
+def _filled(template: str, fields: Mapping[str, str]) -> str:
+    """Fill in the fields at once: a text may have braces of its own."""
+    return re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], template)
+
+
+@cache
+def _prompts() -> Mapping[str, Any]:
+    """Return InfiniteBench's own templates, and the numbers of tokens of each preset."""
+    text = files(__package__).joinpath("prompts.json").read_text(encoding="utf-8")
+    prompts: Mapping[str, Any] = json.loads(text)
+    return prompts

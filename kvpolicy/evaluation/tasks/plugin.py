@@ -1,0 +1,52 @@
+"""The plugin that offers kvpolicy's own tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from kvpolicy.evaluation.tasks.haystack import HaystackTask
+from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
+from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
+from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
+from kvpolicy.evaluation.tasks.longbench.task import LongBenchTask
+from kvpolicy.evaluation.tasks.needle import NeedleTask
+from kvpolicy.evaluation.tasks.perplexity import PerplexityTask
+from kvpolicy.evaluation.tasks.ruler.common_words import CommonWordsTask
+from kvpolicy.evaluation.tasks.ruler.frequent_words import FrequentWordsTask
+from kvpolicy.evaluation.tasks.ruler.niah import NiahTask
+from kvpolicy.evaluation.tasks.ruler.qa import QaTask
+from kvpolicy.evaluation.tasks.ruler.variables import VariablesTask
+from kvpolicy.hookspecs import hookimpl
+from kvpolicy.task import Task
+
+RULER: Mapping[str, Callable[..., Task]] = {
+    "ruler_niah_single_1": partial(NiahTask, haystack="noise"),
+    "ruler_niah_single_2": partial(NiahTask, haystack="essay"),
+    "ruler_niah_single_3": partial(NiahTask, haystack="essay", values="uuids"),
+    "ruler_niah_multikey_1": partial(NiahTask, haystack="essay", num_keys=4),
+    "ruler_niah_multikey_2": partial(NiahTask, haystack="needle"),
+    "ruler_niah_multikey_3": partial(NiahTask, haystack="needle", keys="uuids", values="uuids"),
+    "ruler_niah_multivalue": partial(NiahTask, haystack="essay", num_values=4),
+    "ruler_niah_multiquery": partial(NiahTask, haystack="essay", num_queries=4),
+    "ruler_vt": VariablesTask,
+    "ruler_cwe": CommonWordsTask,
+    "ruler_fwe": FrequentWordsTask,
+    "ruler_qa_1": partial(QaTask, dataset="squad"),
+    "ruler_qa_2": partial(QaTask, dataset="hotpotqa"),
+}
+
+
+@hookimpl
+def kvpolicy_tasks() -> Mapping[str, Callable[..., Task]]:
+    """Offer the tasks."""
+    return {
+        "needle": NeedleTask,
+        "haystack": HaystackTask,
+        "perplexity": PerplexityTask,
+        **RULER,
+        **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in LONGBENCH},
+        **{
+            f"infinitebench_{task}": partial(InfiniteBenchTask, task=task) for task in INFINITEBENCH
+        },
+    }

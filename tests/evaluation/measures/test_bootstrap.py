@@ -1,0 +1,72 @@
+"""Intervals of figures, and of differences between entrants on the same samples."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+import pytest
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation.measures.bootstrap import Scores, difference, estimate
+
+
+def scores(values, weights=None, exponential=False):
+    return Scores(list(values), [1.0] * len(values) if weights is None else weights, exponential)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    found = estimate(scores(values))
+    half = 1.96 * values.std() / sqrt(400)
+    assert found.value == pytest.approx(values.mean())
+    assert found.interval == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
+
+
+def test_about_95_of_100_intervals_hold_the_truth():
+    generator = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        low, high = estimate(scores(generator.normal(0, 1, 60))).interval
+        held += low <= 0 <= high
+    assert 180 <= held <= 199
+
+
+def test_pairing_takes_out_what_makes_a_sample_hard_for_all():
+    generator = np.random.default_rng(2)
+    hard = generator.normal(0, 10, 100)
+    mine, theirs = hard + 1 + generator.normal(0, 0.1, 100), hard
+    low, high = difference(scores(mine), scores(theirs)).interval
+    assert 0.9 < low < 1 < high < 1.1
+    apart = [estimate(scores(each)).interval for each in (mine, theirs)]
+    assert all(high - low > 2 for low, high in apart)
+
+
+def test_a_perplexity_weighs_samples_by_their_tokens():
+    found = estimate(scores([1.0, 3.0], [3.0, 1.0], exponential=True))
+    assert found.value == pytest.approx(np.exp(1.5))
+    assert found.interval == pytest.approx((np.e, np.exp(3)))
+
+
+def test_the_same_scores_give_the_same_interval():
+    values = np.random.default_rng(3).random(30)
+    assert estimate(scores(values)) == estimate(scores(values))
+
+
+def test_more_samples_than_fit_at_once_are_drawn_in_portions(monkeypatch):
+    values = np.random.default_rng(4).random(50)
+    whole = estimate(scores(values))
+    monkeypatch.setattr("kvpolicy.evaluation.measures.bootstrap._LARGEST", 5000)
+    assert estimate(scores(values)).interval == pytest.approx(whole.interval, abs=0.01)
+
+
+def test_one_sample_has_a_figure_but_no_interval():
+    assert estimate(scores([0.5])) == (0.5, None)
+    assert difference(scores([0.5]), scores([0.25])) == (0.25, None)
+
+
+def test_no_samples_and_unequal_samples_are_refused():
+    with pytest.raises(InvalidValueError, match="there are no scores"):
+        estimate(scores([]))
+    with pytest.raises(InvalidValueError, match="same samples, but got 2 scores and 1"):
+        difference(scores([1.0, 2.0]), scores([1.0]))

@@ -1,0 +1,106 @@
+"""The page and the Markdown hold every figure, and need nothing beside themselves."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from kvpolicy.evaluation.reports.markdown import markdown
+from kvpolicy.evaluation.reports.page import page
+from kvpolicy.evaluation.reports.summary import summary
+
+
+class Reader(HTMLParser):
+    """Collects the text of each table cell, and checks that elements are closed in order."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tables, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        if tag in self.VOID:
+            return
+        self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+        if {"th", "td"} & set(self.open):
+            self.tables[-1][-1][-1] += " ".join(data.split())
+
+
+@pytest.fixture
+def read(rows):
+    reader = Reader()
+    reader.feed(page(summary(rows), baseline="full", rows=rows))
+    assert not reader.open
+    return reader
+
+
+def test_the_first_table_has_a_line_for_each_recipe_and_a_column_for_each_budget(read):
+    assert read.tables[0] == [
+        ["policy", "64", "25 %"],
+        ["full", "1.0000.722 to 1.000", "1.0000.722 to 1.000"],
+        ["restkv", "0.8000.490 to 0.943", "0.5000.500 to 0.500"],
+        ["snapkv", "0.5000.237 to 0.763", "-"],
+    ]
+
+
+def test_the_second_table_has_all_figures(read):
+    line = read.tables[1][2]
+    assert line[:4] == ["restkv", "64", "0.800", "0.490 to 0.943"]
+    assert line[4].startswith("-0.200 (-0.5")
+    assert line[5:] == ["10", "40", "1.0 KiB", "50.0 %", "500.0 ms", "2.0 ms"]
+
+
+def test_the_model_and_the_versions_are_named(read):
+    assert "org/model (torch.float32), 10 samples, question inside" in read.text
+    assert "torch 2.0" in read.text
+
+
+def test_the_best_recipe_of_a_budget_is_bold_and_the_full_cache_never_is(rows):
+    found = page(summary(rows), baseline="full", rows=rows)
+    assert re.findall(r'class="best">([\d.]+)<', found) == ["0.800"]
+
+
+def test_the_page_needs_nothing_beside_itself(rows):
+    found = page(summary(rows), baseline="full", rows=rows)
+    assert not re.search(r"https?:|src=|<link|<script|url\(", found)
+
+
+def test_names_and_errors_are_text_and_no_markup(make_row):
+    rows = [make_row("1"), make_row("1", "<b>|", 8, None, error="<script>no")]
+    found = page(summary(rows), baseline="full", rows=rows)
+    assert "<script>" not in found
+    assert "&lt;script&gt;no" in found
+    assert r"<b>\|" in markdown(summary(rows), baseline="full")
+
+
+def test_a_perplexity_has_no_strip_and_says_that_lower_is_better(make_row):
+    rows = [make_row("1", score=2.0, asks="likelihood")]
+    found = page(summary(rows), baseline="full", rows=rows)
+    assert "lower is better" in found
+    assert 'class="strip"' not in found
+
+
+def test_the_markdown_has_both_tables(rows):
+    text = markdown(summary(rows), baseline="full")
+    assert "| policy | 64 | 25 % |\n| --- | ---: | ---: |\n" in text
+    assert "| restkv | 0.800 (0.490 to 0.943) | 0.500 (0.500 to 0.500) |" in text
+    assert "| snapkv | 64 | 0.500 |" in text
+
+
+def test_no_rows_make_an_empty_page():
+    assert "No rows." in page([], baseline="full", rows=[])

@@ -1,0 +1,87 @@
+"""Rows add up to figures with intervals, and to differences on the same samples."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation.measures.interval import wilson_interval
+from kvpolicy.evaluation.reports.summary import summary
+
+
+def cells(rows, **options):
+    return {cell.title: cell for cell in summary(rows, **options)}
+
+
+def test_each_entrant_has_a_figure_and_an_interval(rows):
+    found = cells(rows)
+    assert list(found) == ["full", "restkv at 64", "snapkv at 64", "restkv at 25 %"]
+    assert [cell.estimate.value for cell in found.values()] == [1, 0.8, 0.5, 0.5]
+    assert found["snapkv at 64"].estimate.interval == wilson_interval(5, 10)
+    assert found["restkv at 25 %"].estimate.interval == (0.5, 0.5)
+    assert (found["full"].positions, found["full"].nbytes, found["full"].footprint) == (
+        100,
+        4096,
+        0.5,
+    )
+
+
+def test_the_difference_is_that_to_the_full_cache(rows):
+    found = cells(rows)
+    assert found["full"].difference is None
+    value, (low, high) = found["restkv at 64"].difference
+    assert value == pytest.approx(-0.2)
+    assert low < -0.2 < high <= 0
+
+
+def test_another_baseline_is_met_at_the_same_budget(rows):
+    found = cells(rows, baseline="snapkv")
+    assert found["restkv at 64"].difference.value == pytest.approx(0.3)
+    assert found["snapkv at 64"].difference is None
+    assert found["restkv at 25 %"].difference is None
+    assert found["full"].difference is None
+
+
+def test_samples_without_a_score_are_counted_and_left_out(rows, make_row):
+    failed = make_row("10", "restkv", 64, None, error="RuntimeError: no memory")
+    found = cells([*rows, failed, make_row("10")])["restkv at 64"]
+    assert (found.samples, found.errors, found.error) == (10, 1, "RuntimeError: no memory")
+    assert found.difference.value == pytest.approx(-0.2)
+
+
+def test_one_who_always_failed_has_no_figure(make_row):
+    found = cells([make_row("1"), make_row("1", "snapkv", 8, None, error="refused")])
+    assert found["snapkv at 8"].estimate is found["snapkv at 8"].difference is None
+
+
+def test_a_perplexity_is_weighed_by_tokens(make_row):
+    rows = [
+        make_row("1", score=1.0, weight=3, asks="likelihood"),
+        make_row("2", score=3.0, weight=1, asks="likelihood"),
+    ]
+    found = cells(rows)["full"]
+    assert found.estimate.value == pytest.approx(math.exp(1.5))
+    assert not found.larger_is_better
+
+
+def test_tasks_are_kept_apart(rows, make_row):
+    found = summary([*rows, make_row("1", score=0.25, task="other")])
+    assert [cell.estimate.value for cell in found if cell.task == "other"] == [0.25]
+
+
+def test_a_cell_is_plain_data(rows):
+    data = json.loads(json.dumps([cell.to_dict() for cell in summary(rows)]))
+    assert data[1]["difference"]["value"] == pytest.approx(-0.2)
+    assert len(data[1]["estimate"]["interval"]) == 2
+
+
+def test_an_unknown_baseline_is_refused_with_the_choices(rows):
+    with pytest.raises(InvalidValueError, match=r"Did you mean 'snapkv'.* full, restkv, snapkv"):
+        summary(rows, baseline="snapvk")
+
+
+def test_no_rows_are_no_cells():
+    assert summary([]) == []

@@ -1,0 +1,102 @@
+"""Texts, choices and likelihoods, and what each of them is asked of."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import kvpolicy
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation.measures.catalogue import METRICS
+from kvpolicy.evaluation.runs.answer import answered
+from kvpolicy.evaluation.runs.prompt import PromptFormat
+from kvpolicy.task import Sample
+
+
+@pytest.fixture
+def answer(model, tokenizer, text):
+    def answer(metric, policy=None, question="inside", **fields):
+        given = {"context": text, "question": " what colour ?", "max_new_tokens": 5} | fields
+        sample = Sample(name="1", **given)
+        prompt = PromptFormat(tokenizer=tokenizer, question=question).prompt(sample)
+        return answered(model, tokenizer, prompt, sample, METRICS[metric], policy)
+
+    return answer
+
+
+def logits(model, tokenizer, text, choice):
+    ids = tokenizer(text + " what colour ? " + choice)["input_ids"]
+    with torch.inference_mode():
+        found = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    new = len(tokenizer(choice)["input_ids"])
+    return [float(found[place - 1, ids[place]]) for place in range(len(ids) - new, len(ids))]
+
+
+def test_the_likeliest_choice_is_taken(answer, model, tokenizer, text):
+    choices = ("red", "blue w1 w2", "green w5")
+    sums = [sum(logits(model, tokenizer, text, each)) for each in choices]
+    best = choices[sums.index(max(sums))]
+    found = answer("multiple_choice", choices=choices, answers=(best,))
+    assert (found["text"], found["score"]) == (best, 1)
+    wrong = next(each for each in choices if each != best)
+    assert answer("multiple_choice", choices=choices, answers=(wrong,))["score"] == 0
+
+
+def test_perplexity_is_that_of_the_answer(answer, model, tokenizer, text):
+    found = answer("perplexity", answers=("blue w1 w2",))
+    expected = -sum(logits(model, tokenizer, text, "blue w1 w2")) / 3
+    assert found["score"] == pytest.approx(expected, rel=1e-5)
+    assert found["weight"] == 3
+    figure = METRICS["perplexity"].figure([found["score"]], [3])
+    assert figure == pytest.approx(math.exp(expected), rel=1e-4)
+
+
+def test_a_policy_changes_the_likelihood_of_a_single_token(answer):
+    losses = [
+        answer("perplexity", policy, answers=("blue",))["score"]
+        for policy in (None, kvpolicy.recipe("streamingllm", budget=8))
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("metric", ["multiple_choice", "perplexity", "f1"])
+def test_a_budget_that_holds_everything_gives_the_numbers_of_the_full_cache(answer, metric):
+    fields = {"choices": ("red", "blue", "w1 w2"), "answers": ("red",), "question": "outside"}
+    full, policy = (
+        answer(metric, policy, **fields) for policy in (None, kvpolicy.recipe("snapkv", budget=200))
+    )
+    assert policy["score"] == pytest.approx(full["score"], abs=1e-5)
+    assert policy.get("text") == full.get("text")
+
+
+def test_agreement_ends_at_the_first_token_that_the_full_cache_would_not_write(answer):
+    policy = kvpolicy.recipe("streamingllm", budget=8)
+    found = answer("agreement", policy, max_new_tokens=6)
+    whole = answer("agreement", max_new_tokens=6)["text"].split()
+    mine = found["text"].split()
+    first = next((place for place in range(6) if mine[place] != whole[place]), 6)
+    assert found["score"] == first / 6 < 1
+    assert found["new_tokens"] == 6
+    assert found["divergence"] > 0
+
+
+def test_a_stop_ends_the_text(answer):
+    whole = answer("f1", answers=("red",))["text"]
+    stop = whole.split()[2]
+    found = answer("f1", answers=("red",), stop=(stop,))["text"]
+    assert found == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "fields", "sentence"),
+    [
+        ("multiple_choice", {"choices": ("red",), "answers": ("red",)}, "has 1 choices"),
+        ("perplexity", {}, "has no answer"),
+        ("perplexity", {"answers": ("",)}, "is empty"),
+    ],
+)
+def test_what_a_sample_lacks_is_said(answer, metric, fields, sentence):
+    with pytest.raises(InvalidValueError, match=sentence):
+        answer(metric, **fields)
