@@ -56,7 +56,7 @@ class PolicyCache(Cache):
         evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
         rotaries = fitting_rotaries(policy, model, config, evicting)
         watched = RotaryPositions.of(policy, rotaries)
-        self._attachment = attachment(model, watched.modules)
+        self._attachment = attachment(model, watched.modules if watched else ())
         self.session = Session(
             policy=policy,
             config=config,
@@ -180,14 +180,14 @@ class PolicyCache(Cache):
     @between_graphs
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the sizes for the full layer that holds the most: they all share one mask."""
-        checks.check_mode(self._model())
+        if getattr(self._model(), "training", False):
+            checks.check_training(self._model())
         self.session.masks.expect()
         if not isinstance(self.layers[layer_idx], PolicyLayer):
             sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
             return sizes
-        policy_layers = self.policy_layers
-        held = max(layer.held for layer in policy_layers)
-        return held + query_length, policy_layers[0].seen - held
+        held = max(layer.held for layer in self.policy_layers)
+        return held + query_length, self.policy_layers[0].seen - held
 
     def reset(self) -> None:
         """Forget the conversation, a failed one too."""

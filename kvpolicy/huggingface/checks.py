@@ -21,10 +21,8 @@ NO_ROLLBACK = (
 """Why drafts are refused, and what to do instead."""
 
 
-def check_mode(model: Any) -> None:
+def check_training(model: Any) -> None:
     """Raise UnsupportedModelError for gradient checkpointing in training: it drops the cache."""
-    if not getattr(model, "training", False):
-        return
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise UnsupportedModelError(
             "gradient checkpointing reads without a cache while the model is in training mode, so "

@@ -75,7 +75,11 @@ class Forward:
         or for rotary positions that the slots cannot follow.
         """
         self._attended()
-        self.session.check_module(module)
+        if id(module) not in self.session.modules:
+            raise UnsupportedModelError(
+                "this cache was made for another model than the one that was called with it. Make "
+                "a cache of its own for each model: policy.cache(model)."
+            )
         slots = self.contents.slots
         real = self.session.masks.new_real_tokens(
             mask,
@@ -87,7 +91,8 @@ class Forward:
         )
         if real is not None:
             slots.mark_padding(real)
-        self.session.rotary_positions.follow(slots, query.shape[2])
+        if self.session.rotary_positions is not None:
+            self.session.rotary_positions.follow(slots, query.shape[2])
         if self.contents.ragged is not None:
             return None
         return fitted(mask, slots, query, self.session.attention)
@@ -110,7 +115,8 @@ class Forward:
 
     def seen_by(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
         """Return the model's queries, rotated to their slots if the keys are."""
-        return self._attended().seen_by(query)
+        keys = self._attended()
+        return query if keys.queries is None else keys.queries.of_last(query)
 
     def attend(
         self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
@@ -156,11 +162,11 @@ class Forward:
         runs = session.policy.running_scorer is not None
         evicted = False
         if runs or queries is not None:
-            shown = self._shown(module, keys.seen_by(query), logits)
+            shown = self._shown(module, self.seen_by(query), logits)
             if runs:
                 accumulate(session.policy, self.contents, keys, shown)
             if queries is not None:
-                shown = attrs.evolve(shown, queries=keys.seen_by(queries))
+                shown = attrs.evolve(shown, queries=self.seen_by(queries))
                 # Gradients flow through the rows that are kept, if they are needed at all.
                 with torch.set_grad_enabled(needs_gradients):
                     evicted = self._evict(keys, shown, in_place=in_place)

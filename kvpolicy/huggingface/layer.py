@@ -13,9 +13,9 @@ from transformers.cache_utils import DynamicLayer
 from kvpolicy.cache.attention.keys import attended
 from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.storage.layer_memory import LayerMemory
+from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.marks import mark
 from kvpolicy.huggingface.forward import Forward
-from kvpolicy.huggingface.new_tokens import check_new
 from kvpolicy.huggingface.session import Session
 
 
@@ -79,14 +79,20 @@ class PolicyLayer(DynamicLayer):
 
         Raises InvalidValueError, before anything is written, for tensors that do not fit.
         """
-        check_new(self.memory, self.index, key_states, value_states, self.session.storage_title)
-        undo = self._undo() if self.index == 0 else None
+        title = self.session.storage_title
+        if title is not None and key_states.requires_grad and torch.is_grad_enabled():
+            raise InvalidValueError(
+                f"{title} has no gradients, but the new keys need them. Read under "
+                "torch.no_grad(), or use storage=None."
+            )
+        undo = self._undo(self.seen) if self.index == 0 else None
         contents = self.memory.with_new(key_states, value_states)
         self.seen += key_states.shape[2]
-        positions = self.session.rotary_positions
-        if self.index == 0:
-            positions.begin()
-        new = positions.of_new(*key_states.shape[0:3:2])
+        positions, new = self.session.rotary_positions, None
+        if positions is not None:
+            if self.index == 0:
+                positions.begin()
+            new = positions.of_new(*key_states.shape[0:3:2])
         keys = attended(contents, self._slot_rotary, new)
         self._density = self.density
         self.forward = Forward(
@@ -102,12 +108,11 @@ class PolicyLayer(DynamicLayer):
         )
         return mark(keys.dense, self.forward), contents.values.view
 
-    def _undo(self) -> Callable[[], None]:
-        """Return a function that takes back what the next tokens change."""
-        seen, restore = self.seen, self.memory.restorer()
+    def _undo(self, seen: int) -> Callable[[], None]:
+        """Return a function that takes the next tokens back; `seen` were read before them."""
 
         def undo() -> None:
-            restore()
+            self.memory.take_back()
             self.seen, self.forward = seen, None
 
         return undo

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from torch import nn
 from transformers import PreTrainedConfig
 
 from kvpolicy.cache.eviction.together import Together
 from kvpolicy.cache.storage.protocol import AnyStorage
-from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.mask_memo import MaskMemo
 from kvpolicy.huggingface.guard import Guard
 from kvpolicy.huggingface.model.ranks import Ranks
@@ -44,11 +42,18 @@ class Session:
     ranks: Ranks | None = None
     guard: Guard = attrs.field(factory=Guard)
     masks: MaskMemo = attrs.field(factory=MaskMemo)
-    rotary_positions: RotaryPositions = attrs.field()
+    rotary_positions: RotaryPositions | None = attrs.field()
+    """None where no part of the policy computes with rotary positions."""
     together: Together = attrs.field()
+    needs_output_weight: bool = attrs.field(init=False)
+    """Whether a part cannot do without the weight of the output projection."""
+
+    @needs_output_weight.default
+    def _asked_of_parts(self) -> bool:
+        return any("output_weight" in needs_of(part) for part in self.policy.parts.values())
 
     @rotary_positions.default
-    def _none_noted(self) -> RotaryPositions:
+    def _none_noted(self) -> RotaryPositions | None:
         return RotaryPositions.of(self.policy, self.rotaries)
 
     @together.default
@@ -71,19 +76,6 @@ class Session:
     def num_layers(self) -> int:
         """How many layers evict."""
         return len(self.rotaries)
-
-    @property
-    def needs_output_weight(self) -> bool:
-        """Whether a part cannot do without the weight of the output projection."""
-        return any("output_weight" in needs_of(part) for part in self.policy.parts.values())
-
-    def check_module(self, module: nn.Module) -> None:
-        """Raise UnsupportedModelError for a module of another model than the cache was made for."""
-        if id(module) not in self.modules:
-            raise UnsupportedModelError(
-                "this cache was made for another model than the one that was called with it. Make "
-                "a cache of its own for each model: policy.cache(model)."
-            )
 
     def slot_rotary(self, layer: int) -> Rotary | None:
         """Return by what a layer's keys are rotated to their slots; None if they are not."""

@@ -34,7 +34,7 @@ def _foresight(instance: object, option: attrs.Attribute[Any], value: Any) -> No
     if isinstance(value, type) or not isinstance(value, Foresight):
         raise InvalidValueError(
             f"{option.name!r} must have a method future_of, but is {shown(value)}. Give what "
-            "kvpolicy.metrics.record returns"
+            "kvpolicy.evaluation.measures.reconstruction.record returns"
         )
 
 

@@ -32,10 +32,6 @@ class AttendedKeys:
     queries: Rotation | None = None
     renumbered: int | None = None
 
-    def seen_by(self, queries: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
-        """Return the queries of the last Q tokens as attention sees them."""
-        return queries if self.queries is None else self.queries.of_last(queries)
-
 
 @attrs.frozen(kw_only=True, eq=False)
 class Rotation:

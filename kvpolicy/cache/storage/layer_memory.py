@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
 from typing import Any
 
 import attrs
@@ -12,7 +12,41 @@ from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.saved import SAVED
+from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.cache.storage.protocol import AnyStorage, Stored
+from kvpolicy.errors import InvalidValueError
+
+
+@attrs.frozen(eq=False)
+class Before:
+    """What a layer held before new tokens; rows behind `held` may be written to since."""
+
+    contents: Contents | None = None
+    slots: Slots | None = None
+    tables: tuple[tuple[Tensor, int], ...] = ()
+
+    @classmethod
+    def of(cls, contents: Contents | None) -> Before:
+        """Remember contents, which go on to change; None where a storage has them."""
+        if contents is None:
+            return cls()
+        tables = (contents.keys, contents.values)
+        # No list or tensor of slots is written to: each change makes new ones.
+        return cls(
+            contents, copy.copy(contents.slots), tuple((each.buffer, each.held) for each in tables)
+        )
+
+    def restored(self) -> Contents | None:
+        """Return the contents as they were."""
+        contents = self.contents
+        if contents is None or self.slots is None:
+            return None
+        contents.slots = self.slots
+        for table, (buffer, held) in zip(
+            (contents.keys, contents.values), self.tables, strict=True
+        ):
+            table.buffer, table.held = buffer, held
+        return contents
 
 
 @attrs.define(eq=False)
@@ -26,6 +60,7 @@ class LayerMemory:
     storage: AnyStorage | None = None
     contents: Contents | None = attrs.field(metadata=SAVED, default=None)
     stored: Any = attrs.field(metadata=SAVED, default=None)
+    _before: Before = attrs.field(factory=Before, init=False)
 
     @property
     def layout(self) -> Contents | None:
@@ -46,29 +81,15 @@ class LayerMemory:
             return self.storage.load(self.stored)
         return self.contents
 
-    def restorer(self) -> Callable[[], None]:
-        """Return a function that takes back what `with_new` is about to change."""
-        contents = self.contents
-        if contents is None:
-
-            def forget() -> None:
-                self.contents = None
-
-            return forget
-        slots, tables = contents.slots.copied(), (contents.keys, contents.values)
-        before = [(table.buffer, table.held) for table in tables]
-
-        def restore() -> None:
-            contents.slots, self.contents = slots, contents
-            for table, (buffer, held) in zip(tables, before, strict=True):
-                table.buffer, table.held = buffer, held
-
-        return restore
-
     def with_new(
         self, keys: Float[Tensor, "B N Q D"], values: Float[Tensor, "B N Q Dv"]
     ) -> Contents:
-        """Return the contents with the keys and values of new tokens behind them."""
+        """Return the contents with the keys and values of new tokens behind them.
+
+        Raises InvalidValueError, before anything is written, for tensors that do not fit.
+        """
+        self._check_new(keys, values)
+        self._before = Before.of(self.contents)
         contents = self.loaded()
         if contents is None:
             contents = Contents.of(keys, values)
@@ -76,6 +97,43 @@ class LayerMemory:
             contents.append(keys, values)
         self.contents = contents
         return contents
+
+    def take_back(self) -> None:
+        """Undo the last `with_new`; nothing was evicted or put away since."""
+        self.contents = self._before.restored()
+
+    def _check_new(self, keys: Tensor, values: Tensor) -> None:
+        layout = self.layout
+        if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
+            raise InvalidValueError(
+                f"the keys of a layer are {tuple(keys.shape)} and its values "
+                f"{tuple(values.shape)}. Both must be (batch, heads, tokens, channels), with the "
+                "same batch, heads and tokens."
+            )
+        if layout is None:
+            return
+        slots, (rows, heads) = layout.slots, keys.shape[:2]
+        if rows != slots.batch:
+            raise InvalidValueError(
+                f"this conversation has {slots.batch} rows, but {rows} rows were given. Use "
+                "cache.batch_repeat_interleave(n) or cache.batch_select_indices(rows), or make a "
+                "new cache."
+            )
+        if heads != slots.heads:
+            raise InvalidValueError(
+                f"a layer has {slots.heads} key/value heads in this cache, but {heads} heads were "
+                "given. Make a cache for this model."
+            )
+        if self.storage is not None:
+            return  # the layout says nothing of channels and dtypes
+        for name, new, held in (("keys", keys, layout.keys), ("values", values, layout.values)):
+            had = held.buffer
+            if (new.shape[-1], new.dtype) != (had.shape[-1], had.dtype):
+                raise InvalidValueError(
+                    f"a layer holds {name} of {had.shape[-1]} channels in {had.dtype}, but "
+                    f"{new.shape[-1]} channels in {new.dtype} were given. Use one model and one "
+                    "dtype for all of a conversation."
+                )
 
     def put_away(self, *, evicted: bool = False) -> None:
         """Leave the contents to the storage, if there is one, until the next forward."""

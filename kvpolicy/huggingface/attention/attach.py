@@ -18,6 +18,7 @@ from kvpolicy.huggingface.attention.mask_memo import noted
 from kvpolicy.huggingface.attention.points import (
     Point,
     Wrap,
+    are_wrapped,
     attention_points,
     mask_points,
     method_point,
@@ -70,7 +71,7 @@ class Attachment:
                 f"the model's attention was changed from {self.attention!r} to {name!r} while "
                 "this cache was in use. Change it back, or make a new cache: policy.cache(model)."
             )
-        if cache not in _open or not all(point.has(wrap) for point, wrap in self.points):
+        if cache not in _open or not are_wrapped(self.points):
             raise CacheStateError(
                 "this cache was closed, by kvpolicy.restore(model) or by leaving its `with` block: "
                 "eviction cannot observe the model. Use the cache inside its `with`, or make a new "

@@ -43,6 +43,7 @@ class MaskMemo:
         self._mask: weakref.ref[Any] | None = None
         self._causal: weakref.ref[Any] | None = None
         self._before: list[int] = []
+        self._without: tuple[list[int], int] | None = None
         self._is_plain = False
         self._judged = 0
         self._real: Bool[Tensor, "B Q"] | None = None
@@ -69,10 +70,13 @@ class MaskMemo:
         if note is not None and length > 1:
             check_given_mask(note.given, before, seen - length)
         if mask is None:
-            return new_real_tokens(None, before, length, held)
+            if self._without != (before, held):
+                self._real = new_real_tokens(None, before, length, held)
+                self._without, self._mask = (before, held), None
+            return self._real
         if self._mask is None or self._mask() is not mask or self._before != before:
             self._real = new_real_tokens(mask, before, length, mask.shape[-1])
-            self._mask, self._before = weakref.ref(mask), before
+            self._mask, self._before, self._without = weakref.ref(mask), before, None
             self._is_plain, self._judged = note is not None and note.plain, 0
         # Layers that share a mask may have evicted or not.
         if judged > self._judged and not self._is_plain:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -168,6 +168,11 @@ def method_point(of: type, name: str) -> Point:
     """Return where a method is looked up."""
     place = Method(of, name)
     return _point(place.key, place)
+
+
+def are_wrapped(points: Iterable[tuple[Point, Wrap]]) -> bool:
+    """Whether calls go through the wrap of each of these points."""
+    return all(point.has(wrap) for point, wrap in points)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def not_noted() -> Iterator[None]:
 class RotaryPositions:
     """The rotary positions of one forward's new tokens, found out once for all layers.
 
-    `modules` are the rotary modules of the layers that evict; without any, nothing is noted.
+    `modules` are the rotary modules of the layers that evict.
     """
 
     def __init__(self, modules: Sequence[nn.Module], reason: str) -> None:
@@ -77,15 +77,15 @@ class RotaryPositions:
         self._found: tuple[list[int], list[int]] | None = None
 
     @classmethod
-    def of(cls, policy: Pipeline, rotaries: Sequence[Rotary | None]) -> RotaryPositions:
-        """Watch what a policy computes with: nothing, unless a part or slots need it."""
+    def of(cls, policy: Pipeline, rotaries: Sequence[Rotary | None]) -> RotaryPositions | None:
+        """Watch what a policy computes with; None if neither a part nor slots need it."""
         who = [
             policy.titles[kind] for kind, part in policy.parts.items() if "rotary" in needs_of(part)
         ]
         reason = "slot_positions=True" if policy.slot_positions else str(who[0]) if who else ""
         found = (getattr(each, "module", None) for each in rotaries) if reason else ()
         modules = {id(each): each for each in found if isinstance(each, nn.Module)}
-        return cls(list(modules.values()), reason)
+        return cls(list(modules.values()), reason) if modules else None
 
     @property
     def modules(self) -> Sequence[nn.Module]:

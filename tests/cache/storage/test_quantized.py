@@ -354,7 +354,7 @@ def test_options_are_given_beside_the_name():
         (
             {"storage": {"name": "quantized", "backend": "quanto", "bits": 8}},
             InvalidValueError,
-            "codes of 4 bits, not 8",
+            "codes of 4 bits, not of 8",
         ),
     ],
 )
