@@ -2,6 +2,9 @@
 PYTHON ?= python3
 WORKERS ?= auto
 EXAMPLES ?= 1000
+# Tests that draw random examples: with --hypothesis-profile=deep they draw EXAMPLES of them.
+RANDOM := $(addprefix tests/behaviour/test_,fuzzing.py extreme_options.py command_fuzzing.py) \
+    tests/huggingface/file/test_fingerprint.py
 BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
@@ -15,7 +18,7 @@ demo: $(READY) ## Watch policies compress the cache of a small model, and see wh
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy demo
 
 test: $(READY) ## Run the tests.
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --durations=20 --durations-min=1
 
 check: $(READY) ## Check format, style, layers and types, then run the tests.
 	@$(BIN)/ruff format --check --quiet .
@@ -38,7 +41,7 @@ bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performa
 deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES=1000 random examples of each (hours).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
-	    --hypothesis-profile=deep tests/deep
+	    --hypothesis-profile=deep tests/deep $(RANDOM)
 
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md

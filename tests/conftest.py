@@ -7,6 +7,8 @@ import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -17,6 +19,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").glob("kvpolicy_*"))
+
+# Triton reads it when it is first imported, which PyTorch does below.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 # The shapes in signatures are checked in tests only; this must come before the first import.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -36,9 +41,6 @@ class AsWritten(MetaPathFinder):
 
 sys.meta_path.insert(0, AsWritten())
 
-# Triton reads it when it is first imported, which torch.use_deterministic_algorithms does.
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-
 # Two workers on two cores gain nothing from threads of their own.
 torch.set_num_threads(1)
 # torch.empty then gives NaN (or the largest integer), so that what is never written shows. On a
@@ -46,6 +48,11 @@ torch.set_num_threads(1)
 torch.use_deterministic_algorithms(not torch.cuda.is_available())
 
 InstallPlugin = Callable[..., None]
+# The largest ones that kvpolicy imports.
+LIBRARIES = (
+    *("accelerate", "hypothesis", "sympy", "torch._dynamo", "torch.onnx"),
+    *("transformers.generation", "transformers.integrations", "transformers.modeling_utils"),
+)
 MARKERS = (
     "deep: runs in `make deep` only",
     "sampled(every, *axes): `make test` runs one case of `every` of the grid of these parameters, "
@@ -58,6 +65,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import large libraries before any module with checked shapes does.
+
+    jaxtyping keeps such a module, and all that is imported meanwhile, under a name of its own, for
+    which the libraries would be compiled anew. The process that only starts others needs none.
+    """
+    if session.config.getoption("dist", "no") == "no":
+        for name in LIBRARIES:
+            with suppress(ImportError):
+                import_module(name)
 
 
 @pytest.hookimpl(tryfirst=True)

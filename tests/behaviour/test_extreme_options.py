@@ -58,7 +58,7 @@ def _ends(default):
     return INTS if type(default) is int else st.just(default)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(deadline=None)
 @given(extreme(), st.data())
 @example({"scorer": {"name": "rkv", "width": WIDEST}, "budget": 12}, None)
 @example({"scorer": "snapkv", "smoother": {"name": "pooling", "width": WIDEST}}, None)

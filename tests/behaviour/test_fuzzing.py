@@ -119,7 +119,7 @@ def check_as_asked(policy, data):
     assert again.to_dict() == described
 
 
-@settings(max_examples=600, deadline=None)
+@settings(deadline=None)
 @given(broken_somewhere())
 def test_a_description_that_is_broken_somewhere_is_refused_or_followed(data):
     policy = attempt(kvpolicy.Policy.from_dict, data)
@@ -127,13 +127,13 @@ def test_a_description_that_is_broken_somewhere_is_refused_or_followed(data):
         check_as_asked(policy, data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(JUNK)
 def test_junk_in_place_of_a_description_is_refused(data):
     assert attempt(kvpolicy.Policy.from_dict, data) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(deadline=None)
 @given(st.dictionaries(one_of(*PARTS, *SETTINGS, "buget", "name", "self"), JUNK, max_size=3))
 @example({"name": "snapkv"})
 @example({"budget": 10**5000})
@@ -150,7 +150,7 @@ def _composed(arguments):
     return attempt(kvpolicy.compose, **arguments)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(JUNK)
 def test_a_name_that_is_none_is_refused(name):
     assume(not isinstance(name, str) or name not in RECIPES)
@@ -158,7 +158,7 @@ def test_a_name_that_is_none_is_refused(name):
     assert attempt(kvpolicy.installed, name) is None or name is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(st.one_of(JUNK, st.fixed_dictionaries({"name": one_of("ashape", "a-shap"), "sinks": JUNK})))
 def test_junk_in_place_of_a_prefill_pattern_is_refused_or_followed(prefill):
     pattern = attempt(lambda given: resolved("prefill_pattern", given).part, prefill)

@@ -53,6 +53,7 @@ def test_without_eviction_they_are_those_of_a_full_cache(recipe):
         torch.testing.assert_close(found[name], gradient, msg=name)
 
 
+@pytest.mark.sampled(2, "recipe")
 @pytest.mark.parametrize("recipe", RECIPES)
 @torch.enable_grad()
 def test_behind_an_eviction_they_are_the_slope_of_the_loss(recipe):

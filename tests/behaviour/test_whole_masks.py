@@ -54,6 +54,7 @@ def test_before_any_eviction_the_mask_is_the_models_own(attention, name):
     assert (found - expected).abs().max() <= LIMIT
 
 
+@pytest.mark.sampled(2, "attention", "recipe", "name")
 @ATTENTION
 @pytest.mark.parametrize("recipe", ["snapkv", "adakv", "h2o"])
 @pytest.mark.parametrize("name", MASKS)

@@ -17,7 +17,7 @@ def small(run, tmp_path):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Leave some recipes installed: all of them take eight seconds."""
+    """Leave some recipes installed: all of them take a minute."""
     from kvpolicy.discovery import registry
 
     others = {part.plugin for part in registry.installed()} - {"core", "restkv", "streamingllm"}
@@ -28,7 +28,17 @@ def few(monkeypatch):
     registry.refresh()
 
 
+@pytest.mark.deep
+def test_all_recipes_are_compared(small):
+    _assert_table_page_and_next_step(small)
+
+
+@pytest.mark.usefixtures("few")
 def test_the_table_the_page_and_the_next_step_are_given(small):
+    _assert_table_page_and_next_step(small)
+
+
+def _assert_table_page_and_next_step(small):
     result, page = small()
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()

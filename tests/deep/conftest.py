@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from rich.console import Console
 from rich.table import Table
 
-FEW = 3
+FEW = 2
 COUNTS: Counter[tuple[str, str, str]] = Counter()
 
 settings.register_profile(

@@ -16,6 +16,7 @@ def _read(model, cache, seed=0, length=60, batch=1):
         return model(tokens(seed, length, batch), past_key_values=cache).logits
 
 
+@pytest.mark.sampled(3, "recipe", "others", "storage")
 @RECIPES
 @pytest.mark.parametrize(("rows", "others"), [(1, 2), (2, 1), (2, 3)])
 @pytest.mark.parametrize("storage", [None, "quantized", "offloaded"])

@@ -1,7 +1,7 @@
-"""Compile the kernels of a room for GPUs that are not here; print what they use. Run by tests.
+"""Compile the kernels of rooms for GPUs that are not here; print what they use. Run by tests.
 
 python tests/kernels/compile_offline.py gather_kv 90       # all variants, for one kind of GPU
-python tests/kernels/compile_offline.py gather_kv 90 4     # one variant of four
+python tests/kernels/compile_offline.py gather_kv,select 90 4    # one variant of four of each
 """
 
 from __future__ import annotations
@@ -77,11 +77,15 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def main() -> None:
-    """Fail if any variant of the room keeps registers in memory."""
+    """Fail if any variant of the rooms keeps registers in memory."""
     spills = []
-    room, capability, every = [*sys.argv[1:], "1"][:3]
-    variants = list(import_module(f"variants.{room}").variants())
-    for variant in variants[:: int(every)]:
+    rooms, capability, every = [*sys.argv[1:], "1"][:3]
+    variants = [
+        variant
+        for room in rooms.split(",")
+        for variant in list(import_module(f"variants.{room}").variants())[:: int(every)]
+    ]
+    for variant in variants:
         kernel = compiled(variant, int(capability))
         used = resources(kernel.asm["cubin"])
         spilled = used["STACK"] + used["LOCAL"]

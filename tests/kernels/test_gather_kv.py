@@ -52,6 +52,7 @@ def test_shapes_that_do_not_fit_are_an_error(refused):
         gather_kv(torch.zeros(1, 2, 4, 3), torch.zeros(1, 2, 5, 3), torch.zeros(1, 2, 1).long())
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "layout", "program_order")
 @shapes
 @dtypes
 @pytest.mark.usefixtures("triton_kernels", "program_order")

@@ -42,6 +42,7 @@ def waiting(request, tmp_path):
     return offloaded
 
 
+@pytest.mark.sampled(2, "recipe", "storage", "waiting")
 @pytest.mark.parametrize("recipe", ["restkv", "snapkv", "adakv", "streamingllm", "defensivekv"])
 @pytest.mark.parametrize("storage", [None, "offloaded"])
 def test_weights_that_wait_are_read_in_time(recipe, storage, waiting):
