@@ -90,6 +90,9 @@ def evaluate(
 def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
     """Read a cache that `save` wrote, to go on with the same model where it stood.
 
+    All parameters, buffers and settings of the model must be those of the model that was saved
+    with, active adapters included. All of them are read, so that a large model takes seconds.
+
     >>> import tempfile, torch
     >>> from kvpolicy.testing import tiny_model
     >>> model = tiny_model()
@@ -112,6 +115,8 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
 
 def save(cache: PolicyCache, path: str | os.PathLike[str]) -> None:
     """Write all that a cache holds to a safetensors file, for `load` with the same model.
+
+    The file is written whole or not at all. A link is followed; what is no plain file is refused.
 
     Raises CacheStateError for a cache that failed, CacheFileError for a cache that no file can
     hold, InvalidComponentError for a policy with parts that no installed plugin offers.
