@@ -81,7 +81,7 @@ class LayerMemory:
             return self.storage.load(self.stored)
         return self.contents
 
-    def with_new(self, keys: Float[Tensor, "..."], values: Float[Tensor, "..."]) -> Contents:
+    def with_new(self, keys: Float[Tensor, ...], values: Float[Tensor, ...]) -> Contents:
         """Return the contents with keys [B, N, Q, D] and values [B, N, Q, Dv] of new tokens.
 
         Raises InvalidValueError, before anything is written, for tensors that do not fit.
