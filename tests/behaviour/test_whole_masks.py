@@ -126,3 +126,14 @@ def test_layers_that_share_a_mask_are_judged_each_by_what_it_has_evicted(attenti
     assert held[0] == SEEN > held[1]
     with pytest.raises(InvalidValueError, match="does more than to hide padding"):
         model(tokens(1, NEW), attention_mask=mask, past_key_values=cache)
+
+
+@pytest.mark.parametrize("storage", ["quantized", "offloaded"])
+def test_with_a_storage_the_conversation_goes_on_too(storage):
+    model = tiny_model("llama", attn_implementation="sdpa")
+    cache, undisturbed = (small_policy("snapkv").cache(model, storage=storage) for _ in range(2))
+    with pytest.raises(InvalidValueError, match="does more than to hide padding"):
+        _turn(model, cache, MASKS["block"])
+    expected = _turn(model, undisturbed, None)
+    found = model(tokens(1, NEW), past_key_values=cache).logits
+    assert torch.equal(found, expected)
