@@ -106,7 +106,7 @@ def test_a_plugin_that_gives_a_faulty_name_is_skipped(install_plugin, hook, name
     with pytest.warns(errors.BrokenPluginWarning, match="skipped kvpolicy plugin 'faulty'"):
         assert installed() == before
     [faulty] = registry.broken()
-    assert f"kvpolicy_{hook} gives {ascii(name)} as a name, but it " in faulty.reason
+    assert f"kvpolicy_{hook} gives {name!a} as a name, but it " in faulty.reason
 
 
 @pytest.mark.parametrize("plugin", ["sn\u0430pkv", "SnapKV", "snapkv\u200b", "x" * 100])
@@ -115,7 +115,7 @@ def test_a_plugin_with_a_faulty_name_is_never_imported(install_plugin, plugin):
     with pytest.warns(errors.BrokenPluginWarning) as caught:
         installed()
     [faulty] = registry.broken()
-    assert f"its entry point gives {ascii(plugin)} as a name, but it has " in faulty.reason
+    assert f"its entry point gives {plugin!a} as a name, but it has " in faulty.reason
     assert str(caught[0].message).isascii()
 
 
