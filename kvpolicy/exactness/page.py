@@ -17,12 +17,18 @@ SIGNS = {"refused": "-", "changed": "~"}
 
 def write(lines: Iterable[Line], path: Path) -> None:
     """Write measured lines, one JSON object a line."""
-    path.write_text("".join(json.dumps(attrs.asdict(line)) + "\n" for line in lines))
+    text = "".join(json.dumps(attrs.asdict(line)) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> list[Line]:
     """Read what `write` wrote."""
-    return [Line(**json.loads(line)) for line in path.read_text().splitlines()]
+    return parsed(path.read_text(encoding="utf-8-sig"))
+
+
+def parsed(text: str) -> list[Line]:
+    """Return the lines that `write` wrote as this text."""
+    return [Line(**json.loads(line)) for line in text.splitlines()]
 
 
 def counts(lines: Iterable[Line]) -> Counter[str]:
@@ -49,7 +55,7 @@ def rendered(lines: Sequence[Line]) -> str:
     }
     for table in ("architectures", "recipes", "attentions", "precisions"):
         parts[table] = "\n".join(_table([line for line in served if line.table == table], usages))
-    text = TEMPLATE.read_text()
+    text = TEMPLATE.read_text(encoding="utf-8")
     for name, part in parts.items():
         text = text.replace(f"{{{name}}}", part)
     return text
