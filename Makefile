@@ -24,8 +24,8 @@ check: $(READY) ## Check format, style, layers and types, then run the tests.
 	@$(BIN)/mypy --no-error-summary
 	@$(MAKE) --no-print-directory test
 
-oldest: .venv-oldest/.ready ## Run the tests of the cache with the oldest transformers that is supported.
-	@$(OLDEST)/pytest -q -n $(WORKERS) tests/huggingface tests/plugins
+oldest: .venv-oldest/.ready ## Run the tests of the cache and the command line with the oldest versions that are allowed.
+	@$(OLDEST)/pytest -q -n $(WORKERS) --dist loadgroup tests/huggingface tests/plugins tests/commands tests/test_cli.py
 
 needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py

@@ -143,12 +143,14 @@ def _compare(
     refused: Sequence[Refusal],
 ) -> Comparison:
     """Run the comparison under a progress bar."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from kvpolicy.evaluation.comparison import batches, compare
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
+    if hidden := not console.is_terminal:
+        console = Console(quiet=True)  # rich before 14.3 ends a hidden bar with an empty line
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=len(accepted) * len(batches(questions)))
 

@@ -30,6 +30,7 @@ CACHES = {
 
 
 @pytest.fixture(scope="module")
+@torch.no_grad()
 def wholes(tmp_path_factory):
     """Of each kind of cache: a model, and what is in a file of it."""
     gc.collect()  # open caches of other tests would be closed later
