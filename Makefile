@@ -55,7 +55,9 @@ clean: ## Remove the environment and everything that tools left behind.
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
+$(READY): EXTRA := dev
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+.venv-oldest/.ready: EXTRA := tests
 $(READY) .venv-oldest/.ready:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "kvpolicy needs Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11 ..."; \
@@ -63,5 +65,5 @@ $(READY) .venv-oldest/.ready:
 	@echo "Setting up $(@D) (minutes the first time, for PyTorch and transformers) ..."
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
-	    --constraint $(lastword $^) --editable '.[dev]'
+	    --constraint $(lastword $^) --editable '.[$(EXTRA)]'
 	@touch $@
