@@ -27,8 +27,8 @@ check: $(READY) ## Check format, style, layers and types, then run the tests.
 	@$(BIN)/mypy --no-error-summary
 	@$(MAKE) --no-print-directory test
 
-oldest: .venv-oldest/.ready ## Run the tests of the cache with the oldest transformers that is supported.
-	@$(OLDEST)/pytest -q -n $(WORKERS) tests/huggingface tests/plugins
+oldest: .venv-oldest/.ready ## Run the tests of the cache and the command line with the oldest versions that are allowed.
+	@$(OLDEST)/pytest -q -n $(WORKERS) --dist loadgroup tests/huggingface tests/plugins tests/commands tests/test_cli.py
 
 needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py
@@ -64,7 +64,9 @@ clean: ## Remove the environment and everything that tools left behind.
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
+$(READY): EXTRA := dev
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+.venv-oldest/.ready: EXTRA := tests
 $(READY) .venv-oldest/.ready:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "kvpolicy needs Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11 ..."; \
@@ -72,5 +74,5 @@ $(READY) .venv-oldest/.ready:
 	@echo "Setting up $(@D) (minutes the first time, for PyTorch and transformers) ..."
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
-	    --constraint $(lastword $^) --editable '.[dev]'
+	    --constraint $(lastword $^) --editable '.[$(EXTRA)]'
 	@touch $@

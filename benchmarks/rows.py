@@ -108,4 +108,5 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 
 def read(path: Path) -> list[Row]:
     """Return all rows of a file."""
-    return [Row.from_json(line) for line in path.read_text().splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8-sig")
+    return [Row.from_json(line) for line in text.splitlines() if line.strip()]

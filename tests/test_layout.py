@@ -5,6 +5,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import kvpolicy_kernels
 
@@ -23,6 +26,38 @@ SOURCES = [
 ENGINES = {"transformers", "vllm"}
 BESIDE = {"behaviour", "benchmarks", "deep", "docs", "examples", "kernels", "plugins"}
 """Folders of tests that do not mirror a folder of kvpolicy: see the tests below."""
+
+UNTESTED = {"torch"}
+"""Packages whose lower bound is below the version that `make oldest` tests."""
+
+
+def _requirements():
+    """The requirements of kvpolicy and its tests; not the tools that `make check` runs."""
+    project = CONFIGURATION["project"]
+    extras = project["optional-dependencies"]
+    texts = project["dependencies"] + [
+        text for extra, more in extras.items() if extra != "dev" for text in more
+    ]
+    found = [Requirement(text) for text in texts]
+    return [each for each in found if each.name != project["name"]]
+
+
+def _oldest():
+    """The version that constraints-oldest.txt pins, by package."""
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pins = [line.partition("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): Version(version) for name, _, version in pins}
+
+
+@pytest.mark.parametrize("requirement", _requirements(), ids=lambda each: each.name)
+def test_the_lower_bound_of_a_dependency_is_the_version_that_is_tested(requirement):
+    [bound] = [each.version for each in requirement.specifier if each.operator == ">="]
+    tested = _oldest()[canonicalize_name(requirement.name)]
+    if requirement.name in UNTESTED:
+        assert Version(bound) < tested
+        assert tested in requirement.specifier
+    else:
+        assert Version(bound) == tested
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)

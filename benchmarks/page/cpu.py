@@ -17,6 +17,7 @@ from benchmarks.growth import growth
 from benchmarks.page.markdown import table
 from benchmarks.rows import Row
 from benchmarks.targets import amount, verdicts
+from kvpolicy.exactness.markdown import escaped
 
 PICTURE = "cost-growth.png"
 
@@ -56,7 +57,8 @@ def _failures(rows: Sequence[Row]) -> Iterator[str]:
     failed = [row for row in rows if row.failure]
     if failed:
         yield "**Not measured:**"
-        yield "\n".join(f"- {row.name}, {row.variant}: {row.failure}" for row in failed)
+        lines = (f"{row.name}, {row.variant}: {row.failure}" for row in failed)
+        yield "\n".join(f"- {escaped(line)}" for line in lines)
 
 
 def _targets(rows: Sequence[Row]) -> str:

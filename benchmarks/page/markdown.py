@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from kvpolicy.exactness.markdown import escaped
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table whose first column has words; the others have numbers.
+    """Return a table whose first column has words; the others have numbers. Cells are plain text.
 
     >>> print(table(["what", "s"], [["a", "1"]]))
     | what | s |
@@ -18,7 +20,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(escaped, cells))} |"
 
 
 def length(tokens: int) -> str:

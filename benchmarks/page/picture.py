@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -19,17 +20,21 @@ PANELS = (("s", 1000, "milliseconds"), ("MiB", 1, "MiB on top of the layer"))
 
 def save_growth(path: Path, costs: Costs, subtitle: str, theme: Theme = LIGHT) -> None:
     """Draw time and memory side by side: points, and the lines through them."""
-    figure = Figure(figsize=(9.6, 4.2), facecolor=theme.ground)
-    title(figure, "What it costs to evict a layer, by the length of the prompt", subtitle, theme)
-    panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.24})
-    figure.subplots_adjust(left=0.07, right=0.98, bottom=0.15, top=0.78)
-    palette = colours({name for name, _ in costs})
-    for axes, (unit, scale, label) in zip(panels, PANELS, strict=True):
-        for (name, of_unit), points in sorted(costs.items()):
-            if of_unit == unit:
-                _draw(axes, points, scale, name, palette[name])
-        _scale(axes, label, theme)
-    figure.savefig(path, dpi=200, metadata={"Software": None})
+    # A name is plain text. Without this, "$x_1$" would be drawn as a formula.
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(9.6, 4.2), facecolor=theme.ground)
+        title(
+            figure, "What it costs to evict a layer, by the length of the prompt", subtitle, theme
+        )
+        panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.24})
+        figure.subplots_adjust(left=0.07, right=0.98, bottom=0.15, top=0.78)
+        palette = colours({name for name, _ in costs})
+        for axes, (unit, scale, label) in zip(panels, PANELS, strict=True):
+            for (name, of_unit), points in sorted(costs.items()):
+                if of_unit == unit:
+                    _draw(axes, points, scale, name, palette[name])
+            _scale(axes, label, theme)
+        figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
 def _draw(axes: Axes, points: Mapping[int, float], scale: float, name: str, colour: str) -> None:

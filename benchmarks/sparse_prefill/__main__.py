@@ -26,10 +26,12 @@ from benchmarks.sparse_prefill.inputs import SIZES, random_model
 from benchmarks.sparse_prefill.measurement import Plan, measure
 
 ON_A_CPU = (
-    '{"name": "a-shape", "sinks": 128, "local": 512}',
-    '{"name": "vertical-slash", "columns": 256, "diagonals": 256}',
+    '{"name": "ashape", "sinks": 128, "local": 512}',
+    '{"name": "verticalslash", "columns": 256, "diagonals": 256}',
 )
 """Patterns for short prompts; those for long ones would leave nothing out."""
+ON_A_GPU = ("ashape", "verticalslash")
+"""Patterns for long prompts, with their default options."""
 HEADINGS = (
     "tokens",
     "pattern",
@@ -87,8 +89,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="print Markdown instead of JSON")
     options = parser.parse_args(arguments)
     if options.prefill is None:
-        on_a_gpu = options.device == "cuda"
-        options.prefill = ["a-shape", "vertical-slash"] if on_a_gpu else list(ON_A_CPU)
+        options.prefill = list(ON_A_GPU if options.device == "cuda" else ON_A_CPU)
     return options
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvpolicy.commands.budgets import read_budget
+from kvpolicy.commands.stdout import plugins_print_to_stderr
 from kvpolicy.errors import InvalidValueError, shown
 
 if TYPE_CHECKING:
@@ -62,8 +63,10 @@ def demo(
     from kvpolicy.evaluation.reader import Reader
 
     _check_paths(output, picture)
-    recipes = sorted({part.name for part in installed("recipe")})
-    accepted, refused = contenders(recipes, _positions(budgets, tokens))
+    positions = _positions(budgets, tokens)
+    with plugins_print_to_stderr():
+        recipes = sorted({part.name for part in installed("recipe")})
+        accepted, refused = contenders(recipes, positions)
     disable_progress_bar()  # the model is small enough to load without one
     reader = Reader(*needle.load())
     questions = _questions(reader, tokens, facts, prompts, seed)
@@ -140,12 +143,14 @@ def _compare(
     refused: Sequence[Refusal],
 ) -> Comparison:
     """Run the comparison under a progress bar."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from kvpolicy.evaluation.comparison import batches, compare
 
     columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
+    if hidden := not console.is_terminal:
+        console = Console(quiet=True)  # rich before 14.3 ends a hidden bar with an empty line
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task("", total=len(accepted) * len(batches(questions)))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kvpolicy.commands.text import read_text
 from kvpolicy.errors import InvalidValueError, MissingPackageError, suggest
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ def exactness(
             raise MissingPackageError(
                 f"kvpolicy exactness needs {package}: pip install 'kvpolicy[testing]'."
             )
-    from kvpolicy.exactness.page import counts, read, rendered, write
+    from kvpolicy.exactness.page import counts, parsed, rendered, write
 
+    earlier = None if measured is None else parsed(read_text(str(measured), "--from"))
     lines = []
-    for line in _measured(table or TABLES, workers) if measured is None else read(measured):
+    for line in _measured(table or TABLES, workers) if earlier is None else earlier:
         typer.echo(_described(line))
         lines.append(line)
     total = counts(lines)
@@ -64,7 +66,7 @@ def exactness(
     if rows is not None:
         write(lines, rows)
     if page is not None:
-        page.write_text(rendered(lines))
+        page.write_text(rendered(lines), encoding="utf-8")
     raise typer.Exit(1 if total["wrong"] else 0)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kvpolicy.commands.budgets import read_budget
+from kvpolicy.commands.stdout import plugins_print_to_stderr
 from kvpolicy.compose import recipe as build_recipe
 from kvpolicy.errors import InvalidValueError
 
@@ -82,8 +83,9 @@ def generate(
     from kvpolicy.commands.checkpoints import Checkpoint
     from kvpolicy.commands.prompts import encoded, read_prompt
 
-    policy = None if recipe == FULL else build_recipe(recipe, budget=read_budget(budget))
-    extras = _checked_extras(policy, prefill_pattern=prefill, storage=storage)
+    with plugins_print_to_stderr():
+        policy = None if recipe == FULL else build_recipe(recipe, budget=read_budget(budget))
+        extras = _checked_extras(policy, prefill_pattern=prefill, storage=storage)
     text = read_prompt(prompt, prompt_file)
     checkpoint = Checkpoint(
         name=model,

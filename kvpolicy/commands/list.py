@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kvpolicy.commands.stdout import plugins_print_to_stderr
 from kvpolicy.discovery.component import Component, Unset
 from kvpolicy.discovery.registry import BrokenPlugin, broken, installed
 from kvpolicy.errors import BrokenPluginWarning, shown
@@ -26,17 +27,19 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the parts and recipes that are installed."""
-    with warnings.catch_warnings():
+    with plugins_print_to_stderr(), warnings.catch_warnings():
         # The list itself names broken plugins, so their warnings are not needed.
         warnings.simplefilter("ignore", BrokenPluginWarning)
         components, faulty = installed(kind), broken()
-    if as_json:
-        typer.echo(json.dumps(_as_data(components, faulty), indent=2, default=_plain))
+        # Reading the options of a part runs code of its plugin.
+        listed = _as_json(components, faulty) if as_json else _as_table(components)
+    if isinstance(listed, str):
+        typer.echo(listed)
     else:
-        _print_table(components, faulty)
+        _print(listed, faulty)
 
 
-def _as_data(components: tuple[Component, ...], faulty: tuple[BrokenPlugin, ...]) -> dict[str, Any]:
+def _as_json(components: tuple[Component, ...], faulty: tuple[BrokenPlugin, ...]) -> str:
     listed = [
         {
             "kind": component.kind,
@@ -48,11 +51,11 @@ def _as_data(components: tuple[Component, ...], faulty: tuple[BrokenPlugin, ...]
         }
         for component in components
     ]
-    return {"components": listed, "broken": [attrs.asdict(plugin) for plugin in faulty]}
+    data = {"components": listed, "broken": [attrs.asdict(plugin) for plugin in faulty]}
+    return json.dumps(data, indent=2, default=_plain)
 
 
-def _print_table(components: tuple[Component, ...], faulty: tuple[BrokenPlugin, ...]) -> None:
-    console = Console(highlight=False)
+def _as_table(components: tuple[Component, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("kind", "name", "from", "options"):
         table.add_column(heading, no_wrap=heading != "options", overflow="fold")
@@ -63,6 +66,11 @@ def _print_table(components: tuple[Component, ...], faulty: tuple[BrokenPlugin, 
             escape(f"{component.distribution} {component.version}"),
             escape(_described(component.options)),
         )
+    return table
+
+
+def _print(table: Table, faulty: tuple[BrokenPlugin, ...]) -> None:
+    console = Console(highlight=False)
     console.print(table)
     for plugin in faulty:
         console.print(f"[red]broken[/red] {escape(str(plugin))}", soft_wrap=True)

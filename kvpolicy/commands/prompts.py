@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxtyping import Int
 from torch import Tensor
 
-from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.commands.text import STDIN, read_text
+from kvpolicy.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-STDIN = "-"
 
 
 def read_prompt(text: str | None, file: str | None) -> str:
     """Return the text, or the contents of the file. The file '-' is standard input.
 
-    Raises InvalidValueError if there is no prompt, or more than one.
+    Raises InvalidValueError if there is no prompt, or more than one, or if it is not UTF-8 text.
     """
     if text is not None and file is not None:
         raise InvalidValueError("--prompt and --prompt-file were both given. Give only one.")
@@ -28,7 +25,7 @@ def read_prompt(text: str | None, file: str | None) -> str:
         raise InvalidValueError(
             "there is no prompt. Give --prompt TEXT or --prompt-file FILE (- is standard input)."
         )
-    prompt = text if text is not None else _contents(file or STDIN)
+    prompt = text if text is not None else read_text(file or STDIN, "--prompt-file")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
@@ -73,18 +70,3 @@ def too_long(model: PreTrainedModel, tokens: int) -> str | None:
         f"The prompt has {tokens:,} tokens, but the model's longest context is {longest:,}. "
         "The text may be poor."
     )
-
-
-def _contents(file: str) -> str:
-    try:
-        return sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InvalidValueError(
-            f"cannot read --prompt-file {shown(file)}: {error.strerror or error}. Give a file "
-            "with UTF-8 text, or - for standard input."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidValueError(
-            f"--prompt-file {shown(file)} is not UTF-8 text (at byte {error.start}). Give a file "
-            "with UTF-8 text."
-        ) from error

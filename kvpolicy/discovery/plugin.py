@@ -12,6 +12,7 @@ import pluggy
 
 import kvpolicy.hookspecs
 from kvpolicy.discovery.component import Component
+from kvpolicy.discovery.name import check_name
 from kvpolicy.errors import InvalidComponentError, shown, suggest, told
 from kvpolicy.kinds import KINDS, PARTS, SETTINGS
 
@@ -25,7 +26,8 @@ def components_of(
     """Return every component that `plugin` offers.
 
     Raises InvalidComponentError, or what a hook raises, if one component cannot be used. Then no
-    component of the plugin is used.
+    component of the plugin is used. The module kvpolicy.discovery.name says which names are
+    allowed.
     """
     # Each plugin has a manager of its own, so that a faulty plugin affects no other.
     manager = pluggy.PluginManager("kvpolicy")
@@ -69,11 +71,7 @@ def _checked(kind: str, hook: str, offers: Any) -> Mapping[str, Any]:
             "parts."
         )
     for name, offer in offers.items():
-        if not isinstance(name, str) or not name or not name.isprintable():
-            raise InvalidComponentError(
-                f"{hook} gives {shown(name)} as a name; a name must be a string of printable "
-                "characters."
-            )
+        check_name(name, hook)
         fault = _recipe_fault(offer) if kind == "recipe" else _factory_fault(offer)
         if fault:
             raise InvalidComponentError(f"{kind} {name!r} {fault}.")

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from kvpolicy.discovery.component import Component
+from kvpolicy.discovery.name import check_name, escaped
 from kvpolicy.discovery.plugin import components_of
 from kvpolicy.discovery.slow_import import patient_with
 from kvpolicy.errors import (
@@ -43,7 +44,7 @@ class BrokenPlugin:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.name!r} ({self.distribution} {self.version}): {self.reason}"
+        return f"{escaped(self.name)} ({self.distribution} {self.version}): {self.reason}"
 
 
 def installed(kind: str | None = None) -> tuple[Component, ...]:
@@ -123,6 +124,7 @@ def _discovered() -> _Discovery:
             continue
         origin = _origin(entry)
         try:
+            check_name(entry.name, "its entry point")
             with patient_with(
                 "{name!r} ({distribution} {version})".format(**origin),
                 f"To skip it, set {BLOCK}={entry.name} and start again",
@@ -158,7 +160,7 @@ def _check_kind(kind: Any) -> None:
 def _unknown(kind: str, name: str) -> UnknownComponentError:
     names = [part.name for part in installed(kind)]
     message = (
-        f"no {KINDS[kind].title} named {shown(name)}.{suggest(name, names)} "
+        f"no {KINDS[kind].title} named {escaped(name)}.{suggest(name, names)} "
         f"Installed: {', '.join(names) or 'none'}."
     )
     if elsewhere := [part.kind for part in installed() if part.name == name]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import attrs
 
 from kvpolicy.exactness.cells import Line
+from kvpolicy.exactness.markdown import escaped
 
 TEMPLATE = Path(__file__).with_name("page.md")
 SIGNS = {"refused": "-", "changed": "~"}
@@ -17,12 +19,18 @@ SIGNS = {"refused": "-", "changed": "~"}
 
 def write(lines: Iterable[Line], path: Path) -> None:
     """Write measured lines, one JSON object a line."""
-    path.write_text("".join(json.dumps(attrs.asdict(line)) + "\n" for line in lines))
+    text = "".join(json.dumps(attrs.asdict(line)) + "\n" for line in lines)
+    path.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> list[Line]:
     """Read what `write` wrote."""
-    return [Line(**json.loads(line)) for line in path.read_text().splitlines()]
+    return parsed(path.read_text(encoding="utf-8-sig"))
+
+
+def parsed(text: str) -> list[Line]:
+    """Return the lines that `write` wrote as this text."""
+    return [Line(**json.loads(line)) for line in text.splitlines()]
 
 
 def counts(lines: Iterable[Line]) -> Counter[str]:
@@ -49,10 +57,8 @@ def rendered(lines: Sequence[Line]) -> str:
     }
     for table in ("architectures", "recipes", "attentions", "precisions"):
         parts[table] = "\n".join(_table([line for line in served if line.table == table], usages))
-    text = TEMPLATE.read_text()
-    for name, part in parts.items():
-        text = text.replace(f"{{{name}}}", part)
-    return text
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return re.sub(r"\{(\w+)\}", lambda field: parts.get(field[1], field[0]), template)
 
 
 def _table(lines: Sequence[Line], usages: Sequence[str]) -> Iterator[str]:
@@ -61,7 +67,7 @@ def _table(lines: Sequence[Line], usages: Sequence[str]) -> Iterator[str]:
     for line in lines:
         name = f"{line.subject} ({line.note})" if line.note not in ("", "sdpa") else line.subject
         cells = (_cell(line, usage) for usage in usages)
-        yield f"| {name} | " + " | ".join(cells) + " |"
+        yield f"| {escaped(name)} | " + " | ".join(cells) + " |"
 
 
 def _cell(line: Line, usage: str) -> str:
@@ -86,7 +92,7 @@ def _reasons(lines: Sequence[Line]) -> Iterator[str]:
         whom = "all others" if 2 * len(found) > len(lines) else ", ".join(found)
         usages.setdefault((whom, reason), []).append(f"*{usage}*")
     for (whom, reason), names in usages.items():
-        yield f"- {', '.join(names)}, {whom}: {reason}."
+        yield f"- {', '.join(names)}, {escaped(whom)}: {escaped(reason)}."
 
 
 def _not_served(lines: Sequence[Line]) -> Iterator[str]:
@@ -94,4 +100,4 @@ def _not_served(lines: Sequence[Line]) -> Iterator[str]:
     yield "|---|---|"
     for line in lines:
         if line.refused is not None:
-            yield f"| {line.subject} | {line.refused.replace('|', '/')} |"
+            yield f"| {escaped(line.subject)} | {escaped(line.refused)} |"

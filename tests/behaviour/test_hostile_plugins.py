@@ -30,11 +30,11 @@ BROKEN = {
     ),
     "a_name_that_cannot_be_printed": (
         OFFER.format(before="", kind="scorer", offer="'\\ud800': dict"),
-        "as a name; a name must be a string of printable characters",
+        "gives '\\ud800' as a name, but it has the character U+D800 (which has no name);",
     ),
     "a_name_of_two_lines": (
         OFFER.format(before="", kind="scorer", offer="'a\\nb': dict"),
-        "must be a string of printable characters",
+        "gives 'a\\nb' as a name, but it has the character U+000A (which has no name);",
     ),
     "a_recipe_that_cannot_be_copied": (
         OFFER.format(

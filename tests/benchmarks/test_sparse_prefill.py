@@ -11,6 +11,7 @@ from benchmarks import rows
 from benchmarks.sparse_prefill import __main__ as sparse_prefill
 from benchmarks.sparse_prefill.inputs import random_model
 from benchmarks.sparse_prefill.measurement import Plan, measure
+from kvpolicy.named import resolved
 from kvpolicy.prefill import AShape, reference
 
 # One process compiles for all of them.
@@ -44,6 +45,21 @@ def test_it_prints_speed_density_and_bound_as_json_lines(capsys, tmp_path):
             share = said["attention_share"]
             bound = 1 / (1 - share + share * said["density"])
             assert said["bound"] == pytest.approx(bound)
+
+
+def test_without_patterns_it_measures_every_default_pattern(capsys):
+    sparse_prefill.main([*TOY, "--tokens", "30"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert [line["variant"] for line in lines] == ["ashape", "verticalslash"]
+    assert all("leaves nothing out" in line["failure"] for line in lines)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_default_patterns_of_a_device_are_installed(device):
+    for given in sparse_prefill.parsed(["--device", device]).prefill:
+        pattern = json.loads(given) if given.startswith("{") else given
+        assert resolved("prefill_pattern", pattern).part.dense_up_to > 0
 
 
 def test_wrong_attention_gets_no_speed(capsys, monkeypatch):

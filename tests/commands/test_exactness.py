@@ -1,5 +1,7 @@
 """`kvpolicy exactness` prints what was measured, and writes rows and a page."""
 
+from pathlib import Path
+
 import pytest
 
 from kvpolicy.commands import exactness
@@ -29,6 +31,19 @@ def test_every_line_and_the_sums_are_printed(run, rows):
     assert first.endswith("largest difference 2e-06")
     assert second.endswith("mamba                              UnsupportedModelError: no.")
     assert last == "1 cells are exact, 0 wrong, 1 refused; 1 models are refused"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_rows(run, rows, tmp_path):
+    (tmp_path / "marked.jsonl").write_bytes(b"\xef\xbb\xbf" + Path(rows(EXACT)).read_bytes())
+    marked = run("exactness", "--from", str(tmp_path / "marked.jsonl"))
+    assert marked.exit_code == 0, marked.output
+    assert marked.stdout == run("exactness", "--from", rows(EXACT)).stdout
+
+
+def test_rows_that_are_not_there_are_named(run):
+    result = run("exactness", "--from", "not/there.jsonl")
+    assert result.exit_code == 2
+    assert result.output.startswith("cannot read --from 'not/there.jsonl': No such file")
 
 
 def test_a_wrong_cell_ends_with_status_1(run, rows):

@@ -66,6 +66,25 @@ def test_the_prompt_may_come_from_a_file_or_from_standard_input(generate, tmp_pa
     assert generate("--prompt-file", "-", input=PROMPT).stdout == given.stdout
 
 
+@pytest.mark.parametrize("source", ["file", "standard input"])
+def test_a_byte_order_mark_is_no_part_of_the_prompt(generate, tmp_path, source):
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT, encoding="utf-8-sig")
+    if source == "file":
+        result = generate("--prompt-file", str(file))
+    else:
+        result = generate("--prompt-file", "-", input=file.read_bytes())
+    assert "tokens  96 read, 8 written" in result.stderr
+    assert result.stdout == generate("--prompt", PROMPT).stdout
+
+
+def test_a_prompt_in_utf_16_is_refused_in_one_sentence(generate, tmp_path):
+    (tmp_path / "prompt.txt").write_text(PROMPT, encoding="utf-16")
+    result = generate("--prompt-file", str(tmp_path / "prompt.txt"))
+    assert result.exit_code == 2
+    assert result.stderr.endswith("prompt.txt' is UTF-16 text. Save it as UTF-8.\n")
+
+
 def test_a_seed_repeats_a_sample(generate):
     with torch.random.fork_rng():
         texts = [

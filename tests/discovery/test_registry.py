@@ -207,7 +207,7 @@ BROKEN = {
     ),
     "a_number_for_a_name": (
         "import kvpolicy\n@kvpolicy.hookimpl\ndef kvpolicy_scorers(): return {3: dict}",
-        "gives 3 as a name",
+        "gives 3 as a name, but it is no string",
     ),
     "a_part_that_cannot_be_called": (
         "import kvpolicy\n@kvpolicy.hookimpl\ndef kvpolicy_scorers(): return {'mine': 3}",

@@ -68,3 +68,12 @@ def test_a_reason_is_given_once_with_its_usages():
     )
     lines = [line, attrs.evolve(line, subject="tova", cells={"five turns": 0.0, "sampling": 0.0})]
     assert "- *five turns*, *sampling*, h2o: E: no." in rendered(lines)
+
+
+def test_what_a_line_says_is_plain_text():
+    line = Line(table="recipes", subject="a|b $x_1$", cells={"sampling": "E: <script>|no."})
+    refused = Line(table="architectures", subject="<b>", refused="a|b {recipes}")
+    page = rendered([line, refused])
+    assert r"| a\|b \$x_1\$ | - |" in page
+    assert r"- *sampling*, all others: E: &lt;script&gt;\|no." in page
+    assert r"| &lt;b&gt; | a\|b {recipes} |" in page

@@ -1,6 +1,8 @@
 """docs/performance.md says what the committed rows say, and nothing that was not measured."""
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from benchmarks.cpu.targets import SPEED, TARGETS, with_exponents
 from benchmarks.page.__main__ import PAGE, PICTURE, committed_rows, page
@@ -48,6 +50,13 @@ def test_a_row_without_a_number_is_shown_with_its_reason():
     assert "red: AssertionError: other positions" in text
 
 
+def test_what_a_row_says_is_plain_text():
+    failure = "<script> a|b $x_1$"
+    text = page([row(value=None, failure=failure), row(device="cuda", value=None, failure=failure)])
+    assert text.count(r"&lt;script&gt; a\|b \$x_1\$") == text.count("script") == 4
+    assert "<script>" not in text
+
+
 def test_growth_is_drawn_for_time_and_memory(tmp_path):
     costs = {
         (name, unit): {1024: 1.0, 2048: 2.0, 4096: factor}
@@ -68,3 +77,20 @@ def test_exponents_come_from_the_growth_rows():
     exponent = found["exponent of time over length: restkv"]
     assert exponent.value == pytest.approx(2)
     assert exponent.judgement == "missed"
+
+
+@pytest.mark.parametrize("name", ["$x_1$", "$x_{$", "\\alpha", "a_b%", "<b>"])
+def test_a_name_is_drawn_as_it_is_written(tmp_path, monkeypatch, name):
+    drawn, save = [], Figure.savefig
+
+    def saved(figure, *args, **more):
+        drawn.extend(figure.findobj(Text))
+        save(figure, *args, **more)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    costs = {(name, unit): {1024: 1.0, 2048: 2.0, 4096: 4.0} for unit in ("s", "MiB")}
+    save_growth(tmp_path / "growth.png", costs, f"of {name}")
+
+    assert [text.get_text() for text in drawn].count(name) == 2
+    assert f"of {name}" in [text.get_text() for text in drawn]
+    assert not any(text.get_parse_math() for text in drawn)
