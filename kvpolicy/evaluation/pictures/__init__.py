@@ -1,4 +1,7 @@
-"""Draws a comparison: accuracy over budget, and which tokens of one prompt survive."""
+"""Draws a comparison: accuracy over budget, and which tokens of one prompt survive.
+
+Names are drawn as they are written, also those with TeX in them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from kvpolicy.evaluation.pictures.accuracy import draw_accuracy
@@ -19,6 +23,7 @@ WIDTH, CHART_HEIGHT, STRIP_HEIGHT, MARGIN_HEIGHT = 9.6, 4.8, 0.5, 1.3  # inches
 LINE_HEIGHT, THIN_STRIP_HEIGHT = 0.28, 0.34  # inches, where there are many recipes
 
 
+@rc_context({"text.parse_math": False})
 def accuracy_picture(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
     """Draw accuracy over budget: a line for each recipe, or a grid of more than there are hues."""
     figure = Figure(figsize=(WIDTH, _chart_height(comparison)), facecolor=theme.ground)
@@ -26,6 +31,7 @@ def accuracy_picture(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
+@rc_context({"text.parse_math": False})
 def survival_picture(specimen: Specimen, theme: Theme = LIGHT) -> Figure:
     """Draw which tokens of one prompt survive, a strip for each policy."""
     figure = Figure(figsize=(WIDTH, _height(specimen)), facecolor=theme.ground)
@@ -33,6 +39,7 @@ def survival_picture(specimen: Specimen, theme: Theme = LIGHT) -> Figure:
     return figure
 
 
+@rc_context({"text.parse_math": False})
 def save_picture(path: Path, comparison: Comparison, specimen: Specimen) -> None:
     """Write both pictures, one above the other, into one image file."""
     heights = (_chart_height(comparison), _height(specimen))
