@@ -37,16 +37,18 @@ RULER: Mapping[str, Callable[..., Task]] = {
 }
 
 
+OFFERED: Mapping[str, Callable[..., Task]] = {
+    "needle": NeedleTask,
+    "haystack": HaystackTask,
+    "perplexity": PerplexityTask,
+    **RULER,
+    **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in LONGBENCH},
+    **{f"infinitebench_{task}": partial(InfiniteBenchTask, task=task) for task in INFINITEBENCH},
+}
+"""Every task by its name; the same objects at every call of the hook."""
+
+
 @hookimpl
 def kvpolicy_tasks() -> Mapping[str, Callable[..., Task]]:
     """Offer the tasks."""
-    return {
-        "needle": NeedleTask,
-        "haystack": HaystackTask,
-        "perplexity": PerplexityTask,
-        **RULER,
-        **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in LONGBENCH},
-        **{
-            f"infinitebench_{task}": partial(InfiniteBenchTask, task=task) for task in INFINITEBENCH
-        },
-    }
+    return OFFERED
