@@ -75,7 +75,6 @@ def storages() -> list[Storage | None]:
     return [None, *quantized]
 
 
-@torch.no_grad()
 def measure(
     reader: Reader, questions: Sequence[Question], policy: Policy, chosen: Sequence[Storage | None]
 ) -> Iterator[Figures]:
@@ -97,6 +96,7 @@ def measure(
         )
 
 
+@torch.no_grad()
 def _outputs(
     reader: Reader, questions: Sequence[Question], policy: Policy, storage: Storage | None
 ) -> tuple[Tensor, int]:
@@ -115,12 +115,14 @@ def _outputs(
     return torch.stack(outputs).transpose(0, 1), nbytes
 
 
+@torch.no_grad()
 def _error(outputs: Tensor, expected: Tensor) -> Tensor:
     """Return the mean relative error of each prompt."""
     errors: Tensor = (outputs - expected).norm(dim=-1) / expected.norm(dim=-1)
     return errors.mean((1, 2))
 
 
+@torch.no_grad()
 def _right(
     reader: Reader, questions: Sequence[Question], policy: Policy, storage: Storage | None
 ) -> int:
