@@ -9,6 +9,7 @@ Each raises InvalidValueError with the option's name and the value.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -49,6 +50,12 @@ def boolean(instance: object, option: Attribute[Any], value: Any) -> None:
     """Accept True and False."""
     if not isinstance(value, bool):
         raise InvalidValueError(f"{option.name!r} must be True or False, not {shown(value)}")
+
+
+def a_path(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Accept the path of a file or folder: a string or an `os.PathLike`, and not an empty one."""
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        raise InvalidValueError(f"{option.name!r} must be a path, not {shown(value)}.")
 
 
 def positive(instance: object, option: Attribute[Any], value: Any) -> None:

@@ -7,6 +7,8 @@ import kvpolicy
 from kvpolicy.cache.storage.offloaded import Offloaded
 from kvpolicy.cache.storage.quantized import Quantized
 from kvpolicy.errors import KvpolicyError
+from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
+from kvpolicy.evaluation.tasks.longbench.task import LongBenchTask
 from kvpolicy.prefill import AShape, VerticalSlash
 
 HUGE = 10**400
@@ -21,14 +23,25 @@ class Future:
         raise NotImplementedError
 
 
-NEEDED = {"importance": [[1.0]], "future": Future()}
+NEEDED = {
+    "importance": [[1.0]],
+    "future": Future(),
+    "folder": "data",
+    "path": "data",
+    "haystack": "noise",
+    "dataset": "squad",
+}
 """Options without a default, in the plainest form."""
+
+TASKS = {LongBenchTask: "qasper", InfiniteBenchTask: "passkey"}
 
 
 def classes():
     offers = [part.offer for part in kvpolicy.installed() if part.kind != "recipe"]
     assert len(offers) > 20
-    return [*offers, AShape, VerticalSlash, Quantized, Offloaded]
+    # Several tasks are one class with other options.
+    found = [getattr(offer, "func", offer) for offer in offers]
+    return list(dict.fromkeys([*found, AShape, VerticalSlash, Quantized, Offloaded]))
 
 
 OPTIONS = [
@@ -39,8 +52,9 @@ OPTIONS = [
 
 
 def build(part, **options):
+    needed = NEEDED | {"task": TASKS.get(part)}
     required = {
-        each.name: NEEDED[each.name] for each in attrs.fields(part) if each.default is attrs.NOTHING
+        each.name: needed[each.name] for each in attrs.fields(part) if each.default is attrs.NOTHING
     }
     return part(**required | options)
 

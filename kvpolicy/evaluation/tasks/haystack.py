@@ -7,11 +7,12 @@ from typing import Any
 
 import attrs
 import numpy as np
+from attrs.validators import optional
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.tasks.ruler.niah import NOISE
 from kvpolicy.evaluation.tasks.ruler.sources import essays_of
-from kvpolicy.options import count
+from kvpolicy.options import a_path, count
 from kvpolicy.task import Metric, Sample
 
 NEEDLE = (
@@ -49,7 +50,7 @@ class HaystackTask:
     num_depths: int = attrs.field(default=10, validator=count)
     buffer: int = attrs.field(default=200, validator=count)
     new_tokens: int = attrs.field(default=30, validator=count)
-    folder: str | None = None
+    folder: str | None = attrs.field(default=None, validator=optional(a_path))
 
     @property
     def metric(self) -> Metric:

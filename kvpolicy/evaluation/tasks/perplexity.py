@@ -10,7 +10,7 @@ import attrs
 
 from kvpolicy.errors import DataError, InvalidValueError, shown
 from kvpolicy.evaluation.tasks.files import field_of, lines_of, text_of
-from kvpolicy.options import count, one_of
+from kvpolicy.options import a_path, count, one_of
 from kvpolicy.task import Metric, Sample
 
 _JOINS = {"nothing": "", "blank line": "\n\n"}
@@ -30,7 +30,7 @@ class PerplexityTask:
     usual for WikiText-2.
     """
 
-    path: str
+    path: str = attrs.field(validator=a_path)
     length: int = attrs.field(default=2048, validator=count)
     chunk: int = attrs.field(default=1, validator=count)
     num_samples: int = attrs.field(default=16, validator=count)

@@ -15,7 +15,7 @@ import attrs
 from kvpolicy.errors import DataError, shown
 from kvpolicy.evaluation.tasks.files import field_of, lines_of
 from kvpolicy.evaluation.tasks.infinitebench.metrics import METRICS, metric_of
-from kvpolicy.options import one_of
+from kvpolicy.options import a_path, one_of
 from kvpolicy.task import Metric, Sample
 
 TASKS = tuple(METRICS)
@@ -36,7 +36,7 @@ class InfiniteBenchTask:
     """
 
     task: str = attrs.field(validator=one_of(*TASKS))
-    folder: str
+    folder: str = attrs.field(validator=a_path)
     preset: str = attrs.field(default="official", validator=one_of("official", "restkv"))
 
     @property

@@ -14,7 +14,7 @@ import attrs
 from kvpolicy.errors import DataError, shown
 from kvpolicy.evaluation.tasks.files import field_of, lines_of
 from kvpolicy.evaluation.tasks.longbench.metrics import metric_of
-from kvpolicy.options import boolean, one_of
+from kvpolicy.options import a_path, boolean, one_of
 from kvpolicy.task import Metric, Sample
 
 TASKS = (
@@ -41,7 +41,7 @@ class LongBenchTask:
     """
 
     task: str = attrs.field(validator=one_of(*TASKS))
-    folder: str
+    folder: str = attrs.field(validator=a_path)
     preset: str = attrs.field(default="official", validator=one_of("official", "restkv"))
     extended: bool = attrs.field(default=False, validator=boolean)
 

@@ -7,12 +7,13 @@ from random import Random
 from typing import Any
 
 import attrs
+from attrs.validators import optional
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
 from kvpolicy.evaluation.tasks.ruler.sources import ADJECTIVES, NOUNS, VERBS, words_of
 from kvpolicy.evaluation.tasks.ruler.template import ALL, COMMON_WORDS, Template
-from kvpolicy.options import count, natural
+from kvpolicy.options import a_path, count, natural
 from kvpolicy.task import Metric, Sample
 
 _SHOWN = 4096
@@ -36,7 +37,7 @@ class CommonWordsTask:
     num_common: int = attrs.field(default=10, validator=count)
     seed: int = attrs.field(default=42, validator=natural)
     template_tokens: int = attrs.field(default=0, validator=natural)
-    folder: str | None = None
+    folder: str | None = attrs.field(default=None, validator=optional(a_path))
 
     @property
     def metric(self) -> Metric:

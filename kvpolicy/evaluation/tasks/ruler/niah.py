@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from attrs.validators import optional
 
 from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
 from kvpolicy.evaluation.tasks.ruler.sources import (
@@ -21,7 +22,7 @@ from kvpolicy.evaluation.tasks.ruler.sources import (
     words_of,
 )
 from kvpolicy.evaluation.tasks.ruler.template import ALL, NIAH
-from kvpolicy.options import count, natural, one_of
+from kvpolicy.options import a_path, count, natural, one_of
 from kvpolicy.task import Metric, Sample
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -48,7 +49,7 @@ class NiahTask:
     num_queries: int = attrs.field(default=1, validator=count)
     seed: int = attrs.field(default=42, validator=natural)
     template_tokens: int = attrs.field(default=0, validator=natural)
-    folder: str | None = None
+    folder: str | None = attrs.field(default=None, validator=optional(a_path))
 
     @property
     def metric(self) -> Metric:

@@ -13,7 +13,7 @@ from kvpolicy.errors import DataError
 from kvpolicy.evaluation.tasks.files import json_of
 from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
 from kvpolicy.evaluation.tasks.ruler.template import PART, QA
-from kvpolicy.options import count, natural, one_of
+from kvpolicy.options import a_path, count, natural, one_of
 from kvpolicy.task import Metric, Sample
 
 _STEP = 10
@@ -40,7 +40,7 @@ class QaTask:
     `folder` holds squad.json or hotpotqa.json; `template_tokens` are left free for a chat template.
     """
 
-    folder: str
+    folder: str = attrs.field(validator=a_path)
     dataset: str = attrs.field(default="squad", validator=one_of(*_ORIGIN))
     length: int = attrs.field(default=4096, validator=count)
     num_samples: int = attrs.field(default=500, validator=count)
