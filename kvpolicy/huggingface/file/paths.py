@@ -30,7 +30,7 @@ def target(path: Any) -> Path:
             return _new(Path(name))
         real = os.path.realpath(name)
         # A deleted file that is still open has a link in /proc, and no path of its own.
-        if not os.path.samestat(found, Path(real).stat()):
+        if not _is_one_file(name, real):
             raise CacheFileError(f"cannot write {name}: its file has no path. Name another file.")
         if not os.access(real, os.W_OK):
             raise CacheFileError(
@@ -40,6 +40,11 @@ def target(path: Any) -> Path:
     except OSError as error:
         raise CacheFileError(f"cannot write {name}: {reason(error)}.") from error
     return Path(real)
+
+
+def _is_one_file(name: str, real: str) -> bool:
+    """Whether two paths lead to one file; asked again where another process replaces it now."""
+    return any(os.path.samestat(Path(name).stat(), Path(real).stat()) for _ in range(20))
 
 
 def source(path: Any) -> Path:

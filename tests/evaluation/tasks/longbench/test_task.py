@@ -86,12 +86,12 @@ def test_longbench_e_has_files_of_its_own(read):
 
 
 def test_every_task_has_its_metric(read):
-    names = {task: LongBenchTask(task=task, folder="").metric.name for task in TASKS}
+    names = {task: LongBenchTask(task=task, folder="data").metric.name for task in TASKS}
     assert names["narrativeqa"] == names["triviaqa"] == "qa_f1"
     assert names["samsum"] == names["gov_report"] == "rouge"
     assert (names["trec"], names["lcc"]) == ("classification", "code_sim")
     [sample] = read("trec", LINE | {"answers": ["Human"]})
-    assert LongBenchTask(task="trec", folder="").metric.judge("\nHuman\nFood", sample) == 1
+    assert LongBenchTask(task="trec", folder="data").metric.judge("\nHuman\nFood", sample) == 1
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_a_missing_file_is_named_with_its_origin(tmp_path):
 
 def test_an_unknown_task_is_refused():
     with pytest.raises(InvalidValueError, match="'task' must be one of"):
-        LongBenchTask(task="lc", folder="")
+        LongBenchTask(task="lc", folder="data")
