@@ -22,7 +22,7 @@ from kvpolicy.cache.eviction.shown import Shown
 from kvpolicy.cache.eviction.together import Waiting
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.layer_memory import LayerMemory
-from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.masks import fitted
 from kvpolicy.huggingface.model.output_projection import output_weight
@@ -48,7 +48,8 @@ class Forward:
     layer: int
     seen: int
     held: int
-    contents: Contents
+    contents: Contents | None
+    """None once it was decided what is kept: rows that are evicted must not stay alive here."""
     keys: AttendedKeys | None
     """None once the queries have been observed."""
     undo: Callable[[], None] | None = None
@@ -80,7 +81,8 @@ class Forward:
                 "this cache was made for another model than the one that was called with it. Make "
                 "a cache of its own for each model: policy.cache(model)."
             )
-        slots = self.contents.slots
+        contents = self._own()
+        slots = contents.slots
         real = self.session.masks.new_real_tokens(
             mask,
             slots,
@@ -93,7 +95,7 @@ class Forward:
             slots.mark_padding(real)
         if self.session.rotary_positions is not None:
             self.session.rotary_positions.follow(slots, query.shape[2])
-        if self.contents.ragged is not None:
+        if contents.ragged is not None:
             return None
         return fitted(mask, slots, query, self.session.attention)
 
@@ -103,7 +105,7 @@ class Forward:
         Before any eviction the model's own mask is used as it is. Then only the queries that the
         scorer is shown must see what the scorer computes that they see.
         """
-        policy, slots = self.session.policy, self.contents.slots
+        policy, slots = self.session.policy, self._own().slots
         if self.has_evicted:
             return count
         if all(map(policy.keeps_all, slots.seen)):
@@ -125,7 +127,7 @@ class Forward:
 
         Returns None otherwise. Raises UnsupportedModelError for what such attention lacks.
         """
-        contents, pattern = self.contents, self.session.prefill
+        contents, pattern = self._own(), self.session.prefill
         if contents.ragged is not None:
             call.refuse_what_is_not_computed()
             return attend_uneven(query, contents, self._attended(), logits)
@@ -153,7 +155,11 @@ class Forward:
     def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
         """Take note of the queries that just attended, and evict where the policy says so."""
         session, keys, self.undo = self.session, self._attended(), None
-        needs_gradients = query.requires_grad or self.contents.keys.buffer.requires_grad
+        contents = self._own()
+        held, ragged = contents.keys.buffer, contents.ragged
+        needs_gradients = query.requires_grad or held.requires_grad
+        if ragged is not None:
+            needs_gradients = needs_gradients or ragged.keys.requires_grad
         # Backward passes need keys and values unmoved; a storage compares rows by their place.
         in_place = not needs_gradients and session.storage is None
         query = query.detach()
@@ -164,18 +170,21 @@ class Forward:
         if runs or queries is not None:
             shown = self._shown(module, self.seen_by(query), logits)
             if runs:
-                accumulate(session.policy, self.contents, keys, shown)
+                accumulate(session.policy, contents, keys, shown)
             if queries is not None:
                 shown = attrs.evolve(shown, queries=self.seen_by(queries))
                 # Gradients flow through the rows that are kept, if they are needed at all.
                 with torch.set_grad_enabled(needs_gradients):
                     evicted = self._evict(keys, shown, in_place=in_place)
         self.keys = None
-        if session.storage is not None and not session.together.waits_for(self.layer):
+        if session.policy.model_allocator and session.together.waits_for(self.layer):
+            return
+        self.contents = None
+        if session.storage is not None:
             self.memory.put_away(evicted=evicted)
 
     def _shown(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> Shown:
-        session, contents = self.session, self.contents
+        session, contents = self.session, self._own()
         shard, weight = here(
             session.ranks,
             output_weight(module, needed=self.session.needs_output_weight, like=query),
@@ -197,7 +206,7 @@ class Forward:
 
     def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:
         """Evict at once, or when all layers have been ranked; return whether rows have gone."""
-        policy, contents = self.session.policy, self.contents
+        policy, contents = self.session.policy, self._own()
         if all(policy.keeps_all(seen) for seen in contents.slots.seen):
             return False
         if policy.model_allocator is not None:
@@ -208,7 +217,8 @@ class Forward:
 
     def _keep(self, groups: Sequence[Ranked], budgets: Sequence[Budgets]) -> None:
         """Keep this layer's share of the model's budget."""
-        found = kept(self.session.policy, self.contents, groups, budgets)
+        found = kept(self.session.policy, self._own(), groups, budgets)
+        self.contents = None
         self.memory.put_away(evicted=self._hold(found))
 
     def _hold(self, found: Contents | None) -> bool:
@@ -216,6 +226,11 @@ class Forward:
             return False
         self.memory.contents = found
         return True
+
+    def _own(self) -> Contents:
+        if self.contents is None:
+            raise CacheStateError(f"attention layer {self.layer} has been evicted already.")
+        return self.contents
 
     def _attended(self) -> AttendedKeys:
         if self.keys is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class PolicyLayer(DynamicLayer):
                 f"{title} has no gradients, but the new keys need them. Read under "
                 "torch.no_grad(), or use storage=None."
             )
-        undo = self._undo(self.seen) if self.index == 0 else None
+        undo = self._undo() if self.index == 0 else None
         contents = self.memory.with_new(key_states, value_states)
         self.seen += key_states.shape[2]
         positions, new = self.session.rotary_positions, None
@@ -108,12 +109,25 @@ class PolicyLayer(DynamicLayer):
         )
         return mark(keys.dense, self.forward), contents.values.view
 
-    def _undo(self, seen: int) -> Callable[[], None]:
-        """Return a function that takes the next tokens back; `seen` were read before them."""
+    def _undo(self) -> Callable[[], None]:
+        """Return a function that takes the next tokens back.
+
+        It keeps the present rows alive, so it is let go before anything is evicted.
+        """
+        memory, seen, contents = self.memory, self.seen, self.memory.contents
+        if contents is None:
+            slots, before = None, []
+        else:
+            # No list or tensor of slots is written to: each change makes new ones.
+            slots = copy.copy(contents.slots)
+            before = [(each, each.buffer, each.held) for each in (contents.keys, contents.values)]
 
         def undo() -> None:
-            self.memory.take_back()
-            self.seen, self.forward = seen, None
+            self.seen, self.forward, memory.contents = seen, None, contents
+            if contents is not None and slots is not None:
+                contents.slots = slots
+            for table, buffer, held in before:
+                table.buffer, table.held = buffer, held
 
         return undo
 

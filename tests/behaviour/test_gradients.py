@@ -120,3 +120,27 @@ def test_sparse_prefill_refuses_them():
     cache = small_policy("snapkv").cache(model, prefill=pattern)
     with pytest.raises(UnsupportedModelError, match="sparse prefill has no gradients"):
         model(tokens(0, 80), past_key_values=cache)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@torch.enable_grad()
+def test_a_soft_prompt_of_a_frozen_model_gets_the_slope_of_the_loss(recipe):
+    """In the first layer only what is kept of the prompt needs gradients, and no later token."""
+    model, policy = _double_model().requires_grad_(False), small_policy(recipe)
+    prompt = model.model.embed_tokens(tokens(0, 40)).detach()
+    direction = torch.randn(
+        prompt.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+
+    def loss(embedded):
+        cache = policy.cache(model)
+        model(inputs_embeds=embedded, past_key_values=cache)
+        outputs = [model(tokens(seed, 30), past_key_values=cache).logits for seed in (1, 2)]
+        return outputs[-1].square().mean()
+
+    given = prompt.clone().requires_grad_()
+    loss(given).backward()
+    step = 1e-6
+    slope = (loss(prompt + step * direction) - loss(prompt - step * direction)) / (2 * step)
+    # The difference of two losses of about 1 is known to about 1e-16 / 1e-6.
+    torch.testing.assert_close((given.grad * direction).sum(), slope, rtol=1e-4, atol=1e-9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import attrs
@@ -12,41 +11,8 @@ from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.saved import SAVED
-from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.cache.storage.protocol import AnyStorage, Stored
 from kvpolicy.errors import InvalidValueError
-
-
-@attrs.frozen(eq=False)
-class Before:
-    """What a layer held before new tokens; rows behind `held` may be written to since."""
-
-    contents: Contents | None = None
-    slots: Slots | None = None
-    tables: tuple[tuple[Tensor, int], ...] = ()
-
-    @classmethod
-    def of(cls, contents: Contents | None) -> Before:
-        """Remember contents, which go on to change; None where a storage has them."""
-        if contents is None:
-            return cls()
-        tables = (contents.keys, contents.values)
-        # No list or tensor of slots is written to: each change makes new ones.
-        return cls(
-            contents, copy.copy(contents.slots), tuple((each.buffer, each.held) for each in tables)
-        )
-
-    def restored(self) -> Contents | None:
-        """Return the contents as they were."""
-        contents = self.contents
-        if contents is None or self.slots is None:
-            return None
-        contents.slots = self.slots
-        for table, (buffer, held) in zip(
-            (contents.keys, contents.values), self.tables, strict=True
-        ):
-            table.buffer, table.held = buffer, held
-        return contents
 
 
 @attrs.define(eq=False)
@@ -60,7 +26,6 @@ class LayerMemory:
     storage: AnyStorage | None = None
     contents: Contents | None = attrs.field(metadata=SAVED, default=None)
     stored: Any = attrs.field(metadata=SAVED, default=None)
-    _before: Before = attrs.field(factory=Before, init=False)
 
     @property
     def layout(self) -> Contents | None:
@@ -87,7 +52,6 @@ class LayerMemory:
         Raises InvalidValueError, before anything is written, for tensors that do not fit.
         """
         self._check_new(keys, values)
-        self._before = Before.of(self.contents)
         contents = self.loaded()
         if contents is None:
             contents = Contents.of(keys, values)
@@ -95,10 +59,6 @@ class LayerMemory:
             contents.append(keys, values)
         self.contents = contents
         return contents
-
-    def take_back(self) -> None:
-        """Undo the last `with_new`; nothing was evicted or put away since."""
-        self.contents = self._before.restored()
 
     def _check_new(self, keys: Tensor, values: Tensor) -> None:
         layout = self.layout
