@@ -46,7 +46,7 @@ deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md
 
-faults: $(READY) ## Raise an exception at each line of each operation of a cache; none may lead to a wrong answer (an hour).
+faults: $(READY) ## Raise an exception at each line of each operation of a cache; none may lead to a wrong answer (half an hour).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.exactness.faults
 
 fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).

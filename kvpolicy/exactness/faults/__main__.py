@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Annotated
 
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -12,18 +13,21 @@ from kvpolicy.exactness.faults.operations import OPERATIONS
 from kvpolicy.exactness.faults.sweep import SETTINGS, Outcome, Subject, counts
 
 OUTCOMES: tuple[Outcome, ...] = ("exact", "refused", "wrong", "unclear")
-STEPS = {"save": 50}
-"""Saving runs thousands of lines and changes nothing of a cache: one in so many is tried."""
 
 
-def main(step: int = 1) -> int:
-    """Sweep all settings and operations; return how many injections were wrong or unclear."""
+def main(
+    step: Annotated[int, typer.Option(help="Inject at one of so many lines.", min=1)] = 1,
+    repeated: Annotated[
+        bool, typer.Option(help="Inject each time that a line runs, not only first and last.")
+    ] = False,
+) -> None:
+    """Sweep all settings and operations; exit with 1 if an injection was wrong or unclear."""
     torch.set_num_threads(1)
     console, table = Console(), Table("model", "recipe", "storage", "operation", *OUTCOMES)
     total, bad = dict.fromkeys(OUTCOMES, 0), 0
     for setting in SETTINGS:
         for operation in OPERATIONS:
-            faults = list(Subject(*setting, operation).faults(step=step * STEPS.get(operation, 1)))
+            faults = list(Subject(*setting, operation).faults(step=step, repeated=repeated))
             found = counts(faults)
             table.add_row(*map(str, setting), operation, *(str(found[name]) for name in OUTCOMES))
             for name in OUTCOMES:
@@ -36,8 +40,8 @@ def main(step: int = 1) -> int:
     table.add_section()
     table.add_row("all", "", "", "", *(str(total[name]) for name in OUTCOMES))
     console.print(table)
-    return bad
+    raise typer.Exit(1 if bad else 0)
 
 
 if __name__ == "__main__":
-    sys.exit(min(1, main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)))
+    typer.run(main)

@@ -15,7 +15,7 @@ import attrs
 from torch import Tensor
 
 from kvpolicy.errors import KvpolicyError
-from kvpolicy.exactness.faults.injection import EXCEPTIONS, Injected
+from kvpolicy.exactness.faults.injection import EXCEPTIONS, Injected, first_and_last
 from kvpolicy.exactness.faults.operations import OPERATIONS, probe
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages.inputs import small_policy
@@ -57,8 +57,11 @@ class Subject:
     storage: str | None
     operation: str
 
-    def faults(self, *, step: int = 1) -> Iterator[Fault]:
-        """Inject at every `step`-th line of the operation; at none if a cache refuses it anyway."""
+    def faults(self, *, step: int = 1, repeated: bool = True) -> Iterator[Fault]:
+        """Inject at every `step`-th line that runs; at none if a cache refuses the operation.
+
+        A line in a loop runs many times. Without `repeated` only its first and its last time count.
+        """
         model = tiny_model(self.family)
         start = self._conversation(model)
         run = OPERATIONS[self.operation]
@@ -70,9 +73,11 @@ class Subject:
             return
         expected = [probe(model, each, 9, 3) for each in (start.clone(), done)]
         fresh = probe(model, self._cache(model), 8, 60)
-        for place in range(0, counted.lines, step):
+        lines = counted.lines
+        places = range(len(lines)) if repeated else first_and_last(lines)
+        for number, place in enumerate(places[::step]):
             cache = start.clone()
-            injected = Injected(place, EXCEPTIONS[place % len(EXCEPTIONS)])
+            injected = Injected(place, EXCEPTIONS[number % len(EXCEPTIONS)])
             try:
                 with injected:
                     result = run(model, cache)  # kept until nothing is injected any more

@@ -50,7 +50,7 @@ def test_an_exception_is_raised_at_the_line_that_was_asked_for():
     guard = Guard()
     with Injected() as counted:
         guard.check()
-    assert counted.lines >= 1
+    assert counted.lines
     with pytest.raises(KeyboardInterrupt), Injected(0, KeyboardInterrupt) as injected:
         guard.check()
     assert injected.where.startswith("huggingface/guard.py:")
