@@ -7,8 +7,6 @@ import kvpolicy
 from kvpolicy.cache.storage.offloaded import Offloaded
 from kvpolicy.cache.storage.quantized import Quantized
 from kvpolicy.errors import KvpolicyError
-from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
-from kvpolicy.evaluation.tasks.longbench.task import LongBenchTask
 from kvpolicy.prefill import AShape, VerticalSlash
 
 HUGE = 10**400
@@ -28,19 +26,17 @@ NEEDED = {
     "future": Future(),
     "folder": "data",
     "path": "data",
-    "haystack": "noise",
-    "dataset": "squad",
 }
 """Options without a default, in the plainest form."""
 
-TASKS = {LongBenchTask: "qasper", InfiniteBenchTask: "passkey"}
+OFFERS = [part.offer for part in kvpolicy.installed() if part.kind != "recipe"]
+CHOSEN = {offer.func: offer.keywords for offer in OFFERS if hasattr(offer, "func")}
+"""Several tasks are one class with other options: those of one of them."""
 
 
 def classes():
-    offers = [part.offer for part in kvpolicy.installed() if part.kind != "recipe"]
-    assert len(offers) > 20
-    # Several tasks are one class with other options.
-    found = [getattr(offer, "func", offer) for offer in offers]
+    assert len(OFFERS) > 20
+    found = [getattr(offer, "func", offer) for offer in OFFERS]
     return list(dict.fromkeys([*found, AShape, VerticalSlash, Quantized, Offloaded]))
 
 
@@ -52,7 +48,7 @@ OPTIONS = [
 
 
 def build(part, **options):
-    needed = NEEDED | {"task": TASKS.get(part)}
+    needed = NEEDED | CHOSEN.get(part, {})
     required = {
         each.name: needed[each.name] for each in attrs.fields(part) if each.default is attrs.NOTHING
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
 
@@ -18,6 +19,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "ruler_restkv": _RULER,
     "longbench": tuple(f"longbench_{task}" for task in LONGBENCH),
     "infinitebench": tuple(f"infinitebench_{task}" for task in INFINITEBENCH),
+    "infinitebench_synthetic": tuple(f"infinitebench_{task}" for task in SYNTHETIC),
 }
 """The tasks of each group. ReST-KV's authors leave out the questions about documents."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from kvpolicy.evaluation.tasks.haystack import HaystackTask
+from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC, SyntheticTask
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
 from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
@@ -44,6 +45,7 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     **RULER,
     **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in LONGBENCH},
     **{f"infinitebench_{task}": partial(InfiniteBenchTask, task=task) for task in INFINITEBENCH},
+    **{f"infinitebench_{task}": partial(SyntheticTask, task=task) for task in SYNTHETIC},
 }
 """Every task by its name; the same objects at every call of the hook."""
 

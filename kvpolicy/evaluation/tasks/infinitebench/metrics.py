@@ -62,14 +62,15 @@ def found_number(text: str, sample: Sample) -> float:
 
 
 def correct_prefix(text: str, sample: Sample) -> float:
-    """Return the share of the labels that the numbers of the text begin with."""
-    numbers = [int(each) for each in re.findall(r"[0-9]+", text)]
-    right = 0
-    for label, number in zip(sample.answers, numbers, strict=False):
-        if int(label) != number:
-            break
-        right += 1
-    return right / len(sample.answers)
+    """Return the share of the label's numbers with which those of the text begin."""
+    numbers, labels = (_numbers(each) for each in (text, sample.answers[0]))
+    pairs = enumerate(zip(numbers, labels, strict=False))
+    right = next((place for place, (number, label) in pairs if number != label), None)
+    return (min(len(numbers), len(labels)) if right is None else right) / len(labels)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in re.findall(r"[0-9]+", text)]
 
 
 def chinese_f1(text: str, answer: str) -> float:

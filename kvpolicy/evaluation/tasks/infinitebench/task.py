@@ -49,24 +49,45 @@ class InfiniteBenchTask:
 
         Raises DataError if the file cannot be read, or for a line that is none of InfiniteBench's.
         """
-        prompt = _prompts()[self.task]
-        before, _, behind = prompt["prompt"].partition(_PART)
         lines = lines_of(Path(self.folder) / f"{self.task}.jsonl", _ORIGIN)
         for number, (place, data) in enumerate(lines):
-            fields = _fields(self.task, place, data)
-            context = field_of(place, data, "context", str)
-            yield Sample(
-                name=f"{number} {data.get('id', '')}".strip(),
-                context=_filled(before, fields) + context,
-                question=_filled(behind, fields),
-                answers=labels(self.task, place, data),
-                max_new_tokens=prompt["new_tokens"][self.preset],
-                chat=False,
-            )
+            name = f"{number} {data.get('id', '')}".strip()
+            yield attrs.evolve(sample_of(self.task, self.preset, place, data), name=name)
+
+
+def sample_of(task: str, preset: str, place: str, data: dict[str, Any]) -> Sample:
+    """Return the sample of a line of a task's file.
+
+    `place` tells where the line stands. Raises DataError for a line of another format.
+    """
+    prompt = _prompts()[task]
+    before, _, behind = prompt["prompt"].partition(_PART)
+    fields = _fields(task, place, data)
+    context = field_of(place, data, "context", str)
+    return Sample(
+        name=place,
+        context=_filled(before, fields) + context,
+        question=_filled(behind, fields),
+        answers=labels(task, place, data),
+        max_new_tokens=new_tokens_of(task, preset),
+        chat=False,
+    )
+
+
+def new_tokens_of(task: str, preset: str) -> int:
+    """Return how many tokens are decoded for an answer.
+
+    >>> new_tokens_of("passkey", "official"), new_tokens_of("passkey", "restkv")
+    (6, 15)
+    """
+    tokens: int = _prompts()[task]["new_tokens"][preset]
+    return tokens
 
 
 def labels(task: str, place: str, data: dict[str, Any]) -> list[str]:
     """Return the right answers as texts; of a choice, the option and its letter.
+
+    The numbers of `math_calc` are one answer.
 
     Raises DataError if there is none.
     """
@@ -77,6 +98,8 @@ def labels(task: str, place: str, data: dict[str, Any]) -> list[str]:
     if not found or not all(isinstance(each, str | int | float) for each in found):
         raise DataError(f"{place}: field 'answer' is {shown(answer)}. It must hold answers.")
     texts = [str(each) for each in found]
+    if task == "math_calc":
+        return [", ".join(texts)]
     if task in _CHOICES and len(texts) == 1:
         options = field_of(place, data, "options", list)
         if texts[0] not in options[:4]:

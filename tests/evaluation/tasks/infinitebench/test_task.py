@@ -75,7 +75,7 @@ def test_labels_are_texts_and_a_choice_has_its_letter(read):
     assert answers["longbook_choice_eng"] == ("f_two", "B")
     assert answers["code_debug"] == ("f_three", "C")
     assert (answers["code_run"], answers["math_find"]) == (("12",), ("7.5",))
-    assert answers["math_calc"] == ("1", "2", "3")
+    assert answers["math_calc"] == ("1, 2, 3",)
 
 
 def test_the_presets_decode_different_numbers_of_tokens(read):
