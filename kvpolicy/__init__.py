@@ -21,6 +21,7 @@ from kvpolicy.stages.selection import Selection
 if TYPE_CHECKING:
     import os
 
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from kvpolicy.evaluation.evaluate import Evaluation
@@ -42,7 +43,9 @@ __all__ = [
 ]
 
 
-def chunked_mlp(model: PreTrainedModel, *, tokens: int = 4096) -> AbstractContextManager[None]:
+def chunked_mlp(
+    model: PreTrainedModel | PeftModel, *, tokens: int = 4096
+) -> AbstractContextManager[None]:
     """Run the MLPs of `model` over at most `tokens` tokens at once, until the block is left.
 
     Same numbers, up to the rounding of a matrix product that depends on its number of rows; the
@@ -87,7 +90,7 @@ def evaluate(
     return run(model, tokenizer, **options)
 
 
-def load(path: str | os.PathLike[str], model: PreTrainedModel) -> PolicyCache:
+def load(path: str | os.PathLike[str], model: PreTrainedModel | PeftModel) -> PolicyCache:
     """Read a cache that `save` wrote, to go on with the same model where it stood.
 
     All parameters, buffers and settings of the model must be those of the model that was saved
@@ -124,7 +127,7 @@ def save(cache: PolicyCache, path: str | os.PathLike[str]) -> None:
     cache.save(path)
 
 
-def restore(model: PreTrainedModel) -> None:
+def restore(model: PreTrainedModel | PeftModel) -> None:
     """Undo what `policy.cache(model)` did to the model. Does nothing if there is nothing to undo.
 
     Open caches of the model are closed: they refuse to go on, because eviction cannot observe the

@@ -13,6 +13,7 @@ from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Titles
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from kvpolicy.cache.storage.protocol import AnyStorage
@@ -49,12 +50,15 @@ class Policy(Pipeline):
 
     def cache(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         *,
         prefill: Part[PrefillPattern] | None = None,
         storage: Part[AnyStorage] | None = None,
     ) -> PolicyCache:
         """Return an empty cache for `generate`, `forward` or a pipeline of `model`.
+
+        A PEFT model is served with the adapters that are active in each forward. `generate` of the
+        PEFT model and of the model inside take the same cache.
 
         `prefill` names a pattern by which the first prompt is read sparsely; `storage` names the
         form in which layers keep their contents between two forwards. Each is a name, a mapping of

@@ -9,24 +9,19 @@ from typing import Any, NoReturn, Self
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.errors import CacheFileError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface import checks
-from kvpolicy.huggingface.attention.attach import attachment
 from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.huggingface.file.saving import save
 from kvpolicy.huggingface.layer import PolicyLayer, prefetch_behind
-from kvpolicy.huggingface.model.fit import fitting_rotaries
-from kvpolicy.huggingface.model.ranks import ranks_of
-from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
-from kvpolicy.huggingface.model.support import plain_layers, supported_config
+from kvpolicy.huggingface.model.adapters import plain_model
+from kvpolicy.huggingface.opening import opened
 from kvpolicy.huggingface.positions import positions_of
 from kvpolicy.huggingface.report import CacheReport, report_of
-from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
 from kvpolicy.prefill.pattern import PrefillPattern
@@ -44,41 +39,21 @@ class PolicyCache(Cache):
     def __init__(
         self,
         policy: Pipeline,
-        model: PreTrainedModel,
+        model: nn.Module,
         *,
         prefill: PrefillPattern | None = None,
         storage: AnyStorage | None = None,
         storage_title: Title | None = None,
     ) -> None:
         """Make an empty cache; nothing of the model changes if it is refused."""
-        config = supported_config(model)
-        layers, ranks = plain_layers(model, config), ranks_of(model, config)
-        evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
-        rotaries = fitting_rotaries(policy, model, config, evicting)
-        watched = RotaryPositions.of(policy, rotaries)
-        self._attachment = attachment(model, watched.modules if watched else ())
-        self.session = Session(
-            policy=policy,
-            config=config,
-            attention=self._attachment.attention,
-            rotaries=rotaries,
-            rotary_positions=watched,
-            prefill=prefill,
-            storage=storage,
-            storage_title=storage_title,
-            ranks=ranks,
-            modules=frozenset(map(id, model.modules())),
+        inner: PreTrainedModel = plain_model(model)
+        self.session, self._attachment, layers = opened(
+            policy, inner, prefill=prefill, storage=storage, storage_title=storage_title
         )
-        order = iter(range(len(evicting)))
-        super().__init__(
-            layers=[
-                PolicyLayer(self.session, next(order)) if type(layer) is DynamicLayer else layer
-                for layer in layers
-            ]
-        )
+        super().__init__(layers=layers)
         self._last_updated = -1
         self._entered = 0
-        self._model = weakref.ref(model)
+        self._model = weakref.ref(inner)
         self._attachment.open(self)
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.model.adapters import check_no_virtual_tokens
 
 
 def checked_inputs(
@@ -52,7 +53,10 @@ def checked_generate(
     @functools.wraps(own)
     def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         cache: Any = kwargs.get("past_key_values")
-        before = cache.get_seq_length() if is_ours(cache) else -1
+        before = -1
+        if is_ours(cache):
+            check_no_virtual_tokens(model)
+            before = cache.get_seq_length()
         result = own(model, *args, **kwargs)
         if before >= 0 and cache.get_seq_length() == before:
             raise UnsupportedModelError(

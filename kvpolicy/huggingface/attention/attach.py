@@ -24,6 +24,7 @@ from kvpolicy.huggingface.attention.points import (
     method_point,
 )
 from kvpolicy.huggingface.generation import checked_generate, checked_inputs
+from kvpolicy.huggingface.model.adapters import model_inside
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.rotary_positions import noted_positions
 
@@ -113,6 +114,7 @@ def restore(model: Any) -> None:
 
     Raises UnsupportedModelError for anything but a model of transformers.
     """
+    model = model_inside(model)
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             f"kvpolicy.restore needs a transformers PreTrainedModel, not a {type(model).__name__}."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvpolicy.errors import CacheFileError, KvpolicyError, shown
@@ -18,6 +18,7 @@ from kvpolicy.huggingface.file.fingerprint import differences
 from kvpolicy.huggingface.file.layers import restore_layer
 from kvpolicy.huggingface.file.paths import source
 from kvpolicy.huggingface.file.saving import SPREAD, releases
+from kvpolicy.huggingface.model.adapters import plain_model
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.devices import layer_devices
 from kvpolicy.huggingface.model.ranks import ranks_of
@@ -39,7 +40,7 @@ _OF_FOREIGN_DATA = (
 """What data raise that no version wrote."""
 
 
-def load(path: str | os.PathLike[str], model: PreTrainedModel, new_cache: NewCache) -> PolicyCache:
+def load(path: str | os.PathLike[str], model: nn.Module, new_cache: NewCache) -> PolicyCache:
     """Return a cache that holds what `save` wrote; all parameters of the model are read for it.
 
     Raises CacheFileError if the path is no plain file, if the file is no such file, damaged or
@@ -47,10 +48,11 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel, new_cache: NewCac
     of; UnsupportedModelError for a model that no cache can be made for. A file that is refused
     leaves the model as it was found.
     """
-    supported_config(model)
+    inner: PreTrainedModel = plain_model(model)
+    supported_config(inner)
     text, tensors = read(source(path))
     try:
-        return _loaded(text, tensors, model, new_cache, path)
+        return _loaded(text, tensors, inner, new_cache, path)
     except KvpolicyError:
         raise
     except _OF_FOREIGN_DATA as error:

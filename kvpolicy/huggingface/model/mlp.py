@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.huggingface.model.adapters import model_inside
 from kvpolicy.huggingface.model.architectures import MLPS
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy_kernels import spans
@@ -22,8 +23,9 @@ PROBE = 6
 """Tokens that show whether an MLP treats each token alone."""
 
 
-def chunked_mlp(model: PreTrainedModel, tokens: int) -> AbstractContextManager[None]:
+def chunked_mlp(model: nn.Module, tokens: int) -> AbstractContextManager[None]:
     """Return a context in which no MLP of `model` sees more than `tokens` tokens at once."""
+    model = model_inside(model)
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
             "kvpolicy.chunked_mlp needs a transformers PreTrainedModel, not a "

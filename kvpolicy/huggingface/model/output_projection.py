@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.model.adapters import check_one_adapter
 from kvpolicy.huggingface.model.architectures import ATTENTION, OUTPUT_PROJECTIONS
 from kvpolicy.huggingface.model.devices import device_of, weight_of, weights_present
 
@@ -33,7 +34,10 @@ def output_weight(
         return None
     if _is_plain(projection):
         return weight_of(projection)
-    return _effective(projection, like.dtype) if needed else None
+    if not needed:
+        return None
+    check_one_adapter(projection)
+    return _effective(projection, like.dtype)
 
 
 def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:

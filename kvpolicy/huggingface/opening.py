@@ -1,0 +1,52 @@
+"""What a new cache is made of: its session, empty layers, and where attention is observed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from kvpolicy.huggingface.attention.attach import Attachment, attachment
+from kvpolicy.huggingface.layer import PolicyLayer
+from kvpolicy.huggingface.model.fit import fitting_rotaries
+from kvpolicy.huggingface.model.ranks import ranks_of
+from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
+from kvpolicy.huggingface.model.support import plain_layers, supported_config
+from kvpolicy.huggingface.session import Session
+from kvpolicy.pipeline.pipeline import Pipeline
+
+
+def opened(
+    policy: Pipeline, model: PreTrainedModel, **options: Any
+) -> tuple[Session, Attachment, list[Any]]:
+    """Return the session, the attachment and the empty layers of a cache; nothing is changed yet.
+
+    `options` are fields of the session. Raises UnsupportedModelError, with the reason, if the model
+    cannot be served exactly.
+    """
+    config = supported_config(model)
+    layers, ranks = plain_layers(model, config), ranks_of(model, config)
+    evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
+    rotaries = fitting_rotaries(policy, model, config, evicting)
+    watched = RotaryPositions.of(policy, rotaries)
+    attached = attachment(model, watched.modules if watched else ())
+    session = Session(
+        policy=policy,
+        config=config,
+        attention=attached.attention,
+        rotaries=rotaries,
+        rotary_positions=watched,
+        ranks=ranks,
+        modules=frozenset(map(id, model.modules())),
+        **options,
+    )
+    order = iter(range(len(evicting)))
+    return (
+        session,
+        attached,
+        [
+            PolicyLayer(session, next(order)) if type(layer) is DynamicLayer else layer
+            for layer in layers
+        ],
+    )
