@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -36,6 +37,18 @@ def opened_cache(
     else:
         with policy.cache(model, prefill=prefill, storage=storage) as cache:
             yield cache
+
+
+@contextmanager
+def copied_cache(cache: Cache) -> Iterator[Cache]:
+    """Give an independent copy of a cache: neither sees what the other is given."""
+    from kvpolicy.huggingface.cache import PolicyCache
+
+    if isinstance(cache, PolicyCache):
+        with cache.clone() as twin:
+            yield twin
+    else:
+        yield copy.deepcopy(cache)
 
 
 def shares_held(cache: Cache, prompt: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:

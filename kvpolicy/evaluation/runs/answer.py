@@ -1,9 +1,9 @@
-"""One run: an answer to a prompt with a policy's cache, its score, and what the cache held."""
+"""What an entrant says to the questions on one context, its scores, and what its cache held."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -11,9 +11,9 @@ import torch
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.caches import opened_cache
+from kvpolicy.evaluation.runs.asks import ASKS, Asked
 from kvpolicy.evaluation.runs.prompt import Prompt
-from kvpolicy.evaluation.runs.reading import Reading, ends_of, held_back
-from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.evaluation.runs.reading import Reading
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.task import Metric, Sample
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from kvpolicy.policy import Policy
 
 
-@torch.inference_mode()
 def answered(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -37,156 +36,101 @@ def answered(
     Raises InvalidValueError for a prompt that is too long for the model, and for a sample that
     lacks what the metric needs; and whatever the policy or the metric raises.
     """
-    _check_length(model, prompt, sample)
-    ask = _ASKS[metric.asks]
-    if metric.asks in ("choice", "likelihood", "agreement"):
-        prompt = held_back(prompt)
+    [found] = answers(model, tokenizer, [(prompt, sample)], metric, policy)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[Prompt, Sample]],
+    metric: Metric,
+    policy: Policy | None,
+) -> Iterator[dict[str, Any] | Exception]:
+    """Yield for each question what `answered` returns or raises.
+
+    The prompts have the same context. It is read once; each of several questions is asked of a copy
+    of the cache.
+    """
     if metric.asks == "stream" and metric.chunk == 1 and policy is not None:
         policy = attrs.evolve(policy, every=1)
-    on_gpu = model.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(model.device)
-    with opened_cache(model, policy) as cache:
-        reading = Reading(model, cache)
-        found = ask(reading, tokenizer, prompt, sample, metric)
-        return {
-            "policy": None if policy is None else policy.to_dict(),
-            "tokens": prompt.tokens,
-            **found,
-            "positions": reading.positions,
-            "nbytes": reading.report().nbytes,
-            "peak_nbytes": torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
-            "footprint": reading.footprint,
-            "full_footprint": reading.full_footprint,
-            "first_seconds": reading.first,
-            "token_seconds": sum(reading.steps) / len(reading.steps) if reading.steps else None,
-        }
+    with ExitStack() as opened:
+        context = _Context(model, policy, opened, several=len(questions) > 1)
+        for prompt, sample in questions:
+            found: dict[str, Any] | Exception
+            try:
+                with torch.inference_mode():
+                    found = context.answer(Asked(tokenizer, prompt, sample, metric))
+            except Exception as error:  # noqa: BLE001 - one question that fails is a row's error
+                found = error
+            yield found
 
 
-def _written(
-    reading: Reading,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    sample: Sample,
-    metric: Metric,
-) -> Mapping[str, Any]:
-    tokens = reading.write(
-        prompt,
-        limit=sample.max_new_tokens or 1,
-        ends=ends_of(reading.model, tokenizer),
-        least=sample.min_new_tokens,
-    )
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-    for stop in sample.stop:
-        text = text.partition(stop)[0]
-    return {
-        "text": text,
-        "score": _judged(metric, text, sample),
-        "new_tokens": len(tokens),
-    }
+class _Context:
+    """One entrant's cache of a context.
 
+    Where there are several questions, the context is read when the first is asked, and its cache is
+    closed with `opened`.
+    """
 
-def _chosen(
-    reading: Reading,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    sample: Sample,
-    metric: Metric,
-) -> Mapping[str, Any]:
-    if len(sample.choices) < 2:
-        raise InvalidValueError(
-            f"sample {sample.name!r} has {len(sample.choices)} choices, and metric "
-            f"{metric.name!r} needs two or more."
-        )
-    logits = reading.ask(prompt)
-    reading.see(prompt)
-    cache, losses = reading.cache, []
-    for choice in sample.choices:
-        reading.cache = cache.clone() if isinstance(cache, PolicyCache) else copy.deepcopy(cache)
-        losses.append(reading.loss(logits, _tokens(tokenizer, choice, sample)))
-    reading.cache = cache
-    text = sample.choices[losses.index(min(losses))]
-    return {"text": text, "score": _judged(metric, text, sample)}
+    def __init__(
+        self, model: PreTrainedModel, policy: Policy | None, opened: ExitStack, *, several: bool
+    ) -> None:
+        self.model, self.policy, self.opened, self.several = model, policy, opened, several
+        self.begun: Reading | None = None
+        self.peak = 0
 
+    def answer(self, asked: Asked) -> dict[str, Any]:
+        """Return the fields of a row that a run decides."""
+        _check_length(self.model, asked.prompt, asked.sample)
+        with self._reading(asked.prompt) as reading:
+            found = ASKS[asked.metric.asks](reading, asked)
+            return {
+                "policy": None if self.policy is None else self.policy.to_dict(),
+                "tokens": asked.prompt.tokens,
+                **found,
+                "positions": reading.positions,
+                "nbytes": reading.report().nbytes,
+                "peak_nbytes": self._peak_since_reset(),
+                "footprint": reading.footprint,
+                "full_footprint": reading.full_footprint,
+                "first_seconds": reading.first,
+                "token_seconds": sum(reading.steps) / len(reading.steps) if reading.steps else None,
+            }
 
-def _likelihood(
-    reading: Reading,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    sample: Sample,
-    metric: Metric,
-) -> Mapping[str, Any]:
-    if not sample.answers:
-        raise InvalidValueError(f"sample {sample.name!r} has no answer, so it has no likelihood.")
-    tokens = _tokens(tokenizer, sample.answers[0], sample)
-    logits = reading.ask(prompt)
-    reading.see(prompt)
-    loss = reading.loss(logits, tokens)
-    count = len(tokens)
-    return {"score": loss / count, "weight": count, "new_tokens": count}
+    @contextmanager
+    def _reading(self, prompt: Prompt) -> Iterator[Reading]:
+        if not self.several:
+            self._reset_peak()
+            with opened_cache(self.model, self.policy) as cache:
+                yield Reading(self.model, cache)
+            return
+        if self.begun is None:
+            self._reset_peak()
+            self.begun = self._begin(prompt)
+            self.peak = self._peak_since_reset() or 0
+        self._reset_peak()
+        with self.begun.branched() as reading:
+            yield reading
 
+    def _begin(self, prompt: Prompt) -> Reading:
+        with ExitStack() as opening:
+            cache = opening.enter_context(opened_cache(self.model, self.policy))
+            reading = Reading(self.model, cache)
+            reading.begin(prompt.context)
+            self.opened.push(opening.pop_all())
+        return reading
 
-def _streamed(
-    reading: Reading,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    sample: Sample,
-    metric: Metric,
-) -> Mapping[str, Any]:
-    if prompt.tokens < 2:
-        raise InvalidValueError(
-            f"sample {sample.name!r} has {prompt.tokens} token. Perplexity needs two or more."
-        )
-    loss = reading.stream(torch.tensor([prompt.ids]), metric.chunk)
-    reading.see(prompt)
-    count = prompt.tokens - 1
-    return {"score": loss / count, "weight": count}
+    def _reset_peak(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.model.device)
 
-
-def _agreed(
-    reading: Reading,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    sample: Sample,
-    metric: Metric,
-) -> Mapping[str, Any]:
-    """Follow what the full cache writes; the score is the share before the first other token."""
-    limit, ends = sample.max_new_tokens or 1, ends_of(reading.model, tokenizer)
-    with opened_cache(reading.model, None) as cache:
-        tokens, expected = Reading(reading.model, cache).follow(
-            prompt, None, limit=limit, ends=ends
-        )
-    _, found = reading.follow(prompt, tokens, limit=limit, ends=ends)
-    same = (found.argmax(-1) == expected.argmax(-1)).tolist()
-    divergence = (expected.exp() * (expected - found)).nansum(-1).mean()
-    return {
-        "text": str(tokenizer.decode(found.argmax(-1).tolist(), skip_special_tokens=True)),
-        "score": [*same, False].index(False) / len(same),
-        "divergence": float(divergence),
-        "new_tokens": len(tokens),
-    }
-
-
-_ASKS = {
-    "text": _written,
-    "choice": _chosen,
-    "likelihood": _likelihood,
-    "stream": _streamed,
-    "agreement": _agreed,
-}
-
-
-def _judged(metric: Metric, text: str, sample: Sample) -> float:
-    if metric.judge is None:
-        raise InvalidValueError(f"metric {metric.name!r} has no judge, so it cannot score a text.")
-    return float(metric.judge(text, sample))
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, sample: Sample) -> list[int]:
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not tokens:
-        raise InvalidValueError(f"an answer or choice of sample {sample.name!r} is empty.")
-    return tokens
+    def _peak_since_reset(self) -> int | None:
+        if self.model.device.type != "cuda":
+            return None
+        return max(self.peak, torch.cuda.max_memory_allocated(self.model.device))
 
 
 def _check_length(model: PreTrainedModel, prompt: Prompt, sample: Sample) -> None:

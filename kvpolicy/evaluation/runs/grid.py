@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import chain, compress, groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import attrs
 
 from kvpolicy.errors import ResultsError, told
-from kvpolicy.evaluation.runs.answer import answered
+from kvpolicy.evaluation.runs.answer import answers
 from kvpolicy.evaluation.runs.entrant import Entrant
 from kvpolicy.evaluation.runs.identity import code_of, digest, machine, model_identity
 from kvpolicy.evaluation.runs.prompt import Prompt, PromptFormat
@@ -29,9 +30,23 @@ class Named:
     metric: Metric
 
 
+Question: TypeAlias = tuple[Prompt | Exception, Sample]
+"""A sample as tokens, or why there are none, and the sample."""
+
+
+class Group(NamedTuple):
+    """Questions of one task that have the same context."""
+
+    task: Named
+    questions: Sequence[Question]
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Grid:
     """All runs of one model: entrants, and samples written as prompts.
+
+    Samples that follow each other and ask outside of the same context are a group: each entrant
+    reads and evicts that context once, and answers every question from a copy of the cache.
 
     `max_new_tokens` is for samples that set none. With `retry` a run that failed before is tried
     again; otherwise its row stays.
@@ -63,27 +78,44 @@ class Grid:
         model, and for a file that cannot be written.
         """
         self._check(results)
-        rows = []
-        for task, sample in self._samples():
-            prompt = self._prompt(sample)
-            for entrant in self.entrants:
-                start = self._start(task, sample, entrant, prompt)
-                results.refresh()
-                row = results.rows.get(start.key)
-                ran = row is None or (self.retry and row.failed)
-                if row is None or ran:
-                    row = self._ran(task, sample, entrant, prompt, start)
-                    results.add(row)
-                rows.append(row)
-                on_row(row, ran)
+        rows: list[Row] = []
+        for group in self._groups():
+            found = [list(self._row_of(group, each, results, on_row)) for each in self.entrants]
+            rows += chain.from_iterable(zip(*found, strict=True))
         return rows
 
-    def _samples(self) -> Iterator[tuple[Named, Sample]]:
+    def _row_of(
+        self,
+        group: Group,
+        entrant: Entrant,
+        results: Results,
+        on_row: Callable[[Row, bool], object],
+    ) -> Iterator[Row]:
+        """Run one entrant on the questions of a group that have no row yet; yield all its rows."""
+        starts = [self._start(group.task, *each, entrant) for each in group.questions]
+        results.refresh()
+        known = [results.rows.get(start.key) for start in starts]
+        missing = [row is None or (self.retry and row.failed) for row in known]
+        asked = list(compress(group.questions, missing))
+        ran = self._ran(group.task, asked, entrant, list(compress(starts, missing)))
+        for row, is_missing in zip(known, missing, strict=True):
+            if row is None or is_missing:
+                row = next(ran)
+                results.add(row)
+            on_row(row, is_missing)
+            yield row
+
+    def _groups(self) -> Iterator[Group]:
+        """Yield questions that follow each other and have the same context outside."""
         for task in self.tasks:
-            for sample in task.samples:
-                if sample.max_new_tokens is None:
-                    sample = attrs.evolve(sample, max_new_tokens=self.max_new_tokens)
-                yield task, sample
+            asked = ((self._prompt(each), each) for each in map(self._limited, task.samples))
+            for _, group in groupby(asked, _context_of):
+                yield Group(task, list(group))
+
+    def _limited(self, sample: Sample) -> Sample:
+        if sample.max_new_tokens is None:
+            return attrs.evolve(sample, max_new_tokens=self.max_new_tokens)
+        return sample
 
     def _prompt(self, sample: Sample) -> Prompt | Exception:
         try:
@@ -92,7 +124,7 @@ class Grid:
             return error
 
     def _start(
-        self, task: Named, sample: Sample, entrant: Entrant, prompt: Prompt | Exception
+        self, task: Named, prompt: Prompt | Exception, sample: Sample, entrant: Entrant
     ) -> Row:
         """Return the row as it is before the run."""
         policy = None if entrant.policy is None else entrant.policy.to_dict()
@@ -126,24 +158,20 @@ class Grid:
         )
 
     def _ran(
-        self,
-        task: Named,
-        sample: Sample,
-        entrant: Entrant,
-        prompt: Prompt | Exception,
-        start: Row,
-    ) -> Row:
-        if entrant.refusal is not None:
-            return attrs.evolve(start, error=entrant.refusal)
-        try:
-            if isinstance(prompt, Exception):
-                raise prompt
-            found = answered(
-                self.model, self.format.tokenizer, prompt, sample, task.metric, entrant.policy
-            )
-        except Exception as error:  # noqa: BLE001 - one run that fails is a row, not the end
-            return attrs.evolve(start, error=told(error))
-        return attrs.evolve(start, **found)
+        self, task: Named, questions: Sequence[Question], entrant: Entrant, starts: Sequence[Row]
+    ) -> Iterator[Row]:
+        """Yield the rows of questions on one context, each when it is answered."""
+        prompts = [(prompt, each) for prompt, each in questions if isinstance(prompt, Prompt)]
+        found = answers(self.model, self.format.tokenizer, prompts, task.metric, entrant.policy)
+        for (prompt, _), start in zip(questions, starts, strict=True):
+            if entrant.refusal is not None:
+                yield attrs.evolve(start, error=entrant.refusal)
+                continue
+            outcome = prompt if isinstance(prompt, Exception) else next(found)
+            if isinstance(outcome, Exception):
+                yield attrs.evolve(start, error=told(outcome))
+            else:
+                yield attrs.evolve(start, **outcome)
 
     def _check(self, results: Results) -> None:
         """Refuse a file whose rows of these entrants and tasks were made otherwise."""
@@ -159,6 +187,14 @@ class Grid:
                 raise _other(results, "model", theirs.get("name"), model["name"])
             if row.run.get("code") != codes[title]:
                 raise _other(results, "code", row.run.get("code"), codes[title])
+
+
+def _context_of(question: Question) -> object:
+    """Return what equal contexts share; nothing else does, where no question is asked outside."""
+    prompt, _ = question
+    if isinstance(prompt, Exception) or not prompt.question.shape[1]:
+        return object()
+    return prompt.context.tolist()
 
 
 def _other(results: Results, what: str, theirs: object, ours: object) -> ResultsError:

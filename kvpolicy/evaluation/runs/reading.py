@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.evaluation.caches import shares_held
+from kvpolicy.evaluation.caches import copied_cache, shares_held
 from kvpolicy.evaluation.runs.prompt import Prompt
 from kvpolicy.huggingface.report import CacheReport, report_of
 
@@ -24,8 +26,8 @@ class Reading:
     `footprint` adds up, over the tokens that were read, how many entries attention had then, for
     one key/value head and summed over layers; `full_footprint` is that of a full cache.
     `positions` is how many positions of the prompt a key/value head holds when the answer begins,
-    on average. `first` are the seconds to the first token of an answer, `steps` those of each later
-    one.
+    on average. `first` are the seconds to the first token of an answer, the context's included;
+    `steps` those of each later one.
     """
 
     def __init__(self, model: PreTrainedModel, cache: Cache) -> None:
@@ -34,17 +36,36 @@ class Reading:
         self.positions: float | None = None
         self.first: float | None = None
         self.steps: list[float] = []
+        self._behind: Tensor | None = None
+        self._begun_seconds = 0.0
 
     def report(self) -> CacheReport:
         """Say what the cache holds."""
         return report_of(self.cache)
 
+    def begin(self, context: Int[Tensor, "1 T"]) -> None:
+        """Read a context, about which `ask` then asks."""
+        started = time.perf_counter()
+        self._behind = self.read(context)
+        self._wait()
+        self._begun_seconds = time.perf_counter() - started
+
+    @contextmanager
+    def branched(self) -> Iterator[Reading]:
+        """Give a reading that goes on from here with a copy of the cache."""
+        with copied_cache(self.cache) as cache:
+            branch = copy.copy(self)
+            branch.cache, branch.steps = cache, []
+            self._wait()
+            yield branch
+
     def ask(self, prompt: Prompt) -> Float[Tensor, " V"]:
         """Read the context in one forward and the question token by token; return the last logits.
 
-        A forward of one token evicts nothing, unless the policy evicts while it decodes.
+        A context that `begin` has read is not read again. A forward of one token evicts nothing,
+        unless the policy evicts while it decodes.
         """
-        logits = self.read(prompt.context)
+        logits = self.read(prompt.context) if self._behind is None else self._behind
         for token in prompt.question.split(1, dim=1):
             logits = self.read(token) if token.shape[1] else logits
         return logits
@@ -69,7 +90,7 @@ class Reading:
 
         The first `least` tokens are none that ends it. A token that ends it is not returned.
         """
-        started, written = time.perf_counter(), list[int]()
+        started, written = time.perf_counter() - self._begun_seconds, list[int]()
         token = _likeliest(self.ask(prompt), ends if least else ())
         self.first = time.perf_counter() - started
         self.see(prompt)
@@ -131,6 +152,11 @@ class Reading:
             total += float(torch.nn.functional.cross_entropy(logits, known, reduction="sum"))
         return total
 
+    def _wait(self) -> None:
+        """Let a GPU finish, so that its work is not counted with what comes next."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+
     def _count(self, before: Sequence[tuple[int, int]], new: int) -> None:
         # Token i of a forward has the entries from before, and the i tokens up to itself.
         triangle = new * (new + 1) // 2
@@ -142,7 +168,8 @@ class Reading:
 def _likeliest(logits: Float[Tensor, " V"], but: Collection[int]) -> int:
     """Return the token with the largest logit, except for some."""
     if but:
-        logits[list(but)] = -torch.inf
+        places = torch.tensor(list(but), device=logits.device)
+        logits = logits.index_fill(0, places, -torch.inf)
     return int(logits.argmax())
 
 

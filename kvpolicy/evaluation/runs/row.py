@@ -30,9 +30,12 @@ class Row:
     - `positions`: how many of the prompt's positions a key/value head held when the answer began,
       on average over layers and heads.
     - `nbytes`: bytes of the cache in the end. `peak_nbytes`: the most that a GPU had
-      allocated at once, the model included; None on other devices.
+      allocated at once, the model included; None on other devices. Where several questions share
+      a context, the cache that waits for the next question is included.
     - `footprint`, `full_footprint`: entries that attention had, summed over the tokens read.
-    - `first_seconds`, `token_seconds`: the time to the first token, and of each later one.
+    - `first_seconds`, `token_seconds`: the time to the first token, and of each later one. Where
+      several questions share a context, it was read once; that time, and those entries, count
+      for each of them. The time to copy the cache does not count.
     - `run`: the model, the code, versions and the machine.
     """
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import attrs
 import pytest
 
 from kvpolicy.errors import ResultsError
 from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.measures.catalogue import METRICS
+from kvpolicy.evaluation.needle.prompts import write_document
 from kvpolicy.evaluation.runs import identity
 from kvpolicy.evaluation.runs.entrant import entrants
 from kvpolicy.evaluation.runs.grid import Grid, Named
 from kvpolicy.evaluation.runs.prompt import PromptFormat
+from kvpolicy.evaluation.runs.reading import Reading
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.task import Metric, Sample
 from kvpolicy.testing import tiny_model
@@ -82,6 +86,101 @@ def test_outside_the_question_is_asked_of_an_evicted_context(make):
     assert {row.positions for row in rows if row.budget == 40} == {40 + 3}
     assert all(row.score == 1 for row in rows if row.entrant == "full")
     assert {row.question for row in rows} == {"outside"}
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Three questions on each of two contexts."""
+    rng = Random(4)
+    documents = {text: write_document(rng, tokens=93, facts=6) for text in "ab"}
+    return [
+        Sample(
+            name=text + fact.name,
+            context=" ".join(document.words),
+            question=f" question password {fact.name}",
+            answers=(" ".join(fact.code),),
+            choices=(" ".join(fact.code), "amber lemon oak"),
+        )
+        for text, document in documents.items()
+        for fact in document.facts[:3]
+    ]
+
+
+def figures(rows):
+    """Return what two runs have in common: all but times."""
+    return [
+        attrs.evolve(row, first_seconds=None, token_seconds=None)
+        for row in sorted(rows, key=lambda row: row.key)
+    ]
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "multiple_choice", "perplexity", "agreement"])
+def test_questions_on_one_context_get_the_rows_of_reading_it_anew(make, shared, metric):
+    def grid(samples):
+        task = Named(name="shared", samples=samples, metric=METRICS[metric])
+        return make(["h2o"], [40], tasks=[task], question="outside")
+
+    asked = shared[:4]  # three questions on one context, and one on the other
+    together = grid(asked).run(Results())
+    apart = [row for sample in asked for row in grid([sample]).run(Results())]
+    assert [row.error for row in together] == [None] * 8
+    assert [(row.sample, row.entrant) for row in together] == [
+        (row.sample, row.entrant) for row in apart
+    ]
+    assert figures(together) == figures(apart)
+    if metric == "exact_match":
+        assert all(row.first_seconds > 0 < row.token_seconds for row in together)
+
+
+@pytest.mark.parametrize(("question", "reads"), [("outside", 2), ("inside", 6)])
+def test_a_context_is_read_once_for_each_entrant(make, shared, question, reads, monkeypatch):
+    contexts = []
+    read = Reading.read
+
+    def heard(reading, ids):
+        contexts.extend([ids.shape[1]] if ids.shape[1] > 1 else [])
+        return read(reading, ids)
+
+    monkeypatch.setattr(Reading, "read", heard)
+    task = Named(name="shared", samples=shared, metric=METRICS["exact_match"])
+    make(["restkv"], [40], tasks=[task], question=question).run(Results())
+    assert len(contexts) == 2 * reads
+
+
+def test_one_question_that_fails_leaves_the_others_on_its_context(make, shared):
+    def judge(text, sample):
+        if sample.name == shared[1].name:
+            raise RuntimeError("out of luck")
+        return 1.0
+
+    task = Named(name="own", samples=shared[:3], metric=Metric(name="own", judge=judge))
+    rows = make([], [], tasks=[task], question="outside").run(Results())
+    assert [row.error for row in rows] == [None, "RuntimeError: out of luck", None]
+
+
+def test_a_run_stopped_amid_the_questions_on_a_context_repeats_none(make, shared, tmp_path):
+    class Stopped(BaseException):
+        pass
+
+    def stop(row, ran):
+        heard.append(row.key)
+        if len(heard) == 5:
+            raise Stopped
+
+    def grid():
+        task = Named(name="shared", samples=shared, metric=METRICS["exact_match"])
+        return make(["restkv"], [40], tasks=[task], question="outside")
+
+    heard = []
+    with pytest.raises(Stopped):
+        grid().run(Results(tmp_path / "rows.jsonl"), stop)
+    ran = []
+    rows = grid().run(
+        Results(tmp_path / "rows.jsonl"), lambda row, new: ran.append(row.key) if new else None
+    )
+    assert len(ran) == 12 - 5
+    assert not set(ran) & set(heard)
+    assert figures(rows) == figures(grid().run(Results()))
 
 
 def test_a_second_run_repeats_nothing(make, tmp_path):
