@@ -11,6 +11,12 @@ from difflib import SequenceMatcher
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 """For `str.translate`: takes ASCII punctuation out."""
+_CHINESE = str.maketrans(
+    "",
+    "",
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞"  # noqa: RUF001
+    "〟〰〾〿–—‘’‛“”„‟…‧﹏.",  # noqa: RUF001
+)
 
 
 def exact_match(text: str, answer: str) -> bool:
@@ -40,6 +46,15 @@ def normalised(text: str) -> list[str]:
     ['cats', 'hat', 'hat']
     """
     return _ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split()
+
+
+def bare_characters(text: str) -> str:
+    """Return a text in lower case, without blanks and English and Chinese punctuation.
+
+    >>> bare_characters("北京, A.")
+    '北京a'
+    """
+    return "".join(text.lower().translate(NO_PUNCTUATION).translate(_CHINESE).split())
 
 
 def word_f1(words: Sequence[str], expected: Sequence[str]) -> float:

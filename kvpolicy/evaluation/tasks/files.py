@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvpolicy.errors import DataError, shown
 
+File: TypeAlias = Path | zipfile.Path
+"""A file, which may be in an archive."""
 
-def text_of(file: Path, origin: str) -> str:
+
+def file_in(folder: str, name: str) -> File:
+    """Return a file of a folder or of a .zip; it may be in a folder `data` there.
+
+    Raises DataError for a file that is no .zip.
+    """
+    path = Path(folder)
+    root: File = path
+    if path.is_file():
+        try:
+            root = zipfile.Path(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(
+                f"{shown(folder)} is neither a folder nor a .zip: {error}. "
+                f"Give the folder of {name}."
+            ) from error
+    inside = root / "data" / name
+    return inside if inside.is_file() else root / name
+
+
+def text_of(file: File, origin: str) -> str:
     """Return the text of a file.
 
     Raises DataError with `origin`, which says where the file comes from and how large it is.
@@ -19,11 +42,11 @@ def text_of(file: Path, origin: str) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{shown(str(file))} is not UTF-8 text (byte {error.start}).") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise missing(file, origin, getattr(error, "strerror", None) or str(error)) from error
 
 
-def json_of(file: Path, origin: str) -> Any:
+def json_of(file: File, origin: str) -> Any:
     """Return the JSON data of a file.
 
     Raises DataError.
@@ -34,7 +57,7 @@ def json_of(file: Path, origin: str) -> Any:
         raise DataError(f"{shown(str(file))} is no JSON: {error}.") from error
 
 
-def lines_of(file: Path, origin: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def lines_of(file: File, origin: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of a file of JSON lines, each with the words for where it stands.
 
     Raises DataError for a line that is no object.
@@ -66,8 +89,12 @@ def field_of(place: str, data: dict[str, Any], field: str, kind: type) -> Any:
     return data[field]
 
 
-def missing(file: Path, origin: str, reason: str) -> DataError:
+def missing(file: File, origin: str, reason: str) -> DataError:
     """Return the error for a file that cannot be read."""
     return DataError(
-        f"cannot read {file.name} in {shown(str(file.absolute().parent))}: {reason}. {origin}"
+        f"cannot read {file.name} in {shown(str(_absolute(file).parent))}: {reason}. {origin}"
     )
+
+
+def _absolute(file: File) -> Path:
+    return Path(str(file)).absolute()

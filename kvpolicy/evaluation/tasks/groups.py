@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
+from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
 
 _NIAH = ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")
@@ -18,6 +19,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "ruler": (*_RULER, "ruler_qa_1", "ruler_qa_2"),
     "ruler_restkv": _RULER,
     "longbench": tuple(f"longbench_{task}" for task in LONGBENCH),
+    "longbench_zh": tuple(f"longbench_{task}" for task in CHINESE),
+    "longbench_e": tuple(f"longbench_e_{task}_{bucket}" for task in EXTENDED for bucket in BUCKETS),
+    **{
+        f"longbench_e_{bucket}": tuple(f"longbench_e_{task}_{bucket}" for task in EXTENDED)
+        for bucket in BUCKETS
+    },
     "infinitebench": tuple(f"infinitebench_{task}" for task in INFINITEBENCH),
     "infinitebench_synthetic": tuple(f"infinitebench_{task}" for task in SYNTHETIC),
 }

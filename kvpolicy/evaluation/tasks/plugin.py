@@ -9,8 +9,8 @@ from kvpolicy.evaluation.tasks.haystack import HaystackTask
 from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC, SyntheticTask
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
 from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
+from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED, LongBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
-from kvpolicy.evaluation.tasks.longbench.task import LongBenchTask
 from kvpolicy.evaluation.tasks.needle import NeedleTask
 from kvpolicy.evaluation.tasks.perplexity import PerplexityTask
 from kvpolicy.evaluation.tasks.ruler.common_words import CommonWordsTask
@@ -43,7 +43,12 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     "haystack": HaystackTask,
     "perplexity": PerplexityTask,
     **RULER,
-    **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in LONGBENCH},
+    **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in (*LONGBENCH, *CHINESE)},
+    **{
+        f"longbench_e_{task}_{bucket}": partial(LongBenchTask, task=task, bucket=bucket)
+        for task in EXTENDED
+        for bucket in BUCKETS
+    },
     **{f"infinitebench_{task}": partial(InfiniteBenchTask, task=task) for task in INFINITEBENCH},
     **{f"infinitebench_{task}": partial(SyntheticTask, task=task) for task in SYNTHETIC},
 }

@@ -7,16 +7,10 @@ from collections.abc import Mapping
 
 from kvpolicy.evaluation.measures.catalogue import best
 from kvpolicy.evaluation.measures.rouge import rouge_l_sum
-from kvpolicy.evaluation.measures.text import NO_PUNCTUATION, token_f1, word_f1
+from kvpolicy.evaluation.measures.text import bare_characters, token_f1, word_f1
 from kvpolicy.task import Judge, Metric, Sample
 
 _MARKS = ("\n", ":", '"', "'", ".", ",", "?", "!", "{", "}")
-_CHINESE = str.maketrans(
-    "",
-    "",
-    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞"  # noqa: RUF001
-    "〟〰〾〿–—‘’‛“”„‟…‧﹏.",  # noqa: RUF001
-)
 
 
 def first_number(text: str, sample: Sample) -> float:
@@ -75,8 +69,7 @@ def _numbers(text: str) -> list[int]:
 
 def chinese_f1(text: str, answer: str) -> float:
     """Return the F1 score of characters, without blanks and punctuation."""
-    characters = ["".join(_bare(each).split()) for each in (text, answer)]
-    return word_f1(*characters)
+    return word_f1(bare_characters(text), bare_characters(answer))
 
 
 def debug_choice(text: str, sample: Sample) -> float:
@@ -122,10 +115,6 @@ def _blanked(text: str, marks: tuple[str, ...]) -> str:
     for mark in marks:
         text = text.replace(mark, " ")
     return text
-
-
-def _bare(text: str) -> str:
-    return text.lower().translate(NO_PUNCTUATION).translate(_CHINESE)
 
 
 METRICS: Mapping[str, Judge] = {

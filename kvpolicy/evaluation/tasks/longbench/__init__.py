@@ -1,1 +1,1 @@
-"""LongBench: its 16 English tasks, from files in the official format (THUDM/LongBench, MIT)."""
+"""LongBench and LongBench-E, from files in the official format (THUDM/LongBench, MIT)."""

@@ -8,11 +8,14 @@ from difflib import SequenceMatcher
 
 from kvpolicy.evaluation.measures.catalogue import best
 from kvpolicy.evaluation.measures.text import token_f1
+from kvpolicy.evaluation.tasks.longbench.chinese import chinese_rouge, chinese_token_f1
 from kvpolicy.evaluation.tasks.longbench.rouge import rouge_l_of_sets
 from kvpolicy.task import Judge, Metric, Sample
 
 FIRST_LINE = ("trec", "triviaqa", "samsum", "lsht")
 """Tasks of which only the first line of an answer counts."""
+CLASSES = ("trec", "lsht")
+"""Tasks that choose one of many classes."""
 
 
 def count_score(text: str, answer: str) -> float:
@@ -31,7 +34,7 @@ def retrieval_score(text: str, answer: str) -> float:
     >>> retrieval_score("Paragraph 12", "Paragraph 12")
     1.0
     """
-    found = re.search(r"Paragraph (\d+)", answer)
+    found = re.search(r"(?:Paragraph |段落)(\d+)", answer)
     return count_score(text, found[1]) if found else 0.0
 
 
@@ -69,13 +72,18 @@ def _of_first_line(judge: Judge) -> Judge:
     return lambda text, sample: judge(text.lstrip("\n").split("\n")[0], sample)
 
 
+WORDS = ("multifieldqa_zh", "dureader", "vcsum")
+"""Tasks whose metric needs the words of Chinese texts."""
 _SUMMARIES = ("gov_report", "qmsum", "multi_news", "samsum")
 _JUDGES: Mapping[str, tuple[str, Judge]] = {
     **dict.fromkeys(_SUMMARIES, ("rouge", best(rouge_l_of_sets))),
     **dict.fromkeys(("lcc", "repobench-p"), ("code_sim", best(code_score))),
-    "trec": ("classification", class_score),
+    **dict.fromkeys(WORDS[1:], ("rouge_zh", best(chinese_rouge))),
+    "multifieldqa_zh": ("qa_f1_zh", best(chinese_token_f1)),
+    **dict.fromkeys(CLASSES, ("classification", class_score)),
     "passage_count": ("count", best(count_score)),
     "passage_retrieval_en": ("retrieval", best(retrieval_score)),
+    "passage_retrieval_zh": ("retrieval", best(retrieval_score)),
 }
 
 

@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
+from math import inf
 from typing import Any
 
 import attrs
+from attrs.validators import optional
 
-from kvpolicy.errors import DataError, shown
-from kvpolicy.evaluation.tasks.files import field_of, lines_of
-from kvpolicy.evaluation.tasks.longbench.metrics import metric_of
-from kvpolicy.options import a_path, boolean, one_of
+from kvpolicy.errors import DataError, InvalidValueError, shown
+from kvpolicy.evaluation.tasks.files import field_of, file_in, lines_of
+from kvpolicy.evaluation.tasks.longbench.chinese import check_words
+from kvpolicy.evaluation.tasks.longbench.metrics import CLASSES, WORDS, metric_of
+from kvpolicy.options import a_path, one_of
 from kvpolicy.task import Metric, Sample
 
 TASKS = (
@@ -23,27 +25,52 @@ TASKS = (
     *("passage_count", "passage_retrieval_en", "lcc", "repobench-p"),
 )
 """The 16 English tasks."""
-PLAIN = ("trec", "triviaqa", "samsum", "lcc", "repobench-p")
+CHINESE = ("multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh")
+"""The 5 Chinese tasks."""
+EXTENDED = tuple(task for task in TASKS if task not in ("narrativeqa", "musique", "qmsum"))
+"""The 13 tasks of LongBench-E, whose texts are of all lengths."""
+BUCKETS: Mapping[str, tuple[float, float]] = {
+    "0-4k": (0, 4000),
+    "4-8k": (4000, 8000),
+    "from-8k": (8000, inf),
+}
+"""The lengths by which LongBench-E is scored, in words: from, and up to but without."""
+PLAIN = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
 """Tasks that go without a chat template."""
 _ORIGIN = (
-    "It is in data.zip of THUDM/LongBench on the Hugging Face Hub. Unpack that, and give its "
-    "folder as option folder=..."
+    "It is in data.zip (114 MB) of THUDM/LongBench on the Hugging Face Hub. Give that file, or the "
+    "folder of its files, as option folder=..."
 )
 _PART = "{context}"
 
 
 @attrs.frozen(kw_only=True)
 class LongBenchTask:
-    """The samples of `folder`/`task`.jsonl, or with `extended` of `task`_e.jsonl.
+    """The samples of a task's file in `folder`, which is a folder or LongBench's data.zip.
+
+    With a `bucket` they are those of LongBench-E that are so long; see `BUCKETS`.
 
     Presets: `official` uses the chat template if the run does, except for few-shot tasks and code.
     `restkv` uses none, as the published numbers of ReST-KV, and decodes at least one token.
+
+    Raises InvalidValueError for a bucket of a task that LongBench-E does not have, and
+    MissingPackageError if a Chinese task needs the package jieba.
     """
 
-    task: str = attrs.field(validator=one_of(*TASKS))
+    task: str = attrs.field(validator=one_of(*TASKS, *CHINESE))
     folder: str = attrs.field(validator=a_path)
     preset: str = attrs.field(default="official", validator=one_of("official", "restkv"))
-    extended: bool = attrs.field(default=False, validator=boolean)
+    bucket: str | None = attrs.field(default=None, validator=optional(one_of(*BUCKETS)))
+
+    def __attrs_post_init__(self) -> None:
+        """Look for what is missing before the work begins."""
+        if self.bucket is not None and self.task not in EXTENDED:
+            raise InvalidValueError(
+                f"'bucket' is for the tasks of LongBench-E, and {self.task!r} is none of them. It "
+                f"has: {', '.join(EXTENDED)}."
+            )
+        if self.task in WORDS:
+            check_words(self.task)
 
     @property
     def metric(self) -> Metric:
@@ -55,12 +82,15 @@ class LongBenchTask:
 
         Raises DataError if the file cannot be read, or for a line that is none of LongBench's.
         """
-        name = f"{self.task}_e.jsonl" if self.extended else f"{self.task}.jsonl"
+        name = f"{self.task}.jsonl" if self.bucket is None else f"{self.task}_e.jsonl"
+        lines = lines_of(file_in(self.folder, name), _ORIGIN)
         prompt = _prompts()[self.task]
         before, _, behind = prompt["prompt"].partition(_PART)
         plain = self.preset == "restkv" or self.task in PLAIN
         least = int(self.preset == "restkv" or self.task == "samsum")
-        for number, (place, data) in enumerate(lines_of(Path(self.folder) / name, _ORIGIN)):
+        for number, (place, data) in enumerate(lines):
+            if not self._in_bucket(place, data):
+                continue
             context, asked = (field_of(place, data, field, str) for field in ("context", "input"))
             yield Sample(
                 name=f"{number} {data.get('_id', '')}".strip(),
@@ -73,9 +103,15 @@ class LongBenchTask:
                 extra=self._extra(place, data),
             )
 
+    def _in_bucket(self, place: str, data: dict[str, Any]) -> bool:
+        if self.bucket is None:
+            return True
+        low, high = BUCKETS[self.bucket]
+        return bool(low <= field_of(place, data, "length", int) < high)
+
     def _extra(self, place: str, data: dict[str, Any]) -> dict[str, Any]:
         extra = {"length": data.get("length")}
-        if self.task == "trec":
+        if self.task in CLASSES:
             extra["all_classes"] = field_of(place, data, "all_classes", list)
         return extra
 

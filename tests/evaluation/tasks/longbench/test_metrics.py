@@ -12,6 +12,7 @@ from kvpolicy.evaluation.tasks.longbench.metrics import (
     retrieval_score,
 )
 from kvpolicy.evaluation.tasks.longbench.rouge import rouge_l_of_sets
+from kvpolicy.evaluation.tasks.longbench.task import CHINESE
 from kvpolicy.task import Sample
 
 # What rouge 1.0.1 gives for get_scores([text], [answer], avg=True)["rouge-l"]["f"].
@@ -50,6 +51,12 @@ def test_counts_are_shares_of_the_numbers(text, answer, score):
 
 def test_a_paragraph_is_found_by_its_number():
     assert retrieval_score("Paragraph 3 or 4", "Paragraph 4") == 0.5
+    assert metric_of("passage_retrieval_zh").judge("段落12", Sample(name="1", answers=("段落12",)))
+
+
+def test_every_chinese_task_has_its_metric():
+    names = [metric_of(task).name for task in CHINESE]
+    assert names == ["qa_f1_zh", "rouge_zh", "rouge_zh", "classification", "retrieval"]
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Files in LongBench's format become its prompts, with its rules for templates and tokens."""
 
+# ruff: noqa: RUF001 - Chinese marks are meant
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 
 from kvpolicy.errors import DataError, InvalidValueError
 from kvpolicy.evaluation.tasks.groups import GROUPS
-from kvpolicy.evaluation.tasks.longbench.task import TASKS, LongBenchTask
+from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, TASKS, LongBenchTask
 
 LINE = {
     "input": "Who keeps {goats}?",
@@ -25,8 +27,9 @@ LINE = {
 @pytest.fixture
 def read(tmp_path):
     def read(task, line=LINE, **options):
-        file = tmp_path / (f"{task}_e.jsonl" if options.get("extended") else f"{task}.jsonl")
-        file.write_text(json.dumps(line, ensure_ascii=False) + "\n")
+        file = tmp_path / (f"{task}_e.jsonl" if "bucket" in options else f"{task}.jsonl")
+        lines = [line] if isinstance(line, dict) else line
+        file.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines))
         return list(LongBenchTask(task=task, folder=str(tmp_path), **options).samples(None))
 
     return read
@@ -81,8 +84,87 @@ def test_the_preset_of_restkv_writes_at_least_a_token(read):
     assert read("samsum")[0].min_new_tokens == 1
 
 
-def test_longbench_e_has_files_of_its_own(read):
-    assert len(read("qasper", extended=True)) == 1
+LENGTHS = [0, 3999, 4000, 7999, 8000, 20000]
+
+
+@pytest.mark.parametrize(
+    ("bucket", "expected"),
+    [("0-4k", [0, 3999]), ("4-8k", [4000, 7999]), ("from-8k", [8000, 20000])],
+)
+def test_longbench_e_is_read_by_lengths(read, bucket, expected):
+    samples = read("qasper", [LINE | {"length": each} for each in LENGTHS], bucket=bucket)
+    assert [sample.extra["length"] for sample in samples] == expected
+    places = [LENGTHS.index(length) for length in expected]
+    assert [sample.name for sample in samples] == [f"{place} abc" for place in places]
+
+
+def test_longbench_e_has_13_tasks_by_three_lengths():
+    assert len(GROUPS["longbench_e"]) == 39
+    assert set(GROUPS["longbench_e"]) == {
+        name for bucket in BUCKETS for name in GROUPS[f"longbench_e_{bucket}"]
+    }
+    assert "longbench_e_lcc_from-8k" in GROUPS["longbench_e_from-8k"]
+
+
+def test_a_task_that_longbench_e_does_not_have_is_refused():
+    with pytest.raises(InvalidValueError, match=r"'qmsum' is none of them\. It has: qasper"):
+        LongBenchTask(task="qmsum", folder="data", bucket="4-8k")
+
+
+def test_a_line_of_longbench_e_without_a_length_is_named(read):
+    with pytest.raises(DataError, match=r"lcc_e\.jsonl, line 1: field 'length' is None"):
+        read("lcc", LINE | {"length": None}, bucket="4-8k")
+
+
+CHINESE_LINE = LINE | {"input": "谁养羊？", "context": "小明养羊。", "language": "zh"}
+
+
+@pytest.mark.parametrize(
+    ("task", "tokens", "end"),
+    [
+        ("multifieldqa_zh", 64, "\n\n问题：谁养羊？\n回答："),
+        ("dureader", 128, "\n\n问题：谁养羊？\n回答："),
+        ("vcsum", 512, "小明养羊。\n\n会议总结："),
+        ("lsht", 64, "小明养羊。\n谁养羊？"),
+        ("passage_retrieval_zh", 32, '答案格式必须是"段落1"，"段落2"等格式\n\n答案是：'),
+    ],
+)
+def test_chinese_tasks_have_their_prompts_and_numbers_of_tokens(read, task, tokens, end):
+    [sample] = read(task, CHINESE_LINE)
+    assert (sample.context + sample.question).endswith(end)
+    assert sample.max_new_tokens == tokens
+    assert sample.chat is (False if task == "lsht" else None)
+
+
+def test_the_chinese_tasks_are_a_group_of_their_own():
+    assert len(GROUPS["longbench_zh"]) == 5
+    assert not set(GROUPS["longbench_zh"]) & set(GROUPS["longbench"])
+
+
+@pytest.mark.parametrize("folder", ["data/", ""])
+def test_the_archive_is_read_as_it_is(tmp_path, folder):
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr(f"{folder}qasper.jsonl", json.dumps(LINE) + "\n")
+        written.writestr(f"{folder}lcc.jsonl", json.dumps(LINE | {"answers": None}) + "\n")
+    [sample] = LongBenchTask(task="qasper", folder=str(archive)).samples(None)
+    assert sample.answers == ("Otto", "It is Otto.")
+    with pytest.raises(DataError, match=r"data\.zip.*lcc\.jsonl, line 1: field 'answers' is None"):
+        list(LongBenchTask(task="lcc", folder=str(archive)).samples(None))
+    with pytest.raises(DataError, match=r"cannot read trec\.jsonl in '.*data\.zip'.*\(114 MB\)"):
+        list(LongBenchTask(task="trec", folder=str(archive)).samples(None))
+
+
+def test_the_folder_of_an_unpacked_archive_is_found(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "qasper.jsonl").write_text(json.dumps(LINE))
+    assert len(list(LongBenchTask(task="qasper", folder=str(tmp_path)).samples(None))) == 1
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "data.zip").write_text("no archive")
+    with pytest.raises(DataError, match=r"data\.zip' is neither a folder nor a \.zip"):
+        list(LongBenchTask(task="lcc", folder=str(tmp_path / "data.zip")).samples(None))
 
 
 def test_every_task_has_its_metric(read):
@@ -109,7 +191,9 @@ def test_a_line_that_is_none_of_longbench_is_named(read, change, sentence):
 
 
 def test_a_missing_file_is_named_with_its_origin(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read lcc.jsonl in .*data.zip of THUDM/LongBench"):
+    with pytest.raises(
+        DataError, match=r"cannot read lcc.jsonl in .*data.zip \(114 MB\) of THUDM/LongBench"
+    ):
         list(LongBenchTask(task="lcc", folder=str(tmp_path)).samples(None))
 
 
