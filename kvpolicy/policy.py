@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from kvpolicy.cache.storage.protocol import AnyStorage
+    from kvpolicy.huggingface.applied import Applied
     from kvpolicy.huggingface.cache import PolicyCache
     from kvpolicy.prefill.pattern import PrefillPattern
 
@@ -72,6 +74,34 @@ class Policy(Pipeline):
         pattern = None if prefill is None else resolved("prefill_pattern", prefill).part
         kept, title = (None, None) if storage is None else resolved("storage", storage)
         return PolicyCache(self, model, prefill=pattern, storage=kept, storage_title=title)
+
+    def applied(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        prefill: Part[PrefillPattern] | None = None,
+        storage: Part[AnyStorage] | None = None,
+    ) -> Applied:
+        """Give every `generate` of `model` in a `with` block an empty cache of this policy.
+
+        For code that passes no cache: pipelines over lists, chats, harnesses, streamers. The block
+        collects a report for each `generate`. It leaves alone a `generate` that is given a cache,
+        plain forwards, and `generate_batch`. Beams and samples are served; use_cache=False,
+        cache_implementation and assisted decoding are refused.
+
+        >>> import kvpolicy, torch
+        >>> from kvpolicy.testing import tiny_model
+        >>> model, prompt = tiny_model(), torch.arange(1, 101)[None]
+        >>> with kvpolicy.recipe("snapkv", budget=40).applied(model) as applied:
+        ...     _ = model.generate(prompt, max_new_tokens=1)
+        >>> applied.reports[0].seen, applied.reports[0].held
+        (100, 40)
+
+        Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
+        """
+        from kvpolicy.huggingface.applied import Applied
+
+        return Applied(model, partial(self.cache, model, prefill=prefill, storage=storage))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:

@@ -21,6 +21,7 @@ from kvpolicy.huggingface.layer import PolicyLayer, prefetch_behind
 from kvpolicy.huggingface.model.adapters import plain_model
 from kvpolicy.huggingface.opening import opened
 from kvpolicy.huggingface.positions import positions_of
+from kvpolicy.huggingface.read_tokens import ReadTokens
 from kvpolicy.huggingface.report import CacheReport, report_of
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
@@ -51,6 +52,7 @@ class PolicyCache(Cache):
             policy, inner, prefill=prefill, storage=storage, storage_title=storage_title
         )
         super().__init__(layers=layers)
+        self.read_tokens = ReadTokens()
         self._last_updated = -1
         self._entered = 0
         self._model = weakref.ref(inner)
@@ -125,6 +127,11 @@ class PolicyCache(Cache):
         """Bytes really held by all layers, slack and positions included."""
         return self.report().nbytes
 
+    @property
+    def batch_size(self) -> int:
+        """The sequences that are held; 0 before the first prompt."""
+        return self.policy_layers[0].batch
+
     def report(self) -> CacheReport:
         """Say what every layer has seen and holds; `print` it."""
         return report_of(self)
@@ -170,6 +177,7 @@ class PolicyCache(Cache):
             layer.reset()
         self.session.together.clear()
         self.session.guard.clear()
+        self.read_tokens.clear()
         self._last_updated = -1
 
     def clone(self) -> PolicyCache:
@@ -199,27 +207,25 @@ class PolicyCache(Cache):
         checks.check_crop(self.layers, tokens_to_remove)
         with self.session.guard.changing():
             super().crop(tokens_to_remove)
+            self.read_tokens.truncate(self.get_seq_length())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence of the batch, in place."""
-        if self._batch:
-            self._take_rows(torch.arange(self._batch, device="cpu").repeat_interleave(repeats))
+        if self.batch_size:
+            self._take_rows(torch.arange(self.batch_size, device="cpu").repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Int[Tensor, " rows"]) -> None:
         """Keep only these sequences of the batch, in this order."""
-        if self._batch:
-            self._take_rows(torch.arange(self._batch, device="cpu")[indices.cpu()])
+        if self.batch_size:
+            self._take_rows(torch.arange(self.batch_size, device="cpu")[indices.cpu()])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
         self._take_rows(beam_idx)
-
-    @property
-    def _batch(self) -> int:
-        return self.policy_layers[0].batch
 
     def _take_rows(self, rows: Any) -> None:
         # Linear layers can be reordered only; an order may repeat rows and leave rows out.
         with self.session.guard.changing():
             for layer in self.layers:
                 layer.reorder_cache(rows)
+            self.read_tokens.select_rows(rows)

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.adapters import check_no_virtual_tokens
 
@@ -48,17 +50,31 @@ def _keep(model: Any, cache: Any, inputs: dict[str, Any]) -> None:
 def checked_generate(
     is_ours: Callable[[object], bool], own: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Return `generate` that refuses to return a text which did not come out of our cache."""
+    """Return `generate` that refuses a prompt which does not go on from what our cache has read.
+
+    It also refuses to return a text which did not come out of that cache.
+    """
 
     @functools.wraps(own)
     def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         cache: Any = kwargs.get("past_key_values")
-        before = -1
-        if is_ours(cache):
-            check_no_virtual_tokens(model)
-            before = cache.get_seq_length()
-        result = own(model, *args, **kwargs)
-        if before >= 0 and cache.get_seq_length() == before:
+        if not is_ours(cache):
+            return own(model, *args, **kwargs)
+        check_no_virtual_tokens(model)
+        before, ids = cache.get_seq_length(), _ids_of(args, kwargs)
+        mask = kwargs.get("attention_mask")
+        # A mask that is longer than the ids says that they are the new tokens only.
+        whole = ids is not None and (mask is None or mask.shape[1] == ids.shape[1])
+        if before and whole:
+            cache.read_tokens.check(ids, mask, before)
+        cache.read_tokens.begin()
+        try:
+            result = own(model, *args, **kwargs)
+        except BaseException:
+            cache.read_tokens.stop()
+            raise
+        _note(cache, None if ids is None else result, first=0 if whole else before)
+        if cache.get_seq_length() == before:
             raise UnsupportedModelError(
                 f"{type(model).__name__} generated with another cache than the one it was given: "
                 "it read no token into past_key_values. Prompt learning (prefix tuning) brings a "
@@ -67,3 +83,31 @@ def checked_generate(
         return result
 
     return generate
+
+
+def _ids_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the token ids that `generate` was given; None for embeddings and other inputs."""
+    if kwargs.get("inputs_embeds") is not None:
+        return None
+    given = args[0] if args else kwargs.get("inputs")
+    given = kwargs.get("input_ids") if given is None else given
+    is_ids = isinstance(given, Tensor) and given.dim() == 2 and not given.is_floating_point()
+    return given if is_ids else None
+
+
+def _note(cache: Any, result: Any, *, first: int) -> None:
+    """Let a cache learn the ids of the tokens that it has read."""
+    ids = getattr(result, "sequences", result)
+    known = isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[0] == cache.batch_size
+    cache.read_tokens.note(ids if known else None, cache.get_seq_length(), first=first)
+
+
+def setting(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """Return a setting as `generate` finds it: given, in generation_config, or in the model's."""
+    config = args[1] if len(args) > 1 else kwargs.get("generation_config")
+    sources = (kwargs.get(name), *(getattr(each, name, None) for each in (config, _own(model))))
+    return next((value for value in sources if value is not None), None)
+
+
+def _own(model: Any) -> Any:
+    return getattr(model, "generation_config", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -55,6 +56,16 @@ class CacheReport:
         return sum(layer.full_nbytes for layer in self.layers)
 
     @property
+    def seen(self) -> int:
+        """Tokens that were read."""
+        return max((layer.seen for layer in self.layers), default=0)
+
+    @property
+    def held(self) -> int:
+        """Slots of the layer that holds the most."""
+        return max((layer.held for layer in self.layers), default=0)
+
+    @property
     def density(self) -> float | None:
         """Share of query-key pairs that sparse layers looked at on average; None: none is."""
         sparse = [layer.density for layer in self.layers if layer.density is not None]
@@ -62,14 +73,12 @@ class CacheReport:
 
     def __str__(self) -> str:
         """Return the table."""
-        head = f"{'layer':>5} {'seen':>5} {'held':>5} {'bytes':>9} {'of full':>8}"
+        head = _head("layer")
         rows = [
             _line(str(layer.layer), layer.seen, layer.held, layer.nbytes, layer.full_nbytes)
             for layer in self.layers
         ]
-        seen = max((layer.seen for layer in self.layers), default=0)
-        held = max((layer.held for layer in self.layers), default=0)
-        lines = [head, *rows, _line("all", seen, held, self.nbytes, self.full_nbytes)]
+        lines = [head, *rows, _line("all", self.seen, self.held, self.nbytes, self.full_nbytes)]
         if self.density is not None:
             shares = [
                 _share(each) for each in (*(each.density for each in self.layers), self.density)
@@ -121,6 +130,19 @@ def readable_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def table_of(reports: Sequence[CacheReport]) -> str:
+    """Return a table with a line for each cache, in the order in which they were used."""
+    lines = [
+        _line(str(count), each.seen, each.held, each.nbytes, each.full_nbytes)
+        for count, each in enumerate(reports, 1)
+    ]
+    return "\n".join([_head("cache"), *lines])
+
+
+def _head(name: str) -> str:
+    return f"{name:>5} {'seen':>5} {'held':>5} {'bytes':>9} {'of full':>8}"
 
 
 def _line(name: str, seen: int, held: int, nbytes: int, full: int) -> str:
