@@ -143,8 +143,8 @@ def test_an_equal_model_is_the_same_one(change, rope):
     other = copy.deepcopy(model)
     with torch.no_grad():
         kept = SAME[change](other)
-    # transformers before 5.13 never goes back to the frequencies of short texts, so after a long one
-    # the model truly is another.
+    # transformers before 5.13 never goes back to the frequencies of short texts, so after a long
+    # one the model truly is another.
     stays_grown = hasattr(other.model.rotary_emb, "None_max_seq_len_cached")
     assert differences(before, other) == (["weights"] if stays_grown else [])
     del kept
