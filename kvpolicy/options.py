@@ -58,6 +58,12 @@ def a_path(instance: object, option: Attribute[Any], value: Any) -> None:
         raise InvalidValueError(f"{option.name!r} must be a path, not {shown(value)}.")
 
 
+def a_text(instance: object, option: Attribute[Any], value: Any) -> None:
+    """Accept a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise InvalidValueError(f"{option.name!r} must be a text, not {shown(value)}.")
+
+
 def positive(instance: object, option: Attribute[Any], value: Any) -> None:
     """Accept a finite float above 0; see `as_float` for ints."""
     _check_float(option, value)

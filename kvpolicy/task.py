@@ -31,6 +31,7 @@ class Sample:
     - `max_new_tokens`, `min_new_tokens`: how many tokens are decoded at most and at least; None
       leaves the limit to the run.
     - `stop`: texts that end an answer. They are cut off.
+    - `outside`: the question is asked after the context was evicted, whatever the run does.
     - `chat`: whether the chat template is used; None leaves it to the run.
     - `extra`: what the metric needs beyond the answers.
     """
@@ -46,6 +47,7 @@ class Sample:
     min_new_tokens: int = 0
     stop: tuple[str, ...] = attrs.field(default=(), converter=_texts)
     chat: bool | None = None
+    outside: bool = False
     extra: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
 

@@ -148,7 +148,7 @@ class Grid:
             metric=task.metric.name,
             asks=task.metric.asks,
             sample=sample.name,
-            question=self.format.question,
+            question=self.format.place_of(sample),
             entrant=entrant.name,
             budget=entrant.budget,
             policy=policy,

@@ -45,7 +45,8 @@ class PromptFormat:
 
     - `chat`: use the chat template where a sample does not say otherwise.
     - `question`: inside what is evicted (as in ReST-KV, SnapKV and PyramidKV), or asked after the
-      context was evicted (as in kvpress). The prompt has the same tokens either way.
+      context was evicted (as in kvpress). The prompt has the same tokens either way. A sample may
+      want its question outside.
     - `longest`: cut a longer text in the middle to so many tokens, before the chat template
       (as in LongBench); None cuts nothing.
     """
@@ -67,7 +68,7 @@ class PromptFormat:
         if not text.strip() or not ids:
             raise InvalidValueError(f"sample {sample.name!r} is empty. Give it a text to read.")
         split = len(ids)
-        if self.question == "outside":
+        if self.place_of(sample) == "outside":
             before = self._ids(text[: _place(sample, text, question)], special=not chat)
             split = min(_common(ids, before), len(ids) - 1)
             if not split:
@@ -78,6 +79,10 @@ class PromptFormat:
         return Prompt(
             context=torch.tensor([ids[:split]]), question=torch.tensor([ids[split:]]).long()
         )
+
+    def place_of(self, sample: Sample) -> QuestionPlace:
+        """Return where the question of a sample is asked."""
+        return "outside" if sample.outside else self.question
 
     def _plain(self, sample: Sample) -> tuple[str, str]:
         return self._cut(

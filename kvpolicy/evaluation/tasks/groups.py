@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from kvpolicy.evaluation.tasks.few_shot.formats import FORMATS as GLUE
 from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
 from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED
@@ -26,6 +27,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         for bucket in BUCKETS
     },
     "infinitebench": tuple(f"infinitebench_{task}" for task in INFINITEBENCH),
+    "glue": tuple(f"glue_{task}" for task in GLUE),
     "infinitebench_synthetic": tuple(f"infinitebench_{task}" for task in SYNTHETIC),
 }
 """The tasks of each group. ReST-KV's authors leave out the questions about documents."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from kvpolicy.evaluation.tasks.few_shot.formats import FORMATS as GLUE
+from kvpolicy.evaluation.tasks.few_shot.glue import GlueTask
+from kvpolicy.evaluation.tasks.few_shot.mmlu import MmluTask
 from kvpolicy.evaluation.tasks.haystack import HaystackTask
 from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC, SyntheticTask
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
@@ -51,6 +54,8 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     },
     **{f"infinitebench_{task}": partial(InfiniteBenchTask, task=task) for task in INFINITEBENCH},
     **{f"infinitebench_{task}": partial(SyntheticTask, task=task) for task in SYNTHETIC},
+    **{f"glue_{task}": partial(GlueTask, task=task) for task in GLUE},
+    "mmlu": MmluTask,
 }
 """Every task by its name; the same objects at every call of the hook."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from kvpolicy.errors import InvalidValueError
@@ -24,6 +25,14 @@ def test_inside_everything_is_evicted_together(tokenizer):
 def test_outside_the_question_and_the_cue_come_after_the_eviction(tokenizer):
     prompt = PromptFormat(tokenizer=tokenizer, question="outside").prompt(SAMPLE)
     assert words(tokenizer, prompt.context) == "the red w1 w2 w3"
+    assert words(tokenizer, prompt.question) == "what colour ? answer :"
+
+
+def test_a_sample_may_want_its_question_outside(tokenizer):
+    form = PromptFormat(tokenizer=tokenizer)
+    sample = attrs.evolve(SAMPLE, outside=True)
+    assert (form.place_of(SAMPLE), form.place_of(sample)) == ("inside", "outside")
+    prompt = form.prompt(sample)
     assert words(tokenizer, prompt.question) == "what colour ? answer :"
 
 
