@@ -1,4 +1,4 @@
-"""A budget: how many positions each key/value head and layer may keep."""
+"""A budget: how many positions each key/value head and layer may keep, and how it is written."""
 
 from __future__ import annotations
 
@@ -47,6 +47,29 @@ def checked_budget(budget: Any) -> Budget:
         "budget must be an int (positions) or a float (share of the prompt), but is "
         f"{shown(budget)}."
     )
+
+
+def read_budget(text: str) -> Budget:
+    """Read a budget: a number of positions, or a share of the prompt.
+
+    Raises InvalidValueError for anything else.
+
+    >>> read_budget("1024"), read_budget("0.25"), read_budget("25 %")
+    (1024, 0.25, 0.25)
+    """
+    figure = text.strip()
+    try:
+        if figure.endswith("%"):
+            return checked_budget(float(figure[:-1]) / 100)
+        # Python reads 1_024 as a number. 1,024 is refused below.
+        return checked_budget(int(figure) if figure.lstrip("+-").isdigit() else float(figure))
+    except InvalidValueError:
+        raise
+    except ValueError:
+        raise InvalidValueError(
+            f"budget must be positions (1024) or a share of the prompt (0.25 or 25%), "
+            f"but is {shown(text)}."
+        ) from None
 
 
 def _as_share(budget: numbers.Real) -> float:

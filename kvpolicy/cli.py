@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "kvpolicy.commands.demo",
     "generate": "kvpolicy.commands.generate",
     "eval": "kvpolicy.commands.eval",
+    "lm-eval": "kvpolicy.commands.lm_eval",
     "exactness": "kvpolicy.commands.exactness",
 }
 """Each command and its module. The module's `app` is a Typer with that one command.

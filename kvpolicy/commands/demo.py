@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvpolicy.commands.budgets import read_budget
+from kvpolicy.budget import read_budget
 from kvpolicy.commands.stdout import plugins_print_to_stderr
 from kvpolicy.errors import InvalidValueError, shown
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvpolicy.commands.budgets import read_budget
+from kvpolicy.budget import read_budget
 from kvpolicy.errors import InvalidValueError, shown, suggest
 
 if TYPE_CHECKING:

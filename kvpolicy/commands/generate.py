@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kvpolicy.commands.budgets import read_budget
+from kvpolicy.budget import read_budget
 from kvpolicy.commands.stdout import plugins_print_to_stderr
 from kvpolicy.compose import recipe as build_recipe
 from kvpolicy.errors import InvalidValueError

@@ -43,7 +43,7 @@ def test_the_data_that_are_shown_are_data():
 
 
 def test_the_code_that_is_shown_runs(capsys):
-    [code] = blocks("python")
+    code = blocks("python")[0]
     exec(compile(code, "evaluation.md", "exec"), {})
     assert "| streamingllm |" in capsys.readouterr().out
 
