@@ -90,6 +90,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
                 f"batch_size must be 1 with a recipe, but is {shown(batch_size)}. Each request is "
                 "evicted in a cache of its own."
             )
+        options.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained, batch_size=batch_size, **options)
         if self.policy is not None:
             self.policy.cache(self.model).close()  # it says now if it cannot serve the model

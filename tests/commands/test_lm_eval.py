@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import shlex
 import sys
@@ -40,6 +41,8 @@ def task(tmp_path, monkeypatch):
     # lm_eval's own 14,000 tasks take ten seconds to list.
     alone = functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", alone)
+    # The command writes its log to the standard error of this test alone.
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [])
     return tmp_path
 
 
