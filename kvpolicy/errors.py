@@ -21,6 +21,10 @@ class PrefillFallbackWarning(UserWarning):
     """Sparse prefill is not compiled here: the same numbers, at the cost of dense attention."""
 
 
+class ResultsCutWarning(UserWarning):
+    """A file of results ended in the middle of a row, which will be run again."""
+
+
 class UnknownComponentError(KvpolicyError, LookupError):
     """No installed plugin offers a component of that kind under that name."""
 

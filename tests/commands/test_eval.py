@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 
 import pytest
 
@@ -54,28 +51,6 @@ def test_the_same_command_runs_nothing_again(evaluate, data, tmp_path):
     written = (tmp_path / "rows.jsonl").read_bytes()
     assert evaluate(*own(data, "--json")).stdout == first.stdout
     assert (tmp_path / "rows.jsonl").read_bytes() == written
-
-
-def test_a_run_that_is_killed_goes_on_and_repeats_nothing(evaluate, data, tmp_path):
-    file = tmp_path / "rows.jsonl"
-    arguments = own(data, "--metric", "exact_match", budgets="48,64,50%")
-    command = ("--model", needle.MODEL, "--recipes", "restkv,snapkv", "--max-new-tokens", "4")
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "kvpolicy", "eval", *command, "--output", file, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while killed.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 2):
-        time.sleep(0.01)
-    killed.kill()
-    killed.wait()
-    before = [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
-    assert before
-    result = evaluate(*arguments)
-    assert result.exit_code == 0, result.output
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert rows[: len(before)] == before
-    assert len({row["key"] for row in rows}) == len(rows) == 2 * 7
 
 
 def test_a_policy_may_come_from_a_file(evaluate, data, tmp_path):

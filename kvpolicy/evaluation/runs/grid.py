@@ -100,8 +100,7 @@ class Grid:
         ran = self._ran(group.task, asked, entrant, list(compress(starts, missing)))
         for row, is_missing in zip(known, missing, strict=True):
             if row is None or is_missing:
-                row = next(ran)
-                results.add(row)
+                row = results.add(next(ran))
             on_row(row, is_missing)
             yield row
 

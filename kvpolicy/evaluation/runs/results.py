@@ -1,13 +1,15 @@
 """A file of rows, a JSON object a line, to which several processes may append.
 
 A row is one write of one line, so that a process that is killed loses at most the run that it was
-at. A last line without its end is what such a process left; it is cut off.
+at. A last line without its end is what such a process left. A whole row stays; a part of one is cut
+off, with a warning.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from kvpolicy.errors import ResultsError, shown
+from kvpolicy.errors import ResultsCutWarning, ResultsError, shown
 from kvpolicy.evaluation.runs.row import Row
 
 _FIELDS = {field.name: field for field in attrs.fields(Row)}
@@ -25,7 +27,8 @@ _REQUIRED = [name for name, field in _FIELDS.items() if field.default is attrs.N
 class Results:
     """The rows of a file, by key; without a file they are kept in memory only.
 
-    Raises ResultsError if the file cannot be read or written, or holds a line that is no row.
+    Warns with ResultsCutWarning if the file ended in the middle of a row. Raises ResultsError if
+    the file cannot be read or written, or holds a line that is no row.
     """
 
     def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
@@ -54,14 +57,22 @@ class Results:
                     row = self._row(line)
                     self.rows[row.key] = row
 
-    def add(self, row: Row) -> None:
-        """Append a row, in one write."""
-        self.rows[row.key] = row
+    def add(self, row: Row) -> Row:
+        """Append a row, in one write, and return it.
+
+        If another process has appended a row of that key meanwhile, that row is returned instead.
+        """
+        known = self.rows.get(row.key)
         if self.file is None:
-            return
+            self.rows[row.key] = row
+            return row
         line = json.dumps(attrs.asdict(row), ensure_ascii=False, default=shown) + "\n"
         try:
             with self.file.open("ab", buffering=0) as opened, _alone(opened):
+                self.refresh()
+                theirs = self.rows.get(row.key)
+                if theirs is not None and theirs != known:
+                    return theirs
                 opened.write(line.encode("utf-8", "surrogatepass"))
                 os.fsync(opened.fileno())
         except OSError as error:
@@ -69,9 +80,11 @@ class Results:
                 f"cannot write to {shown(str(self.file))}: {error.strerror or error}. Give a file "
                 "in a folder that exists and can be written to."
             ) from error
+        self.rows[row.key] = row
+        return row
 
     def _repair(self, file: Path) -> None:
-        """Cut off a last line that has no end; make sure that the file can be appended to."""
+        """End the last line, or cut it off; make sure that the file can be appended to."""
         try:
             with file.open("a+b") as opened, _alone(opened):
                 size = opened.seek(0, os.SEEK_END)
@@ -79,13 +92,29 @@ class Results:
                 while end and not _ends_line(opened, end):
                     end -= 1
                 if end < size:
-                    opened.truncate(end)
+                    opened.seek(end)
+                    self._end(opened, opened.read(), end)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ResultsError(
                 f"cannot open {shown(str(file))}: {reason}. Give a file in a "
                 "folder that exists and can be written to."
             ) from error
+
+    def _end(self, opened: Any, piece: bytes, start: int) -> None:
+        try:
+            self._row(piece)
+        except ResultsError:
+            opened.truncate(start)
+            warnings.warn(
+                f"{shown(str(self.file))} ended in the middle of a row: a run was stopped while it "
+                f"wrote. The last {len(piece):,} bytes were removed, and that row is run again. "
+                "All other rows are there.",
+                ResultsCutWarning,
+                stacklevel=5,
+            )
+        else:
+            opened.write(b"\n")
 
     def _row(self, line: bytes) -> Row:
         try:

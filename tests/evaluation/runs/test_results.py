@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kvpolicy.errors import ResultsError
+from kvpolicy.errors import ResultsCutWarning, ResultsError
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.evaluation.runs.row import Row
 
@@ -41,20 +41,40 @@ def test_what_another_process_appends_is_seen(tmp_path):
     assert "b" in mine.rows
 
 
-def test_a_last_line_without_end_is_cut_off_and_the_others_stay(tmp_path):
+def test_a_row_of_the_same_run_that_another_process_appended_first_stays(tmp_path):
+    mine, theirs = Results(tmp_path / "rows.jsonl"), Results(tmp_path / "rows.jsonl")
+    first = theirs.add(row("a", score=1.0, first_seconds=0.5))
+    assert mine.add(row("a", score=1.0, first_seconds=0.25)) == first
+    assert (tmp_path / "rows.jsonl").read_bytes().count(b"\n") == 1
+
+
+@pytest.mark.parametrize("length", [1, 40, -2])
+def test_a_row_that_was_cut_is_said_and_removed_and_the_others_stay(tmp_path, length):
     file = tmp_path / "rows.jsonl"
     Results(file).add(row("a"))
     whole = file.read_bytes()
-    file.write_bytes(whole + whole[:40])
-    results = Results(file)
+    file.write_bytes(whole + whole[:length])
+    with pytest.warns(ResultsCutWarning, match=r"rows.jsonl' ended in the middle .* run again"):
+        results = Results(file)
+    assert file.read_bytes() == whole
     assert list(results.rows) == ["a"]
     results.add(row("b"))
     assert list(Results(file).rows) == ["a", "b"]
 
 
-def test_a_file_that_is_all_one_cut_line_starts_anew(tmp_path):
+def test_a_last_row_that_lacks_only_its_line_end_is_kept(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    first, second = Results(file).add(row("a")), Results(file).add(row("b", score=0.5))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert list(Results(file)) == [first, second]
+    assert file.read_bytes() == whole
+
+
+def test_a_file_that_is_all_one_cut_row_starts_anew(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b'{"key": "a')
-    assert not Results(tmp_path / "rows.jsonl").rows
+    with pytest.warns(ResultsCutWarning, match="The last 10 bytes were removed"):
+        assert not Results(tmp_path / "rows.jsonl").rows
 
 
 @pytest.mark.parametrize(
