@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "kvpolicy.commands.generate",
     "eval": "kvpolicy.commands.eval",
     "lm-eval": "kvpolicy.commands.lm_eval",
+    "report": "kvpolicy.commands.report",
     "exactness": "kvpolicy.commands.exactness",
 }
 """Each command and its module. The module's `app` is a Typer with that one command.

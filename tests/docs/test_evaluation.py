@@ -38,6 +38,15 @@ def test_the_first_command_works_on_the_data_that_are_shown(run, tmp_path, monke
     assert "mine: contains" in result.stdout
 
 
+def test_the_report_is_made_of_what_the_first_command_wrote(run, tmp_path, monkeypatch):
+    test_the_first_command_works_on_the_data_that_are_shown(run, tmp_path, monkeypatch)
+    [command] = [block for block in blocks("console") if block.startswith("kvpolicy report")]
+    result = run(*shlex.split(command.replace("snapkv", "restkv"))[1:])
+    assert result.exit_code == 0, result.output
+    assert {"report.html", "report.md", "report.tex"} <= {file.name for file in Path().iterdir()}
+    assert list(Path("figures").glob("*.png"))
+
+
 def test_the_data_that_are_shown_are_data():
     assert len(read_samples([json.loads(line) for line in blocks("json")[0].splitlines()])) == 2
 

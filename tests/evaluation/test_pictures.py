@@ -11,7 +11,8 @@ import pytest
 
 from kvpolicy.evaluation.page import page
 from kvpolicy.evaluation.pictures import accuracy_picture, save_picture, survival_picture, svg
-from kvpolicy.evaluation.pictures.accuracy import LABEL_GAP, TOP, _apart
+from kvpolicy.evaluation.pictures.accuracy import LABEL_GAP, TOP
+from kvpolicy.evaluation.pictures.labels import apart
 from kvpolicy.evaluation.pictures.theme import DARK, LIGHT
 
 
@@ -52,7 +53,7 @@ def test_the_ground_is_that_of_the_theme(comparison, theme):
 
 @pytest.mark.parametrize("heights", [[0.0, 0.0, 0.0], [0.2, 0.9, 1.0, 1.0, 1.0], [0.5]])
 def test_labels_never_overlap_nor_leave_the_picture(heights):
-    moved = _apart(heights)
+    moved = apart(heights, gap=LABEL_GAP, top=TOP)
     gaps = [above - below for below, above in pairwise(moved)]
     assert all(gap >= LABEL_GAP - 1e-9 for gap in gaps)
     assert max(moved) <= TOP

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from kvpolicy.evaluation.pictures.labels import apart
 from kvpolicy.evaluation.pictures.theme import Canvas, Theme, colours, title
 from kvpolicy.evaluation.results import Comparison, Row
 from kvpolicy.evaluation.wording import percent
@@ -78,25 +79,9 @@ def _draw_line(axes: Axes, rows: Mapping[int, Row], colour: str) -> None:
 def _write_labels(axes: Axes, labels: list[tuple[float, str, str]]) -> None:
     """Write each line's name at its right end, moved apart where two would overlap."""
     labels.sort()
-    heights = _apart([height for height, _, _ in labels])
+    heights = apart([height for height, _, _ in labels], gap=LABEL_GAP, top=TOP)
     for height, (_, name, colour) in zip(heights, labels, strict=True):
         axes.text(
             1.02, (height - BOTTOM) / (TOP - BOTTOM), name, color=colour, size=10.5,
             weight="bold", va="center", transform=axes.transAxes,
         )  # fmt: skip
-
-
-def _apart(heights: Sequence[float]) -> list[float]:
-    """Push ascending heights apart, upwards first and back down from the top.
-
-    >>> _apart([0.5, 0.5, 1.0])
-    [0.5, 0.552, 1.0]
-    """
-    moved: list[float] = []
-    for height in heights:
-        moved.append(max(height, moved[-1] + LABEL_GAP) if moved else height)
-    ceiling = TOP
-    for index in reversed(range(len(moved))):
-        moved[index] = min(moved[index], ceiling)
-        ceiling = moved[index] - LABEL_GAP
-    return moved

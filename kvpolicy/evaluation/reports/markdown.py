@@ -29,10 +29,14 @@ def by_task(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
     return tasks
 
 
-def columns(cells: Iterable[Cell]) -> list[Budget | None]:
-    """Return the budgets, positions before shares; [None] where there is only the full cache."""
-    budgets = {cell.budget for cell in cells if cell.budget is not None}
-    return [*sorted(budgets, key=lambda budget: (isinstance(budget, float), budget))] or [None]
+def columns(budgets: Iterable[Budget | None]) -> list[Budget | None]:
+    """Return the budgets, positions before shares; [None] where there is only the full cache.
+
+    >>> columns([None, 0.5, 64, 64])
+    [64, 0.5]
+    """
+    found = {budget for budget in budgets if budget is not None}
+    return [*sorted(found, key=lambda budget: (isinstance(budget, float), budget))] or [None]
 
 
 def matrix(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
@@ -41,7 +45,7 @@ def matrix(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     The full cache's score stands in every column, since it has no budget.
     """
     found = {(cell.entrant, cell.budget): cell for cell in cells}
-    budgets = columns(cells)
+    budgets = columns(cell.budget for cell in cells)
     lines = [
         [name, *(score(found.get((name, None)) or found.get((name, each))) for each in budgets)]
         for name in dict.fromkeys(cell.entrant for cell in cells)

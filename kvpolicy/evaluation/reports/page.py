@@ -2,108 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import attrs
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kvpolicy.evaluation.reports import wording
-from kvpolicy.evaluation.reports.markdown import by_task, columns
+from kvpolicy.evaluation.reports.costs import COSTS, Cost, front
+from kvpolicy.evaluation.reports.grids import grids
+from kvpolicy.evaluation.reports.heats import heats
+from kvpolicy.evaluation.reports.loading import model_of
+from kvpolicy.evaluation.reports.markdown import by_task
+from kvpolicy.evaluation.reports.matrix import matrix, overall_matrix
+from kvpolicy.evaluation.reports.overview import overview
+from kvpolicy.evaluation.reports.published import Published, published
+from kvpolicy.evaluation.reports.rendering import rendered
 from kvpolicy.evaluation.reports.summary import Cell
 from kvpolicy.evaluation.runs.entrant import written
 from kvpolicy.evaluation.runs.row import Row
 
+if TYPE_CHECKING:
+    from kvpolicy.evaluation.pictures.marks import Mark
 
-def page(cells: Sequence[Cell], *, baseline: str, rows: Sequence[Row]) -> str:
-    """Return the page; `rows` say which model and which code the figures are of."""
-    environment = Environment(
-        loader=PackageLoader("kvpolicy.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("evaluation.html").render(
-        tasks=[_task(name, found) for name, found in by_task(cells).items()],
+
+def page(
+    cells: Sequence[Cell], *, baseline: str, rows: Sequence[Row], notices: Sequence[str] = ()
+) -> str:
+    """Return the page; `rows` are what the cells are of, `notices` what a reader must know."""
+    from kvpolicy.evaluation.pictures.marks import marks
+
+    told_apart = marks(cell.entrant for cell in cells)
+    model = model_of(rows[0]) if rows else "no rows"
+    return rendered(
+        "report.html",
+        title=f"kvpolicy evaluation: {model}",
+        tasks=[
+            _task(name, found, [row for row in rows if row.task == name], told_apart)
+            for name, found in by_task(cells).items()
+        ],
+        overview=overall_matrix(overview(cells)),
+        published=_published(published(rows)),
         headings=wording.HEADINGS,
         notes=wording.NOTES,
+        notices=notices,
         baseline=baseline,
-        facts=_facts(rows),
+        facts=facts(rows),
     )
 
 
-@attrs.frozen(kw_only=True)
-class _Figure:
-    """A score as the page shows it; `strip` places it and its interval between 0 and 1."""
-
-    value: str
-    interval: str
-    best: bool
-    strip: dict[str, float] | None
-
-
-def _task(name: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    found = {(cell.entrant, cell.budget): cell for cell in cells}
-    budgets = columns(cells)
-    names = list(dict.fromkeys(cell.entrant for cell in cells))
-    by_name = {
-        each: [found.get((each, None)) or found.get((each, budget)) for budget in budgets]
-        for each in names
-    }
-    best = [_best([by_name[each][at] for each in names]) for at in range(len(budgets))]
-    return {
-        "name": name,
-        "metric": cells[0].metric,
-        "larger_is_better": cells[0].larger_is_better,
-        "strips": all(map(_fits, cells)),
-        "headings": ["policy", *("score" if each is None else written(each) for each in budgets)],
-        "matrix": [
-            (each, [_figure(cell, best[at]) for at, cell in enumerate(by_name[each])])
-            for each in names
-        ],
-        "lines": [wording.line(cell) for cell in cells],
-        "complaints": wording.complaints(cells),
-    }
-
-
-def _best(cells: Sequence[Cell | None]) -> float | None:
-    """Return the best score among those that evict; the full cache is no competitor."""
-    rivals = [cell for cell in cells if cell is not None and cell.budget is not None]
-    values = [cell.estimate.value for cell in rivals if cell.estimate is not None]
-    if len(values) < 2:
-        return None
-    return max(values) if rivals[0].larger_is_better else min(values)
-
-
-def _figure(cell: Cell | None, best: float | None) -> _Figure | None:
-    if cell is None or cell.estimate is None:
-        return None
-    value, around = cell.estimate
-    strip = None
-    if around is not None and _fits(cell):
-        strip = {
-            "left": round(100 * around.low, 1),
-            "width": round(100 * (around.high - around.low), 1),
-            "at": round(100 * value, 1),
-        }
-    return _Figure(
-        value=wording.figure(value),
-        interval=wording.interval(cell.estimate),
-        best=cell.budget is not None and value == best,
-        strip=strip,
-    )
-
-
-def _fits(cell: Cell) -> bool:
-    """Whether a score and its interval lie between 0 and 1."""
-    if not cell.larger_is_better or cell.estimate is None:
-        return cell.larger_is_better
-    value, around = cell.estimate
-    return all(0 <= each <= 1 for each in (value, *(around or ())))
-
-
-def _facts(rows: Sequence[Row]) -> str:
+def facts(rows: Sequence[Row]) -> str:
+    """Say which model and which versions the rows are of."""
     if not rows:
         return "No rows."
     model = rows[0].run.get("model", {})
@@ -112,6 +58,76 @@ def _facts(rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in packages.items() if number)
     questions = " and ".join(sorted({row.question for row in rows}))
     return (
-        f"{model.get('name') or model.get('class', 'A model')} ({model.get('dtype', '?')}), "
-        f"{samples} samples, question {questions} the evicted text. {versions}."
+        f"{model_of(rows[0])} ({model.get('dtype', '?')}), {samples} samples, question "
+        f"{questions} the evicted text. {versions}."
     )
+
+
+def _task(
+    name: str, cells: Sequence[Cell], rows: Sequence[Row], marks: Mapping[str, Mark]
+) -> dict[str, Any]:
+    found = grids(rows)
+    return {
+        "name": name,
+        "metric": cells[0].metric,
+        "larger_is_better": cells[0].larger_is_better,
+        **matrix(cells),
+        "pictures": _pictures(name, cells, marks),
+        "heats": heats(found) if found else [],
+        "lines": [wording.line(cell) for cell in cells],
+        "complaints": wording.complaints(cells),
+    }
+
+
+def _pictures(name: str, cells: Sequence[Cell], marks: Mapping[str, Mark]) -> list[dict[str, str]]:
+    from kvpolicy.evaluation.pictures.front import front_picture
+    from kvpolicy.evaluation.pictures.inline import PAGE, inline
+    from kvpolicy.evaluation.pictures.quality import quality_picture
+
+    metric = cells[0].metric
+    drawn = [
+        (
+            quality_picture(cells, marks, PAGE),
+            f"{metric} over budget",
+            "A line for each recipe; upright strokes are 95 % intervals. Dotted: the full cache.",
+        )
+    ]
+    for cost in COSTS:
+        title = f"{metric} over {cost.title}"
+        drawn.append((front_picture(cells, cost, marks, PAGE), title, _front(cells, cost)))
+    return [
+        {"svg": inline(figure, f"{name}: {title}."), "title": title, "caption": caption}
+        for figure, title, caption in drawn
+        if figure is not None
+    ]
+
+
+def _front(cells: Sequence[Cell], cost: Cost) -> str:
+    best = front(cost.points(cells), larger_is_better=cells[0].larger_is_better)
+    named = [
+        f"{each.cell.title} ({cost.write(each.cost)}, {wording.figure(each.score)})"
+        for each in best
+    ]
+    return (
+        "The line joins what nothing beats at that cost. The cheapest first: "
+        f"{', '.join(named)}. All others are pale."
+    )
+
+
+def _published(found: Sequence[Published]) -> dict[str, Any] | None:
+    if not found:
+        return None
+    return {
+        "lines": [
+            (
+                each.benchmark,
+                each.entrant,
+                wording.NOTHING if each.budget is None else written(each.budget),
+                f"{each.ours:.2f}",
+                f"{each.theirs:.2f}",
+                f"{each.ours - each.theirs:+.2f}",
+            )
+            for each in found
+        ],
+        "sources": list(dict.fromkeys(each.source for each in found)),
+    }

@@ -89,8 +89,8 @@ def line(cell: Cell) -> tuple[str, ...]:
         NOTHING if cell.positions is None else f"{cell.positions:,.0f}",
         NOTHING if cell.nbytes is None else readable_bytes(cell.nbytes),
         NOTHING if cell.footprint is None else f"{100 * cell.footprint:.1f} %",
-        _time(cell.first_seconds),
-        _time(cell.token_seconds),
+        time(cell.first_seconds),
+        time(cell.token_seconds),
     )
 
 
@@ -104,7 +104,12 @@ def complaints(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _time(seconds: float | None) -> str:
+def time(seconds: float | None) -> str:
+    """Write a time in the unit that fits it.
+
+    >>> time(0.0021), time(2.5), time(None)
+    ('2.1 ms', '2.5 s', '-')
+    """
     if seconds is None:
         return NOTHING
     return f"{1000 * seconds:,.1f} ms" if seconds < 1 else f"{seconds:,.1f} s"

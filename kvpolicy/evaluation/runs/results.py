@@ -54,7 +54,7 @@ class Results:
                 self._read += len(line)
                 self._line += 1
                 if line.strip():
-                    row = self._row(line)
+                    row = parsed(line, self.file, self._line)
                     self.rows[row.key] = row
 
     def add(self, row: Row) -> Row:
@@ -103,7 +103,7 @@ class Results:
 
     def _end(self, opened: Any, piece: bytes, start: int) -> None:
         try:
-            self._row(piece)
+            parsed(piece, self.file, self._line)
         except ResultsError:
             opened.truncate(start)
             warnings.warn(
@@ -116,24 +116,30 @@ class Results:
         else:
             opened.write(b"\n")
 
-    def _row(self, line: bytes) -> Row:
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise self._unreadable(f"is no JSON ({error})") from error
-        if not isinstance(data, dict):
-            raise self._unreadable("is no JSON object")
-        if missing := [name for name in _REQUIRED if name not in data]:
-            raise self._unreadable(f"lacks {', '.join(missing)}")
-        if unknown := [name for name in data if name not in _FIELDS]:
-            raise self._unreadable(f"has {', '.join(map(shown, unknown))}, which no row has")
-        return Row(**data)
 
-    def _unreadable(self, fault: str) -> ResultsError:
+def parsed(line: bytes, file: Path | None, number: int) -> Row:
+    """Return the row that line `number` of a file holds.
+
+    Raises ResultsError if it holds none.
+    """
+
+    def unreadable(fault: str) -> ResultsError:
         return ResultsError(
-            f"line {self._line} of {shown(str(self.file))} {fault}: it is no file of results, or "
-            "it was damaged. Nothing was changed. Remove that line, or write to another file."
+            f"line {number} of {shown(str(file))} {fault}: it is no file of results, or it was "
+            "damaged. Nothing was changed. Remove that line, or use another file."
         )
+
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise unreadable(f"is no JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise unreadable("is no JSON object")
+    if missing := [name for name in _REQUIRED if name not in data]:
+        raise unreadable(f"lacks {', '.join(missing)}")
+    if unknown := [name for name in data if name not in _FIELDS]:
+        raise unreadable(f"has {', '.join(map(shown, unknown))}, which no row has")
+    return Row(**data)
 
 
 @contextmanager

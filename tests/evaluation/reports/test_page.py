@@ -15,7 +15,7 @@ from kvpolicy.evaluation.reports.summary import summary
 class Reader(HTMLParser):
     """Collects the text of each table cell, and checks that elements are closed in order."""
 
-    VOID = frozenset({"meta"})
+    VOID = frozenset({"meta", "wbr"})
 
     def __init__(self):
         super().__init__()
@@ -50,12 +50,17 @@ def read(rows):
 
 
 def test_the_first_table_has_a_line_for_each_recipe_and_a_column_for_each_budget(read):
-    assert read.tables[0] == [
+    assert [[re.match(r"[\d.]{5}|.*", cell)[0] for cell in line] for line in read.tables[0]] == [
         ["policy", "64", "25 %"],
-        ["full", "1.0000.722 to 1.000", "1.0000.722 to 1.000"],
-        ["restkv", "0.8000.490 to 0.943", "0.5000.500 to 0.500"],
-        ["snapkv", "0.5000.237 to 0.763", "-"],
+        ["full", "1.000", "1.000"],
+        ["restkv", "0.800", "0.500"],
+        ["snapkv", "0.500", "-"],
     ]
+
+
+def test_under_a_score_are_its_interval_and_the_difference_in_words_too(read):
+    found = read.tables[0][3][1]
+    assert found.startswith("0.5000.237 to 0.763▼worse-0.500 (-0.8")
 
 
 def test_the_second_table_has_all_figures(read):
@@ -77,7 +82,50 @@ def test_the_best_recipe_of_a_budget_is_bold_and_the_full_cache_never_is(rows):
 
 def test_the_page_needs_nothing_beside_itself(rows):
     found = page(summary(rows), baseline="full", rows=rows)
-    assert not re.search(r"https?:|src=|<link|<script|url\(", found)
+    assert not re.search(r"https?:|src=|<link|<script|@import|url\((?!#)", found)
+
+
+def test_pictures_hold_text_and_say_what_they_show(rows):
+    found = page(summary(rows), baseline="full", rows=rows)
+    pictures = re.findall(r"<svg.*?</svg>", found, re.DOTALL)
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert re.search(r'role="img" aria-label="needles: f1 over [^"]+\."><title>', picture)
+        assert re.search(r"<text [^>]*>[^<]+</text>", picture)
+    assert {"restkv", "snapkv", "full"} <= set(re.findall(r">([^<]+)</text>", pictures[0]))
+
+
+def test_every_table_has_headings_with_a_scope_and_every_place_to_scroll_a_name(rows):
+    found = page(summary(rows), baseline="full", rows=rows)
+    assert not re.search(r"<th(?! scope=)[ >]", found)
+    regions = re.findall(r'<div class="scroll"[^>]*>', found)
+    assert len(regions) == found.count("<table")
+    assert all('tabindex="0"' in each and "aria-label=" in each for each in regions)
+
+
+def test_notices_are_shown(rows):
+    found = page(summary(rows), baseline="full", rows=rows, notices=["The file was <cut>."])
+    assert "The file was &lt;cut&gt;." in found
+
+
+def test_a_haystack_has_tables_of_scores_by_length_and_depth(make_row):
+    rows = [
+        make_row(f"length {length}, depth 50", entrant, budget, score)
+        for entrant, budget, score in (("full", None, 1.0), ("restkv", 64, 0.25))
+        for length in (500, 1000)
+    ]
+    reader = Reader()
+    reader.feed(page(summary(rows), baseline="full", rows=rows))
+    assert [["depth", "500", "1k"], ["50", "25", "25"]] in reader.tables
+
+
+def test_several_tasks_have_an_overview_and_links(rows, make_row):
+    other = [make_row(row.sample, row.entrant, row.budget, row.score, task="b") for row in rows]
+    found = page(summary([*rows, *other]), baseline="full", rows=[*rows, *other])
+    assert "All tasks" in found
+    targets = re.findall(r'href="#([^"]+)"', found)
+    assert len(targets) >= 2
+    assert all(f'id="{target}"' in found for target in targets)
 
 
 def test_names_and_errors_are_text_and_no_markup(make_row):
