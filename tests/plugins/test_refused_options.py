@@ -25,7 +25,6 @@ NEEDED = {
     "importance": [[1.0]],
     "future": Future(),
     "folder": "data",
-    "path": "data",
 }
 """Options without a default, in the plainest form."""
 
@@ -48,11 +47,13 @@ OPTIONS = [
 
 
 def build(part, **options):
-    needed = NEEDED | CHOSEN.get(part, {})
+    chosen = CHOSEN.get(part, {})
     required = {
-        each.name: needed[each.name] for each in attrs.fields(part) if each.default is attrs.NOTHING
+        each.name: NEEDED[each.name]
+        for each in attrs.fields(part)
+        if each.default is attrs.NOTHING and each.name not in chosen
     }
-    return part(**required | options)
+    return part(**required | chosen | options)
 
 
 def test_every_installed_part_is_an_attrs_class():

@@ -14,21 +14,28 @@ File: TypeAlias = Path | zipfile.Path
 """A file, which may be in an archive."""
 
 
-def file_in(folder: str, name: str) -> File:
-    """Return a file of a folder or of a .zip; it may be in a folder `data` there.
+def file_in(folder: Path, name: str) -> File:
+    """Return a file of a folder or of a .zip; it may be in a folder `data` or in data.zip there.
 
     Raises DataError for a file that is no .zip.
     """
-    path = Path(folder)
-    root: File = path
-    if path.is_file():
-        try:
-            root = zipfile.Path(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(
-                f"{shown(folder)} is neither a folder nor a .zip: {error}. "
-                f"Give the folder of {name}."
-            ) from error
+    if folder.is_file():
+        return _archived(folder, name)
+    for file in (folder / name, folder / "data" / name):
+        if file.is_file():
+            return file
+    archive = folder / "data.zip"
+    return _archived(archive, name) if archive.is_file() else folder / name
+
+
+def _archived(archive: Path, name: str) -> File:
+    try:
+        root = zipfile.Path(archive)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(
+            f"{shown(str(archive))} is neither a folder nor a .zip: {error}. Give the folder of "
+            f"{name}."
+        ) from error
     inside = root / "data" / name
     return inside if inside.is_file() else root / name
 

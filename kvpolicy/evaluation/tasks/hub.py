@@ -11,11 +11,15 @@ from kvpolicy.errors import DataError, shown, told
 
 @attrs.frozen(kw_only=True)
 class HubFile:
-    """A file of a data set on the hub: its repository, its name there, and its size in words."""
+    """A file of a data set on the hub: its repository, its name there, and its size in words.
+
+    `instead` says how a task is given the file otherwise.
+    """
 
     repository: str
     name: str
     size: str
+    instead: str = "Give the folder that holds it as option folder=..."
 
     @property
     def origin(self) -> str:
@@ -27,7 +31,7 @@ class HubFile:
         """
         return (
             f"It is {self.name} ({self.size}) of the data set {self.repository} on the Hugging "
-            f"Face Hub. Give the folder that holds it as option folder=..."
+            f"Face Hub. {self.instead}"
         )
 
     def fetched(self) -> Path:

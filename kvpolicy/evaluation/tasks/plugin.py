@@ -15,7 +15,7 @@ from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED, LongBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
 from kvpolicy.evaluation.tasks.needle import NeedleTask
-from kvpolicy.evaluation.tasks.perplexity import PerplexityTask
+from kvpolicy.evaluation.tasks.perplexity import DATASETS, PerplexityTask
 from kvpolicy.evaluation.tasks.ruler.common_words import CommonWordsTask
 from kvpolicy.evaluation.tasks.ruler.frequent_words import FrequentWordsTask
 from kvpolicy.evaluation.tasks.ruler.niah import NiahTask
@@ -45,6 +45,7 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     "needle": NeedleTask,
     "haystack": HaystackTask,
     "perplexity": PerplexityTask,
+    **{f"perplexity_{name}": partial(PerplexityTask, dataset=name) for name in DATASETS},
     **RULER,
     **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in (*LONGBENCH, *CHINESE)},
     **{

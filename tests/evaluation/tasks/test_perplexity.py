@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
 import kvpolicy
 from kvpolicy.errors import DataError, InvalidValueError
 from kvpolicy.evaluation.tasks.perplexity import PerplexityTask
+from kvpolicy.evaluation.tasks.plugin import kvpolicy_tasks
 from kvpolicy.testing import tiny_model
 
 TEXT = "".join(f"Line {number} is {number * number % 89}. " for number in range(40))
@@ -73,6 +76,94 @@ def test_pieces_are_joined_as_asked(tokenizer, tmp_path, join, between):
     task = PerplexityTask(path=str(tmp_path), length=10, num_samples=1, join=join)
     whole = between.join(["one two ", "three", "four"])
     assert next(task.samples(tokenizer)).context == whole[:10]
+
+
+WIKITEXT = " \n = Title = \n \n A line . \n \n"
+
+
+@pytest.mark.parametrize(
+    ("join", "expected"),
+    [
+        ("nothing", " = Title = \n A line . \n"),
+        ("blank line", "\n\n = Title = \n\n\n\n\n A line . \n\n\n"),
+    ],
+)
+def test_lines_of_wikitext_are_rows_as_on_the_hub(tokenizer, tmp_path, join, expected):
+    (tmp_path / "wiki.test.raw").write_text(WIKITEXT)
+    rows = ["", " = Title = \n", "", " A line . \n", ""]  # of wikitext-2-raw-v1 on the hub
+    table = pyarrow.table({"text": rows})
+    pyarrow.parquet.write_table(table, tmp_path / "test-00000-of-00001.parquet")
+    for name in ("wiki.test.raw", "test-00000-of-00001.parquet"):
+        path = str(tmp_path / name)
+        task = PerplexityTask(path=path, length=len(expected), join=join, num_samples=1)
+        assert [sample.context for sample in task.samples(tokenizer)] == [expected]
+
+
+def test_another_column_may_hold_the_texts(tokenizer, tmp_path):
+    pages = [{"page": "one two", "text": 3}, {"page": " three"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, pages)))
+    pyarrow.parquet.write_table(
+        pyarrow.table({"page": ["one two", " three"]}), tmp_path / "rows.parquet"
+    )
+    for name in ("rows.jsonl", "rows.parquet"):
+        task = PerplexityTask(path=str(tmp_path / name), column="page", length=13)
+        assert [sample.context for sample in task.samples(tokenizer)] == ["one two three"]
+
+
+def test_no_more_of_a_long_text_is_read_than_is_asked_for(tokenizer, tmp_path):
+    # Each row is 40 characters long; the last one is none.
+    rows = [json.dumps({"text": f"row {place:04}, ".ljust(40, ".")}) for place in range(500)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, json.dumps({"text": None})]))
+    path = str(tmp_path / "rows.jsonl")
+    stretches = [
+        sample.context
+        for sample in PerplexityTask(path=path, length=100, num_samples=4).samples(tokenizer)
+    ]
+    assert "".join(stretches) == "".join(json.loads(row)["text"] for row in rows)[:400]
+    with pytest.raises(DataError, match=r"line 501: field 'text' is None"):
+        list(PerplexityTask(path=path, length=100, num_samples=200).samples(tokenizer))
+
+
+def test_a_text_with_many_characters_for_a_token_is_read_on(tmp_path):
+    (tmp_path / "book.txt").write_text(" ".join(["strawberries"] * 300))
+    (tmp_path / "other.txt").write_text(" " + " ".join(["strawberries"] * 300))
+    task = PerplexityTask(path=str(tmp_path), length=100, num_samples=5)
+    assert len(list(task.samples(words()))) == 5
+
+
+def words():
+    """A tokenizer that takes each word for a token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"strawberries": 0, "?": 1}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"),
+    [
+        ("wikitext2", r"wikitext-2-raw-v1/test-.*\.parquet \(0\.7 MB\).* Salesforce/wikitext on"),
+        ("pg19", r"data/test-.*\.parquet \(25 MB\) of the data set emozilla/pg19-test on"),
+    ],
+)
+def test_a_data_set_comes_from_the_hub(monkeypatch, tmp_path, tokenizer, name, origin):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    task = kvpolicy_tasks()[f"perplexity_{name}"](length=9)
+    with pytest.raises(DataError, match=rf"{origin}.*option path=\.\.\."):
+        list(task.samples(tokenizer))
+    file = tmp_path / "test.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one two", " three"]}), file)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(file))
+    assert next(task.samples(tokenizer)).context == "one two t"
+
+
+def test_a_path_or_a_data_set_must_be_given():
+    with pytest.raises(
+        InvalidValueError, match=r"'path' is missing, and no 'dataset' \(wikitext2,"
+    ):
+        PerplexityTask()
 
 
 def test_stretches_follow_one_another_and_a_rest_is_left_out(tokenizer, file):

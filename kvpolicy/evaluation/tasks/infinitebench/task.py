@@ -11,18 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from attrs.validators import optional
 
 from kvpolicy.errors import DataError, shown
 from kvpolicy.evaluation.tasks.files import field_of, lines_of
+from kvpolicy.evaluation.tasks.hub import HubFile
 from kvpolicy.evaluation.tasks.infinitebench.metrics import METRICS, metric_of
 from kvpolicy.options import a_path, one_of
 from kvpolicy.task import Metric, Sample
 
 TASKS = tuple(METRICS)
-_ORIGIN = (
-    "It is one of the 12 files of xinrongzhang2022/InfiniteBench on the Hugging Face Hub. Give "
-    "their folder as option folder=..."
-)
+_SIZES = {
+    "passkey": "277 MB",
+    "number_string": "277 MB",
+    "kv_retrieval": "105 MB",
+    "longbook_sum_eng": "79 MB",
+    "longbook_choice_eng": "186 MB",
+    "longbook_qa_eng": "298 MB",
+    "longbook_qa_chn": "863 MB",
+    "longdialogue_qa_eng": "84 MB",
+    "math_find": "41 MB",
+    "math_calc": "6 MB",
+    "code_run": "83 MB",
+    "code_debug": "200 MB",
+}
 _CHOICES = ("code_debug", "longbook_choice_eng")
 _PART = "{context}"
 
@@ -31,12 +43,14 @@ _PART = "{context}"
 class InfiniteBenchTask:
     """The samples of `folder`/`task`.jsonl, in the prompts that ReST-KV's authors use.
 
+    Without a folder the file is downloaded from the hub, once.
+
     The prompts are those for base models, without a chat template. The presets differ in how many
     tokens are decoded: `official`, or `restkv` as its authors do.
     """
 
     task: str = attrs.field(validator=one_of(*TASKS))
-    folder: str = attrs.field(validator=a_path)
+    folder: str | None = attrs.field(default=None, validator=optional(a_path))
     preset: str = attrs.field(default="official", validator=one_of("official", "restkv"))
 
     @property
@@ -49,8 +63,13 @@ class InfiniteBenchTask:
 
         Raises DataError if the file cannot be read, or for a line that is none of InfiniteBench's.
         """
-        lines = lines_of(Path(self.folder) / f"{self.task}.jsonl", _ORIGIN)
-        for number, (place, data) in enumerate(lines):
+        hub = HubFile(
+            repository="xinrongzhang2022/InfiniteBench",
+            name=f"{self.task}.jsonl",
+            size=_SIZES[self.task],
+        )
+        file = hub.fetched() if self.folder is None else Path(self.folder) / hub.name
+        for number, (place, data) in enumerate(lines_of(file, hub.origin)):
             name = f"{number} {data.get('id', '')}".strip()
             yield attrs.evolve(sample_of(self.task, self.preset, place, data), name=name)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,6 +15,7 @@ from attrs.validators import optional
 
 from kvpolicy.errors import DataError, InvalidValueError, shown
 from kvpolicy.evaluation.tasks.files import field_of, file_in, lines_of
+from kvpolicy.evaluation.tasks.hub import HubFile
 from kvpolicy.evaluation.tasks.longbench.chinese import check_words
 from kvpolicy.evaluation.tasks.longbench.metrics import CLASSES, WORDS, metric_of
 from kvpolicy.options import a_path, one_of
@@ -37,16 +39,20 @@ BUCKETS: Mapping[str, tuple[float, float]] = {
 """The lengths by which LongBench-E is scored, in words: from, and up to but without."""
 PLAIN = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
 """Tasks that go without a chat template."""
-_ORIGIN = (
-    "It is in data.zip (114 MB) of THUDM/LongBench on the Hugging Face Hub. Give that file, or the "
-    "folder of its files, as option folder=..."
+_ARCHIVE = HubFile(
+    repository="THUDM/LongBench",
+    name="data.zip",
+    size="114 MB",
+    instead="Give it, or the folder of its files, as option folder=...",
 )
 _PART = "{context}"
 
 
 @attrs.frozen(kw_only=True)
 class LongBenchTask:
-    """The samples of a task's file in `folder`, which is a folder or LongBench's data.zip.
+    """The samples of a task's file in `folder`: a folder, or LongBench's data.zip.
+
+    Without a folder data.zip is downloaded from the hub, once.
 
     With a `bucket` they are those of LongBench-E that are so long; see `BUCKETS`.
 
@@ -58,7 +64,7 @@ class LongBenchTask:
     """
 
     task: str = attrs.field(validator=one_of(*TASKS, *CHINESE))
-    folder: str = attrs.field(validator=a_path)
+    folder: str | None = attrs.field(default=None, validator=optional(a_path))
     preset: str = attrs.field(default="official", validator=one_of("official", "restkv"))
     bucket: str | None = attrs.field(default=None, validator=optional(one_of(*BUCKETS)))
 
@@ -83,7 +89,8 @@ class LongBenchTask:
         Raises DataError if the file cannot be read, or for a line that is none of LongBench's.
         """
         name = f"{self.task}.jsonl" if self.bucket is None else f"{self.task}_e.jsonl"
-        lines = lines_of(file_in(self.folder, name), _ORIGIN)
+        folder = _ARCHIVE.fetched() if self.folder is None else Path(self.folder)
+        lines = lines_of(file_in(folder, name), _ARCHIVE.origin)
         prompt = _prompts()[self.task]
         before, _, behind = prompt["prompt"].partition(_PART)
         plain = self.preset == "restkv" or self.task in PLAIN

@@ -106,5 +106,14 @@ def test_a_line_that_is_none_of_infinitebench_is_named(read, task, change, sente
 
 
 def test_a_missing_file_is_named_with_its_origin(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read passkey.jsonl in .*InfiniteBench on the"):
+    with pytest.raises(
+        DataError, match=r"read passkey.jsonl in .*\(277 MB\).*InfiniteBench on the"
+    ):
         list(InfiniteBenchTask(task="passkey", folder=str(tmp_path)).samples(None))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_a_folder_the_hub_has_the_file(monkeypatch, task):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=rf"It is {task}\.jsonl \(\d+ MB\).*folder=\.\.\."):
+        list(InfiniteBenchTask(task=task).samples(None))

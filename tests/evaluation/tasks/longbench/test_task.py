@@ -141,6 +141,27 @@ def test_the_chinese_tasks_are_a_group_of_their_own():
     assert not set(GROUPS["longbench_zh"]) & set(GROUPS["longbench"])
 
 
+def test_without_a_folder_the_hub_has_the_archive(monkeypatch, tmp_path):
+    archive = tmp_path / "data.zip"
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr("data/qasper.jsonl", json.dumps(LINE))
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda *names, **_: asked.append(names) or str(archive)
+    )
+    assert len(list(LongBenchTask(task="qasper").samples(None))) == 1
+    assert len(list(LongBenchTask(task="qasper", folder=str(tmp_path)).samples(None))) == 1
+    assert asked == [("THUDM/LongBench", "data.zip")]
+
+
+def test_offline_one_error_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        DataError, match=r"read data\.zip in .*\(114 MB\).*LongBench.*folder=\.\.\."
+    ):
+        list(LongBenchTask(task="lcc").samples(None))
+
+
 @pytest.mark.parametrize("folder", ["data/", ""])
 def test_the_archive_is_read_as_it_is(tmp_path, folder):
     archive = tmp_path / "data.zip"
@@ -192,7 +213,7 @@ def test_a_line_that_is_none_of_longbench_is_named(read, change, sentence):
 
 def test_a_missing_file_is_named_with_its_origin(tmp_path):
     with pytest.raises(
-        DataError, match=r"cannot read lcc.jsonl in .*data.zip \(114 MB\) of THUDM/LongBench"
+        DataError, match=r"cannot read lcc.jsonl in .*data.zip \(114 MB\) of the data set THUDM"
     ):
         list(LongBenchTask(task="lcc", folder=str(tmp_path)).samples(None))
 
