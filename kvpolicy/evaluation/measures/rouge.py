@@ -51,8 +51,12 @@ def rouge_l_sum(text: str, answer: str) -> float:
     return 2 * hits / length if hits else 0.0
 
 
-def _common_places(first: Sequence[str], second: Sequence[str]) -> list[int]:
-    """Return the places in `first` of a longest common subsequence, of several rouge-score's."""
+def common_lengths(first: Sequence[str], second: Sequence[str]) -> list[list[int]]:
+    """Return the lengths of the longest common subsequences of all beginnings of two texts.
+
+    >>> common_lengths("ab", "b")
+    [[0, 0], [0, 0], [0, 1]]
+    """
     table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
     for row, word in enumerate(first, start=1):
         for column, other in enumerate(second, start=1):
@@ -61,6 +65,12 @@ def _common_places(first: Sequence[str], second: Sequence[str]) -> list[int]:
                 if word == other
                 else max(table[row - 1][column], table[row][column - 1])
             )
+    return table
+
+
+def _common_places(first: Sequence[str], second: Sequence[str]) -> list[int]:
+    """Return the places in `first` of a longest common subsequence, of several rouge-score's."""
+    table = common_lengths(first, second)
     places, row, column = [], len(first), len(second)
     while row and column:
         if first[row - 1] == second[column - 1]:

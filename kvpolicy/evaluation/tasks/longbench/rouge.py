@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvpolicy.evaluation.measures.rouge import common_lengths
+
 
 def rouge_l_of_sets(text: str, answer: str) -> float:
     """Return 2 p r / (p + r + 1e-8); 0 if either has no sentence.
@@ -33,14 +35,7 @@ def _sentences(text: str) -> list[list[str]]:
 
 def _common(first: Sequence[str], second: Sequence[str]) -> list[str]:
     """Return the words of a longest common subsequence, of several that of the package."""
-    table = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
-    for row, word in enumerate(first, start=1):
-        for column, other in enumerate(second, start=1):
-            table[row][column] = (
-                table[row - 1][column - 1] + 1
-                if word == other
-                else max(table[row - 1][column], table[row][column - 1])
-            )
+    table = common_lengths(first, second)
     found, row, column = [], len(first), len(second)
     while row and column:
         if first[row - 1] == second[column - 1]:

@@ -11,9 +11,10 @@ from attrs.validators import optional
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
+from kvpolicy.evaluation.tasks.ruler.options import LengthOptions
 from kvpolicy.evaluation.tasks.ruler.sources import ADJECTIVES, NOUNS, VERBS, words_of
 from kvpolicy.evaluation.tasks.ruler.template import ALL, COMMON_WORDS, Template
-from kvpolicy.options import a_path, count, natural
+from kvpolicy.options import a_path, count
 from kvpolicy.task import Metric, Sample
 
 _SHOWN = 4096
@@ -21,22 +22,18 @@ _STEP = 10
 
 
 @attrs.frozen(kw_only=True)
-class CommonWordsTask:
+class CommonWordsTask(LengthOptions):
     """Ten words `often` times and others `seldom` times, in at most `length` tokens.
 
-    Below 4,096 tokens they are 6 and 1 times, as in RULER. `folder` holds lists of words;
-    `template_tokens` are left free for a chat template. A text has no more words than the lists:
-    at 131,072 tokens, where RULER goes on with a list of its own, it may stay shorter.
+    Below 4,096 tokens they are 6 and 1 times, as in RULER. `folder` holds lists of words. A text
+    has no more words than the lists: at 131,072 tokens, where RULER goes on with a list of its own,
+    it may stay shorter. See `LengthOptions` for the other options.
     """
 
-    length: int = attrs.field(default=4096, validator=count)
-    num_samples: int = attrs.field(default=500, validator=count)
     new_tokens: int = attrs.field(default=120, validator=count)
     often: int = attrs.field(default=30, validator=count)
     seldom: int = attrs.field(default=3, validator=count)
     num_common: int = attrs.field(default=10, validator=count)
-    seed: int = attrs.field(default=42, validator=natural)
-    template_tokens: int = attrs.field(default=0, validator=natural)
     folder: str | None = attrs.field(default=None, validator=optional(a_path))
 
     @property
@@ -49,7 +46,7 @@ class CommonWordsTask:
         writer = _Writer(self)
         fitting = Fitting(
             tokenizer=tokenizer,
-            length=self.length - self.template_tokens,
+            length=self.room,
             new_tokens=self.new_tokens,
             step=_STEP,
             write=writer.write,

@@ -13,28 +13,24 @@ import torch
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.tasks.ruler.length import Written, as_samples
+from kvpolicy.evaluation.tasks.ruler.options import LengthOptions
 from kvpolicy.evaluation.tasks.ruler.template import ALL, FREQUENT_WORDS
-from kvpolicy.options import count, natural, positive
+from kvpolicy.options import count, positive
 from kvpolicy.task import Metric, Sample
 
 NOISE = "..."
 
 
 @attrs.frozen(kw_only=True)
-class FrequentWordsTask:
+class FrequentWordsTask(LengthOptions):
     """Coded words whose frequencies follow k^-alpha / zeta(alpha), in at most `length` tokens.
 
-    The most frequent "word" is noise, three dots. `template_tokens` are left free for a chat
-    template.
+    The most frequent "word" is noise, three dots. See `LengthOptions` for the other options.
     """
 
-    length: int = attrs.field(default=4096, validator=count)
-    num_samples: int = attrs.field(default=500, validator=count)
     new_tokens: int = attrs.field(default=50, validator=count)
     alpha: float = attrs.field(default=2.0, validator=positive)
     letters: int = attrs.field(default=6, validator=count)
-    seed: int = attrs.field(default=42, validator=natural)
-    template_tokens: int = attrs.field(default=0, validator=natural)
 
     @property
     def metric(self) -> Metric:
@@ -50,7 +46,7 @@ class FrequentWordsTask:
             raise InvalidValueError(
                 f"alpha must be above 1, not {self.alpha}: the sum of k^-alpha has no limit."
             )
-        rng, room = Random(self.seed), self.length - self.template_tokens - self.new_tokens
+        rng, room = Random(self.seed), self.room - self.new_tokens
         if room // 50 < 4:
             raise InvalidValueError(
                 f"length {self.length} is too short for three words and noise. Give 200 or more, "

@@ -12,6 +12,7 @@ import numpy as np
 from attrs.validators import optional
 
 from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
+from kvpolicy.evaluation.tasks.ruler.options import LengthOptions
 from kvpolicy.evaluation.tasks.ruler.sources import (
     ADJECTIVES,
     NOUNS,
@@ -22,7 +23,7 @@ from kvpolicy.evaluation.tasks.ruler.sources import (
     words_of,
 )
 from kvpolicy.evaluation.tasks.ruler.template import ALL, NIAH
-from kvpolicy.options import a_path, count, natural, one_of
+from kvpolicy.options import a_path, count, one_of
 from kvpolicy.task import Metric, Sample
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -32,14 +33,12 @@ _KINDS = ("numbers", "words", "uuids")
 
 
 @attrs.frozen(kw_only=True)
-class NiahTask:
+class NiahTask(LengthOptions):
     """Needles in a haystack of at most `length` tokens, the answer's included.
 
-    `folder` holds essays and lists of words; `template_tokens` are left free for a chat template.
+    `folder` holds essays and lists of words. See `LengthOptions` for the other options.
     """
 
-    length: int = attrs.field(default=4096, validator=count)
-    num_samples: int = attrs.field(default=500, validator=count)
     new_tokens: int = attrs.field(default=128, validator=count)
     haystack: str = attrs.field(default="noise", validator=one_of("noise", "essay", "needle"))
     keys: str = attrs.field(default="words", validator=one_of(*_KINDS))
@@ -47,8 +46,6 @@ class NiahTask:
     num_keys: int = attrs.field(default=1, validator=count)
     num_values: int = attrs.field(default=1, validator=count)
     num_queries: int = attrs.field(default=1, validator=count)
-    seed: int = attrs.field(default=42, validator=natural)
-    template_tokens: int = attrs.field(default=0, validator=natural)
     folder: str | None = attrs.field(default=None, validator=optional(a_path))
 
     @property
@@ -61,7 +58,7 @@ class NiahTask:
         writer = _Writer(self)
         fitting = Fitting(
             tokenizer=tokenizer,
-            length=self.length - self.template_tokens,
+            length=self.room,
             new_tokens=self.new_tokens,
             step=self._step,
             write=writer.write,

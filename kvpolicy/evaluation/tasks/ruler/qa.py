@@ -12,8 +12,9 @@ import attrs
 from kvpolicy.errors import DataError
 from kvpolicy.evaluation.tasks.files import json_of
 from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
+from kvpolicy.evaluation.tasks.ruler.options import LengthOptions
 from kvpolicy.evaluation.tasks.ruler.template import PART, QA
-from kvpolicy.options import a_path, count, natural, one_of
+from kvpolicy.options import a_path, count, one_of
 from kvpolicy.task import Metric, Sample
 
 _STEP = 10
@@ -34,19 +35,15 @@ class Question:
 
 
 @attrs.frozen(kw_only=True)
-class QaTask:
+class QaTask(LengthOptions):
     """Questions about documents, among others that do not matter, in at most `length` tokens.
 
-    `folder` holds squad.json or hotpotqa.json; `template_tokens` are left free for a chat template.
+    `folder` holds squad.json or hotpotqa.json. See `LengthOptions` for the other options.
     """
 
     folder: str = attrs.field(validator=a_path)
     dataset: str = attrs.field(default="squad", validator=one_of(*_ORIGIN))
-    length: int = attrs.field(default=4096, validator=count)
-    num_samples: int = attrs.field(default=500, validator=count)
     new_tokens: int = attrs.field(default=32, validator=count)
-    seed: int = attrs.field(default=42, validator=natural)
-    template_tokens: int = attrs.field(default=0, validator=natural)
 
     @property
     def metric(self) -> Metric:
@@ -73,7 +70,7 @@ class QaTask:
         def fitting(number: int) -> Fitting:
             return Fitting(
                 tokenizer=tokenizer,
-                length=self.length - self.template_tokens,
+                length=self.room,
                 new_tokens=self.new_tokens,
                 step=_STEP,
                 write=lambda units: _write(rng, self.seed, questions[number], documents, units),

@@ -12,27 +12,24 @@ import numpy as np
 
 from kvpolicy.evaluation.tasks.ruler.length import Fitting, Written, as_samples
 from kvpolicy.evaluation.tasks.ruler.niah import NOISE
+from kvpolicy.evaluation.tasks.ruler.options import LengthOptions
 from kvpolicy.evaluation.tasks.ruler.template import ALL, VARIABLES
-from kvpolicy.options import count, natural
+from kvpolicy.options import count
 from kvpolicy.task import Metric, Sample
 
 _EXAMPLE_LENGTH, _EXAMPLE_VALUE = 500, "12345"
 
 
 @attrs.frozen(kw_only=True)
-class VariablesTask:
+class VariablesTask(LengthOptions):
     """Chains of assignments in noise of at most `length` tokens, behind an example of the task.
 
-    `template_tokens` are left free for a chat template.
+    See `LengthOptions` for the other options.
     """
 
-    length: int = attrs.field(default=4096, validator=count)
-    num_samples: int = attrs.field(default=500, validator=count)
     new_tokens: int = attrs.field(default=30, validator=count)
     num_chains: int = attrs.field(default=1, validator=count)
     num_hops: int = attrs.field(default=4, validator=count)
-    seed: int = attrs.field(default=42, validator=natural)
-    template_tokens: int = attrs.field(default=0, validator=natural)
 
     @property
     def metric(self) -> Metric:
@@ -52,7 +49,7 @@ class VariablesTask:
 
         plain = Fitting(
             tokenizer=tokenizer,
-            length=self.length - self.template_tokens,
+            length=self.room,
             new_tokens=self.new_tokens,
             step=step,
             write=writer.write,
