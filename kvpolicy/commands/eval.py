@@ -64,6 +64,12 @@ def evaluate(
     ] = Path("kvpolicy-eval.jsonl"),
     page: Annotated[Path | None, typer.Option(help="Write a page: .html or .md.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
+    references: Annotated[
+        bool, typer.Option(help="Let recipe random take part at each budget.")
+    ] = True,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Let an oracle take part, which knows each answer.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
@@ -101,6 +107,8 @@ def evaluate(
         "baseline": baseline,
         "results": output,
         "retry": retry,
+        "references": references,
+        "oracle": oracle,
     }
     if page is not None and page.suffix not in PAGES:
         raise InvalidValueError(

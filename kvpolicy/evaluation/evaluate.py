@@ -83,6 +83,8 @@ def evaluate(
     results: str | os.PathLike[str] | None = None,
     baseline: str = FULL,
     retry: bool = False,
+    references: bool = True,
+    oracle: bool = False,
     on_start: Callable[[Grid], object] = lambda grid: None,
     on_row: Callable[[Row, bool], object] = lambda row, ran: None,
 ) -> Evaluation:
@@ -102,6 +104,9 @@ def evaluate(
     - `limit`: only so many samples of each task.
     - `results`: a file to which each run is appended, and from which a later call goes on.
     - `retry`: run again what failed before.
+    - `references`: let recipe `random` take part at each budget.
+    - `oracle`: let the oracle take part at each budget. It keeps what the question and the full
+      cache's own answer will need most, so no method can know it.
 
     >>> from kvpolicy.evaluation import needle
     >>> model, tokenizer = needle.load()
@@ -126,6 +131,8 @@ def evaluate(
         max_prompt_tokens=max_prompt_tokens,
         limit=limit,
         baseline=baseline,
+        references=references,
+        oracle=oracle,
     )
     grid = Grid(
         model=model,
@@ -151,6 +158,8 @@ def check_arguments(
     metric: str | Judge | Metric | None,
     limit: int | None,
     baseline: str,
+    references: bool = True,
+    oracle: bool = False,
     **settings: Any,
 ) -> tuple[list[Entrant], list[tuple[str, Task]]]:
     """Return the entrants, and the tasks by name; raise what `evaluate` raises, without a model."""
@@ -161,7 +170,7 @@ def check_arguments(
     names = [name for name, _ in tested]
     if len(set(names)) < len(names):
         raise InvalidValueError(f"two tasks have the same name: {', '.join(names)}.")
-    given = entrants(recipes, budgets)
+    given = entrants(recipes, budgets, random=references, oracle=oracle)
     if baseline not in {each.name for each in given}:
         known = ", ".join(dict.fromkeys(each.name for each in given))
         raise InvalidValueError(

@@ -42,7 +42,7 @@ def test_own_data_are_compared_in_one_command(evaluate, data, tmp_path):
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["full", "-", "1.000"] in [line[:3] for line in lines]
     assert ["snapkv", "50", "%"] in [line[:3] for line in lines]
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 10
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 14
     assert "restkv" in (tmp_path / "page.html").read_text()
 
 
@@ -56,9 +56,11 @@ def test_the_same_command_runs_nothing_again(evaluate, data, tmp_path):
 def test_a_policy_may_come_from_a_file(evaluate, data, tmp_path):
     policy = kvpolicy.recipe("snapkv", budget=512, sinks=2)
     (tmp_path / "mine.json").write_text(json.dumps(policy.to_dict()))
-    found = evaluate(*own(data, "--json", budgets="48"), recipes=f"{tmp_path}/mine.json")
+    options = ("--no-references", "--oracle", "--limit", "1", "--json")
+    found = evaluate(*own(data, *options, budgets="48"), recipes=f"{tmp_path}/mine.json")
     cells = json.loads(found.stdout)["cells"]
-    assert [(cell["entrant"], cell["budget"]) for cell in cells] == [("full", None), ("mine", 48)]
+    named = [(cell["entrant"], cell["budget"]) for cell in cells]
+    assert named == [("full", None), ("mine", 48), ("oracle", 48)]
 
 
 def test_a_refused_budget_is_shown_and_the_others_run(evaluate, data):
@@ -77,7 +79,7 @@ def test_a_task_is_asked_for_by_name_with_options(evaluate):
     result = evaluate("--task", "needle", *options, "--budgets", "48", "--json")
     cells = json.loads(result.stdout)["cells"]
     assert {cell["task"] for cell in cells} == {"needle(length=96, facts=4)"}
-    assert [cell["samples"] for cell in cells] == [2, 2, 2]
+    assert [cell["samples"] for cell in cells] == [2, 2, 2, 2]
     assert cells[0]["estimate"]["value"] == 1
 
 

@@ -61,7 +61,7 @@ def test_three_lines_compare_recipes_on_own_data(pair, data):
         "full",
         *(
             f"{name} at {budget}"
-            for name in ("restkv", "streamingllm")
+            for name in ("restkv", "streamingllm", "random")
             for budget in ("40", "50 %")
         ),
     }
@@ -77,6 +77,13 @@ def test_a_budget_for_everything_answers_as_the_full_cache(pair, data, question)
     for row in found.rows:
         texts.setdefault(row.sample, set()).add(row.text)
     assert all(len(each) == 1 for each in texts.values())
+
+
+def test_references_are_switched_off_and_on(pair, data):
+    options = {"data": data, "budgets": [40], "recipes": ["snapkv"], "limit": 1}
+    found = evaluate(pair, references=False, oracle=True, **options)
+    assert [row.entrant for row in found.rows] == ["full", "snapkv", "oracle"]
+    assert values(found)["oracle at 40"] == 1
 
 
 def test_where_the_question_stands_changes_what_is_kept(pair, data):

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.caches import opened_cache
 from kvpolicy.evaluation.runs.asks import ASKS, Asked
+from kvpolicy.evaluation.runs.entrant import suited
 from kvpolicy.evaluation.runs.prompt import Prompt
 from kvpolicy.evaluation.runs.reading import Reading
 from kvpolicy.huggingface.model.config import decoder_config
@@ -54,8 +54,7 @@ def answers(
     The prompts have the same context. It is read once; each of several questions is asked of a copy
     of the cache.
     """
-    if metric.asks == "stream" and metric.chunk == 1 and policy is not None:
-        policy = attrs.evolve(policy, every=1)
+    policy = suited(policy, metric)
     with ExitStack() as opened:
         context = _Context(model, policy, opened, several=len(questions) > 1)
         for prompt, sample in questions:
@@ -88,7 +87,6 @@ class _Context:
         with self._reading(asked.prompt) as reading:
             found = ASKS[asked.metric.asks](reading, asked)
             return {
-                "policy": None if self.policy is None else self.policy.to_dict(),
                 "tokens": asked.prompt.tokens,
                 **found,
                 "positions": reading.positions,

@@ -124,6 +124,9 @@ def _agreed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
     }
 
 
+HELD_BACK: tuple[Asks, ...] = ("choice", "likelihood", "agreement")
+"""What is asked for with the last token held back; see `held_back`."""
+
 Ask: TypeAlias = Callable[[Reading, Asked], Mapping[str, Any]]
 
 ASKS: Mapping[Asks, Ask] = {

@@ -1,4 +1,4 @@
-"""Who takes part: the full cache, and each recipe at each budget."""
+"""Who takes part: the full cache, each recipe at each budget, and references."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import attrs
 
 from kvpolicy.budget import Budget, checked_budget
 from kvpolicy.compose import recipe
+from kvpolicy.discovery.registry import find, installed
 from kvpolicy.errors import InvalidValueError, KvpolicyError, shown
+from kvpolicy.evaluation.runs.identity import code_of
 from kvpolicy.policy import Policy
+from kvpolicy.task import Metric
 
 FULL = "full"
 """The name of the full cache, the reference of every comparison."""
+RANDOM, ORACLE = "random", "oracle"
+"""The names of two more references: positions kept by chance, and by knowledge of the future."""
 
 Recipe: TypeAlias = str | Policy | Mapping[str, Any]
 """A recipe's name, a JSON file or the data of `Policy.to_dict`, or a policy."""
@@ -25,13 +30,31 @@ Recipe: TypeAlias = str | Policy | Mapping[str, Any]
 class Entrant:
     """A policy at one budget under a name, or the full cache, which has neither.
 
-    `refusal` says why there is no such policy: the recipe refused the budget.
+    `refusal` says why there is no such policy: the recipe refused the budget. An oracle has a
+    policy for each prompt; see `kvpolicy.evaluation.runs.oracle`.
     """
 
     name: str
     budget: Budget | None = None
     policy: Policy | None = attrs.field(default=None, repr=False)
     refusal: str | None = None
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether it keeps what the future of each prompt needs."""
+        return self.name == ORACLE and self.policy is None and self.refusal is None
+
+    def described(self, metric: Metric) -> Mapping[str, Any] | None:
+        """Return the policy as plain data; None for the full cache, and for a refusal."""
+        if self.is_oracle:
+            return {"scorer": {"name": ORACLE}, "recent": 0, "budget": self.budget}
+        policy = suited(self.policy, metric)
+        return None if policy is None else policy.to_dict()
+
+    @property
+    def code(self) -> str:
+        """A digest of the Python code that its runs depend on."""
+        return code_of(self.policy, *([find("scorer", ORACLE).offer] if self.is_oracle else []))
 
     @property
     def title(self) -> str:
@@ -41,6 +64,13 @@ class Entrant:
         'snapkv at 25 %'
         """
         return self.name if self.budget is None else f"{self.name} at {written(self.budget)}"
+
+
+def suited(policy: Policy | None, metric: Metric) -> Policy | None:
+    """Return the policy that takes part: it evicts at each token if these are read one by one."""
+    if metric.asks == "stream" and metric.chunk == 1 and policy is not None:
+        return attrs.evolve(policy, every=1)
+    return policy
 
 
 def written(budget: Budget) -> str:
@@ -53,9 +83,15 @@ def written(budget: Budget) -> str:
 
 
 def entrants(
-    recipes: Iterable[Recipe] | Mapping[str, Recipe], budgets: Iterable[Budget]
+    recipes: Iterable[Recipe] | Mapping[str, Recipe],
+    budgets: Iterable[Budget],
+    *,
+    random: bool = False,
+    oracle: bool = False,
 ) -> list[Entrant]:
     """Return the full cache, and every recipe at every budget; a refused budget is marked as such.
+
+    With `random` and `oracle` these references join at every budget.
 
     A mapping gives the recipes names. A policy, or a file that holds one, has its own budget
     replaced by each of `budgets`; without any budgets it keeps its own.
@@ -71,12 +107,28 @@ def entrants(
     checked = list(dict.fromkeys(checked_budget(budget) for budget in budgets))
     found = [Entrant(name=FULL)]
     for name, given in _named(recipes):
+        if name == ORACLE:
+            raise InvalidValueError(
+                f"{name!r} is the name of a reference. Give the recipe another: "
+                "{'name': recipe, ...}."
+            )
         if any(each.name == name for each in found):
             raise InvalidValueError(
                 f"two recipes are called {name!r}. Give them names: {{'name': recipe, ...}}."
             )
         found += _at_budgets(name, given, checked)
+    own = dict.fromkeys(each.budget for each in found if each.budget is not None)
+    taken = checked or list(own)
+    if random and RANDOM not in {each.name for each in found} and _has_random():
+        found += _at_budgets(RANDOM, RANDOM, taken)
+    if oracle:
+        find("scorer", ORACLE)
+        found += [Entrant(name=ORACLE, budget=budget) for budget in taken]
     return found
+
+
+def _has_random() -> bool:
+    return any(each.name == RANDOM for each in installed("recipe"))
 
 
 def read_policy(file: str | Path) -> Policy:

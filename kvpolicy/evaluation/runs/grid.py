@@ -11,7 +11,8 @@ import attrs
 from kvpolicy.errors import ResultsError, told
 from kvpolicy.evaluation.runs.answer import answers
 from kvpolicy.evaluation.runs.entrant import Entrant
-from kvpolicy.evaluation.runs.identity import code_of, digest, machine, model_identity
+from kvpolicy.evaluation.runs.identity import digest, machine, model_identity
+from kvpolicy.evaluation.runs.oracle import foreseen
 from kvpolicy.evaluation.runs.prompt import Prompt, PromptFormat
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.evaluation.runs.row import Row
@@ -126,7 +127,7 @@ class Grid:
         self, task: Named, prompt: Prompt | Exception, sample: Sample, entrant: Entrant
     ) -> Row:
         """Return the row as it is before the run."""
-        policy = None if entrant.policy is None else entrant.policy.to_dict()
+        policy = entrant.described(task.metric)
         ids = digest(prompt.ids) if isinstance(prompt, Prompt) else digest(told(prompt))
         split = prompt.context.shape[1] if isinstance(prompt, Prompt) else 0
         asked = attrs.asdict(sample, filter=lambda field, _: field.name not in ("context", "extra"))
@@ -139,7 +140,7 @@ class Grid:
             "entrant": [entrant.name, entrant.budget, policy],
             "model": self.identity["model"]["digest"],
             "dtype": self.identity["model"]["dtype"],
-            "code": code_of(entrant.policy),
+            "code": entrant.code,
         }
         return Row(
             key=digest(what),
@@ -161,7 +162,11 @@ class Grid:
     ) -> Iterator[Row]:
         """Yield the rows of questions on one context, each when it is answered."""
         prompts = [(prompt, each) for prompt, each in questions if isinstance(prompt, Prompt)]
-        found = answers(self.model, self.format.tokenizer, prompts, task.metric, entrant.policy)
+        asked = (self.model, self.format.tokenizer, prompts, task.metric)
+        if entrant.is_oracle and entrant.budget is not None:
+            found = foreseen(*asked, entrant.budget)
+        else:
+            found = answers(*asked, entrant.policy)
         for (prompt, _), start in zip(questions, starts, strict=True):
             if entrant.refusal is not None:
                 yield attrs.evolve(start, error=entrant.refusal)
@@ -174,7 +179,7 @@ class Grid:
 
     def _check(self, results: Results) -> None:
         """Refuse a file whose rows of these entrants and tasks were made otherwise."""
-        codes = {each.title: code_of(each.policy) for each in self.entrants}
+        codes = {each.title: each.code for each in self.entrants}
         tasks = {task.name for task in self.tasks}
         model = self.identity["model"]
         for row in results:

@@ -47,13 +47,15 @@ def model_identity(model: PreTrainedModel) -> dict[str, str]:
     }
 
 
-def code_of(policy: Policy | None) -> str:
+def code_of(policy: Policy | None, *others: object) -> str:
     """Return a digest of the Python code that a run with this policy depends on.
 
-    That is kvpolicy's own and that of the plugins whose parts the policy has.
+    That is kvpolicy's own, that of the plugins whose parts the policy has, and that of other
+    classes or functions.
     """
-    parts = [] if policy is None else policy.parts.values()
-    roots = {"kvpolicy", "kvpolicy_kernels", *(type(part).__module__ for part in parts)}
+    parts = [] if policy is None else [type(part) for part in policy.parts.values()]
+    modules = {str(getattr(each, "__module__", "")) for each in (*parts, *others)}
+    roots = {"kvpolicy", "kvpolicy_kernels", *modules}
     return digest([_code(root) for root in sorted({name.partition(".")[0] for name in roots})])
 
 

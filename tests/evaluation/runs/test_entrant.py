@@ -24,6 +24,21 @@ def test_the_full_cache_comes_first_and_then_each_recipe_at_each_budget():
     assert found[2].policy == kvpolicy.recipe("restkv", budget=0.25)
 
 
+def test_references_take_part_at_every_budget_if_wanted():
+    policy = kvpolicy.recipe("snapkv", budget=48)
+    titles = [each.title for each in entrants([policy], [], random=True, oracle=True)]
+    assert titles == ["full", "snapkv at 48", "random at 48", "oracle at 48"]
+    titles = [each.title for each in entrants(["random"], [8, 0.5], random=True)]
+    assert titles == ["full", "random at 8", "random at 50 %"]
+
+
+def test_a_reference_has_the_code_of_its_own_plugin():
+    _, random, oracle = entrants([], [8], random=True, oracle=True)
+    assert len({random.code, oracle.code}) == 2
+    assert not random.is_oracle
+    assert oracle.is_oracle
+
+
 def test_a_refused_budget_is_an_entrant_with_a_reason():
     refused, accepted = entrants(["snapkv"], [8, 64])[1:]
     assert "budget 8 is smaller" in refused.refusal
@@ -53,6 +68,7 @@ def test_a_policy_keeps_its_own_budget_where_none_is_given():
         (["snapkv"], [], InvalidValueError, "needs a budget, but there is none"),
         (["snapkv", "snapkv"], [64], InvalidValueError, "two recipes are called 'snapkv'"),
         ({"full": "snapkv"}, [64], InvalidValueError, "two recipes are called 'full'"),
+        ({"oracle": "snapkv"}, [64], InvalidValueError, "'oracle' is the name of a reference"),
         ([64], [64], InvalidValueError, "a recipe is a name, a policy, or a JSON file"),
         (["/no/such.json"], [64], InvalidValueError, "cannot read the policy in '/no/such.json'"),
     ],

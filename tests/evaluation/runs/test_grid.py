@@ -12,7 +12,7 @@ from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.measures.catalogue import METRICS
 from kvpolicy.evaluation.needle.prompts import write_document
 from kvpolicy.evaluation.runs import identity
-from kvpolicy.evaluation.runs.entrant import entrants
+from kvpolicy.evaluation.runs.entrant import Entrant, entrants
 from kvpolicy.evaluation.runs.grid import Grid, Named
 from kvpolicy.evaluation.runs.prompt import PromptFormat
 from kvpolicy.evaluation.runs.reading import Reading
@@ -41,12 +41,13 @@ def make(needle_pair, samples):
 
     def make(recipes=("restkv", "streamingllm"), budgets=(40, 0.5), **options):
         question = options.pop("question", "inside")
+        references = {"oracle": options.pop("oracle", False)}
         task = Named(name="needles", samples=samples, metric=METRICS["exact_match"])
         given = {"tasks": [task], "max_new_tokens": 4} | options
         return Grid(
             model=given.pop("model", model),
             format=PromptFormat(tokenizer=tokenizer, question=question),
-            entrants=entrants(recipes, budgets),
+            entrants=entrants(recipes, budgets, **references),
             **given,
         )
 
@@ -265,7 +266,7 @@ def test_a_failed_run_is_tried_again_only_if_asked(make, samples, tmp_path):
 
 def test_other_code_does_not_go_on_in_the_same_file(make, tmp_path, monkeypatch):
     make(["restkv"], [40]).run(Results(tmp_path / "rows.jsonl"))
-    monkeypatch.setattr("kvpolicy.evaluation.runs.grid.code_of", lambda policy: "newer")
+    monkeypatch.setattr("kvpolicy.evaluation.runs.entrant.code_of", lambda policy: "newer")
     with pytest.raises(ResultsError, match=r"made with another code .* Write to another file"):
         make(["restkv"], [40]).run(Results(tmp_path / "rows.jsonl"))
 
@@ -275,6 +276,39 @@ def test_another_model_does_not_go_on_in_the_same_file(make, needle_pair, tmp_pa
     other = tiny_model("qwen3", vocab_size=len(needle_pair[1]))
     with pytest.raises(ResultsError, match="made with another model"):
         make(["restkv"], [40], model=other).run(Results(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "perplexity"])
+@pytest.mark.parametrize("question", ["inside", "outside"])
+def test_an_oracle_keeps_what_the_answer_needs(make, shared, metric, question):
+    task = Named(name="shared", samples=shared[:3], metric=METRICS[metric])
+    grid = make(["random"], [24], tasks=[task], question=question, oracle=True)
+    rows = grid.run(Results())
+    scores = {}
+    for row in rows:
+        assert row.error is None
+        scores.setdefault(row.entrant, []).append(row.score)
+    by_title = {name: sum(each) / 3 for name, each in scores.items()}
+    assert list(by_title) == ["full", "random", "oracle"]
+    if metric == "exact_match":
+        assert by_title == {"full": 1, "oracle": 1, "random": 0}
+    else:
+        assert by_title["oracle"] < by_title["random"] / 2
+    held = {row.positions for row in rows if row.entrant == "oracle"}
+    asked_outside = 3 if question == "outside" else metric == "perplexity"
+    assert held == {24 + asked_outside}
+    policy = next(row.policy for row in rows if row.entrant == "oracle")
+    assert policy == {"scorer": {"name": "oracle"}, "recent": 0, "budget": 24}
+
+
+def test_an_oracle_is_refused_where_a_text_is_evicted_all_the_time(make, samples, tmp_path):
+    metric = Metric(name="perplexity", asks="stream")
+    task = Named(name="text", samples=[Sample(name="1", context="ada amber oak")], metric=metric)
+    grid = make([], [], tasks=[task])
+    with_oracle = attrs.evolve(grid, entrants=[*grid.entrants, Entrant(name="oracle", budget=2)])
+    full, refused = with_oracle.run(Results(tmp_path / "rows.jsonl"))
+    assert full.error is None
+    assert refused.error.startswith("InvalidValueError: there is no oracle for metric 'perplexity'")
 
 
 def test_code_is_told_apart_by_the_plugins_that_a_policy_has():
