@@ -34,6 +34,7 @@ __all__ = [
     "chunked_mlp",
     "compose",
     "evaluate",
+    "fused_sinks",
     "hookimpl",
     "installed",
     "load",
@@ -88,6 +89,27 @@ def evaluate(
     from kvpolicy.evaluation.evaluate import evaluate as run
 
     return run(model, tokenizer, **options)
+
+
+def fused_sinks(model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
+    """Let eager attention with learned sinks run in PyTorch's fused kernels, within the block.
+
+    For gpt-oss and other models with sinks in the softmax, which transformers gives eager attention
+    only. Eager attention makes tensors of L x L for each head of a prompt of L tokens; fused
+    attention makes none. Same numbers, up to rounding. The model is left as found.
+
+    >>> import torch
+    >>> from kvpolicy.exactness.architectures import tiny_architecture
+    >>> model, prompt = tiny_architecture("gpt_oss", attn_implementation="eager"), torch.arange(90)
+    >>> expected = model(prompt[None]).logits
+    >>> with fused_sinks(model):
+    ...     torch.testing.assert_close(model(prompt[None]).logits, expected)
+
+    Raises UnsupportedModelError for a model without sinks, and for one that is not eager.
+    """
+    from kvpolicy.huggingface.attention.fused import fused_sinks as fused
+
+    return fused(model)
 
 
 def load(path: str | os.PathLike[str], model: PreTrainedModel | PeftModel) -> PolicyCache:

@@ -102,14 +102,14 @@ class Point:
         self._found: Function | None = None
         self._written: Function | None = None
 
-    def add(self, wrap: Wrap) -> None:
-        """Wrap the function that is in use; the latest wrap is called first."""
+    def add(self, wrap: Wrap, *, inside: bool = False) -> None:
+        """Wrap the function that is in use; the latest wrap is called first, if not `inside`."""
         with _lock:
             if not self.is_written:
                 self._found = self._place.read()
                 self._wraps.clear()
             if wrap not in self._wraps:
-                self._wraps.append(wrap)
+                self._wraps.insert(0 if inside else len(self._wraps), wrap)
                 self._write()
 
     def remove(self, wrap: Wrap) -> None:

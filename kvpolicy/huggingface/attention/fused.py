@@ -1,0 +1,168 @@
+"""Fused attention for models with learned sinks, in place of their eager attention."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import causal_mask_function
+
+from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.huggingface.attention.points import (
+    Function,
+    Point,
+    Wrap,
+    attention_points,
+    mask_points,
+)
+from kvpolicy.huggingface.attention.sinks import PAIRS, attention_with_sinks
+from kvpolicy.huggingface.model.adapters import model_inside
+from kvpolicy.huggingface.model.config import decoder_config
+
+_SINKS, _WINDOW = "s_aux", "sliding_window"
+
+
+def fused_sinks(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which the eager attention of a model's layers runs in fused kernels.
+
+    Raises UnsupportedModelError for a model whose attention is not eager, or has no sinks.
+    """
+    model = model_inside(model)
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            "kvpolicy.fused_sinks needs a transformers PreTrainedModel, not a "
+            f"{type(model).__name__}."
+        )
+    config = decoder_config(model)
+    _check(model, config)
+    attention, mask = partial(_attention, config), partial(_mask, config)
+    places = [(point, attention) for point in attention_points(model.modules(), config)]
+    places += [(point, mask) for point in mask_points(config)]
+    return _wrapped(places)
+
+
+@contextmanager
+def _wrapped(places: Sequence[tuple[Point, Wrap]]) -> Iterator[None]:
+    """Wrap inside of all other wraps: caches that are open observe what is called here."""
+    for point, wrap in places:
+        point.add(wrap, inside=True)
+    try:
+        yield
+    finally:
+        for point, wrap in places:
+            point.remove(wrap)
+
+
+def _check(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    name, used = type(model).__name__, config._attn_implementation or "eager"
+    if used != "eager":
+        raise UnsupportedModelError(
+            f"kvpolicy.fused_sinks replaces eager attention, but {name} uses {used!r}. Leave "
+            "fused_sinks out, or load the model with attn_implementation='eager'."
+        )
+    modules = [module for module in model.modules() if _gives(module, _SINKS)]
+    if not modules:
+        raise UnsupportedModelError(
+            f"{name} has no attention with learned sinks. Load it with attn_implementation='sdpa', "
+            "which is fused too."
+        )
+    windowed = getattr(config, _WINDOW, None) is not None
+    if windowed and not all(_gives(module, _WINDOW) for module in modules):
+        raise UnsupportedModelError(
+            f"layers of {name} do not tell their attention the sliding window, which fused "
+            "attention needs. Use the model without kvpolicy.fused_sinks."
+        )
+
+
+def _gives(module: nn.Module, name: str) -> bool:
+    """Whether a module's forward gives its attention function this keyword."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    tuples = (each for each in getattr(code, "co_consts", ()) if isinstance(each, tuple))
+    return any(name in each for each in tuples)
+
+
+def _attention(config: PreTrainedConfig, own: Function) -> Function:
+    """Return attention that is fused for the layers of one model.
+
+    `own` is called for other models, and with a mask that has a row for each query.
+    """
+
+    def attention(
+        module: nn.Module,
+        query: Float[Tensor, "B H Q D"],
+        key: Float[Tensor, "B N S D"],
+        value: Float[Tensor, "B N S Dv"],
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        is_whole = attention_mask is not None and attention_mask.dim() > 2
+        if is_whole or getattr(module, "config", None) is not config:
+            return own(module, query, key, value, attention_mask, *args, **kwargs)
+        logits = _computed(module, kwargs).logits(query)
+        output = attention_with_sinks(
+            query,
+            key,
+            value,
+            scaling=logits.scaling,
+            # Those of `logits` have no gradient.
+            sinks=kwargs.get(_SINKS),
+            visible=attention_mask,
+            window=kwargs.get(_WINDOW),
+        )
+        return output.transpose(1, 2).contiguous(), None
+
+    return attention
+
+
+def _computed(module: nn.Module, kwargs: dict[str, Any]) -> Call:
+    """Return a call; raise UnsupportedModelError for what fused attention does not compute."""
+    weights = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
+    dropout = module.training and kwargs.get("dropout")
+    if weights or dropout or kwargs.get("softcap"):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} asks for attention weights, dropout or a soft cap, which "
+            "fused attention does not compute. Call the model outside kvpolicy.fused_sinks."
+        )
+    return Call(module, kwargs)
+
+
+def _mask(config: PreTrainedConfig, build: Function) -> Function:
+    """Return what builds the masks of one model: none, or which keys are padding."""
+
+    def mask(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("config") is not config or args or not _is_causal(kwargs):
+            return build(*args, **kwargs)
+        padding = kwargs.get("attention_mask")
+        if padding is None:
+            return None
+        columns = padding[:, -kwargs["kv_length"] :].bool()
+        return None if bool(columns.all()) else columns
+
+    return mask
+
+
+def _is_causal(asked: dict[str, Any]) -> bool:
+    """Whether a mask hides nothing but later tokens, those outside of the window, and padding."""
+    rule, window = asked.get("mask_function", causal_mask_function), asked.get("local_size")
+    if rule is causal_mask_function:
+        return True
+    if window is None or asked.get("use_vmap"):
+        return False
+    device, first = asked["device"], asked["q_offset"]
+    key = torch.arange(asked["kv_length"], device=device) + asked["kv_offset"]
+    batch = torch.arange(asked["batch_size"], device=device)[:, None, None]
+    differs = torch.zeros((), dtype=torch.bool, device=device)
+    queries = torch.arange(asked["q_length"], device=device) + first
+    for query in queries[:, None].split(max(1, PAIRS // (len(batch) * len(key)))):
+        expected = (key <= query) & (key > query - window)
+        differs |= (rule(batch, torch.zeros_like(batch), query, key) != expected).any()
+    return not bool(differs)
