@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from kvpolicy.evaluation.measures.rouge import rouge_l, rouge_l_sum
@@ -44,3 +46,14 @@ def test_words_are_lower_case_letters_and_digits():
 )
 def test_lines_are_sentences_in_the_summary_level_score(text, answer, expected):
     assert rouge_l_sum(text, answer) == pytest.approx(expected)
+
+
+def test_the_values_are_those_of_rouge_score():
+    scorers = pytest.importorskip("rouge_score.rouge_scorer", reason="rouge-score is not installed")
+    scorer = scorers.RougeScorer(["rougeL", "rougeLsum"], use_stemmer=False)
+    rng = Random(0)
+    for _ in range(200):
+        text, answer = (" ".join(rng.choices(["a", "B.", "c", "d", "\n"], k=12)) for _ in range(2))
+        theirs = scorer.score(answer, text)
+        assert rouge_l(text, answer) == pytest.approx(theirs["rougeL"].fmeasure)
+        assert rouge_l_sum(text, answer) == pytest.approx(theirs["rougeLsum"].fmeasure)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+
+import jinja2
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -103,6 +106,24 @@ def test_a_row_becomes_a_prompt_with_its_answer(tmp_path, task, write):
         assert sample.outside
 
 
+@pytest.mark.parametrize("task", [task for task in FORMATS if task != "mnli_mismatch"])
+def test_the_prompts_and_choices_are_those_of_lm_eval(tmp_path, shipped, task):
+    row = ROWS[task][2]
+    theirs, file = shipped(f"glue/{task}/default.yaml")
+    if task == "mnli":
+        expected = runpy.run_path(str(file.with_name("utils.py")))["doc_to_text"](row)
+    else:
+        expected = jinja2.Template(theirs["doc_to_text"]).render(row)
+    write_hub(tmp_path, task)
+    sample = next(GlueTask(task=task, folder=str(tmp_path), shots=1).samples(None))
+    assert sample.question == expected
+    choices = [f" {choice}" for choice in theirs["doc_to_choice"]]
+    assert sample.choices == tuple(choices)
+    assert sample.answers == (choices[row["label"]],)
+    form = FORMATS[task]
+    assert (theirs["dataset_name"], theirs["validation_split"]) == (form.config, form.validation)
+
+
 def test_there_are_nine_tasks_with_their_choices():
     assert len(GROUPS["glue"]) == len(FORMATS) == 9
     assert FORMATS["mnli"].choices == ("True", "Neither", "False")
@@ -140,11 +161,12 @@ def test_the_examples_are_evicted_before_an_item_is_asked(tmp_path):
     rows = kvpolicy.evaluate(
         model, tokenizer, tasks=[task], recipes=["snapkv"], budgets=[40], limit=1
     ).rows
-    assert [row.error for row in rows] == [None, None]
+    assert not any(row.error for row in rows)
     assert {row.question for row in rows} == {"outside"}
     [sample, *_] = task.samples(None)
     item = len(tokenizer(sample.question, add_special_tokens=False)["input_ids"])
-    assert [row.positions for row in rows] == [rows[0].tokens, 40 + item]
+    held = {row.entrant: row.positions for row in rows}
+    assert (held["full"], held["snapkv"]) == (rows[0].tokens, 40 + item)
 
 
 def test_the_run_may_say_where_an_item_is_asked(tmp_path):

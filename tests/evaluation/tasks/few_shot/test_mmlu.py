@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import jinja2
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -60,6 +61,25 @@ def test_a_question_stands_behind_examples_of_its_subject(tmp_path, write):
     )
     assert (last.choices, last.answers) == ((" A", " B", " C", " D"), (" B",))
     assert all(sample.outside and sample.chat is False for sample in samples)
+
+
+def test_the_prompts_are_those_of_lm_eval(tmp_path, shipped):
+    write_hub(tmp_path)
+    theirs, _ = shipped("mmlu/default/_default_template_yaml")
+    subject, _ = shipped("mmlu/default/mmlu_high_school_physics.yaml")
+    prompt = jinja2.Template(theirs["doc_to_text"])
+
+    def item(split, place):
+        text, *choices, answer = questions("high_school_physics", split, 6)[place]
+        shown = prompt.render(question=f" {text} ", choices=choices)
+        return shown, f" {theirs['doc_to_choice'][answer]}"
+
+    samples = list(MmluTask(folder=str(tmp_path), subject="high_school_physics").samples(None))
+    examples = "".join(f"{''.join(item('dev', place))}\n\n" for place in range(5))
+    assert samples[0].context == subject["description"] + examples
+    assert [(each.question, *each.answers) for each in samples] == [
+        item("test", place) for place in range(6)
+    ]
 
 
 def test_one_subject_may_be_asked_for(tmp_path):
