@@ -119,7 +119,7 @@ def entrants(
         found += _at_budgets(name, given, checked)
     own = dict.fromkeys(each.budget for each in found if each.budget is not None)
     taken = checked or list(own)
-    if random and RANDOM not in {each.name for each in found} and _has_random():
+    if random and taken and RANDOM not in {each.name for each in found} and _has_random():
         found += _at_budgets(RANDOM, RANDOM, taken)
     if oracle:
         find("scorer", ORACLE)

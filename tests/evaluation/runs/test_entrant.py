@@ -30,6 +30,7 @@ def test_references_take_part_at_every_budget_if_wanted():
     assert titles == ["full", "snapkv at 48", "random at 48", "oracle at 48"]
     titles = [each.title for each in entrants(["random"], [8, 0.5], random=True)]
     assert titles == ["full", "random at 8", "random at 50 %"]
+    assert [each.title for each in entrants([], [], random=True, oracle=True)] == ["full"]
 
 
 def test_a_reference_has_the_code_of_its_own_plugin():
