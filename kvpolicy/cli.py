@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "kvpolicy.commands.eval",
     "lm-eval": "kvpolicy.commands.lm_eval",
     "report": "kvpolicy.commands.report",
+    "inspect": "kvpolicy.commands.inspect",
     "exactness": "kvpolicy.commands.exactness",
 }
 """Each command and its module. The module's `app` is a Typer with that one command.

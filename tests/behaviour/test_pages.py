@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import kvpolicy
+from kvpolicy.evaluation import needle
+from kvpolicy.evaluation.inspection.inspection import inspect
+from kvpolicy.evaluation.inspection.page import page as inspection_page
+from kvpolicy.evaluation.inspection.prompt import tokenized
 from kvpolicy.evaluation.reports.page import page
 from kvpolicy.evaluation.reports.summary import summary
 from kvpolicy.evaluation.runs.row import Row
@@ -123,3 +128,19 @@ def test_what_cannot_be_read_is_found(body, fault, tmp_path):
     html = f"<!doctype html><meta name='color-scheme' content='light dark'>{text}{body}"
     with pytest.raises(AssertionError, match=fault):
         assert_readable(html, tmp_path, schemes=("light",))
+
+
+@needs_chromium
+def test_an_inspection_can_be_read(tmp_path):
+    model, tokenizer = needle.load()
+    [question] = needle.generate_prompts(tokens=512, facts=24, count=1, seed=1)
+    found = inspect(
+        model,
+        tokenizer,
+        tokenized(tokenizer, question.text),
+        kvpolicy.recipe("streamingllm", budget=40),
+        answer=question.answer,
+        max_new_tokens=4,
+    )
+    assert found.cause is not None
+    assert_readable(inspection_page(found, name="streamingllm at 40", model="needle"), tmp_path)

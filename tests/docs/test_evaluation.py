@@ -47,6 +47,17 @@ def test_the_report_is_made_of_what_the_first_command_wrote(run, tmp_path, monke
     assert list(Path("figures").glob("*.png"))
 
 
+def test_the_prompt_that_is_inspected_is(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [prompt] = needle.generate_prompts(tokens=128, facts=4, count=1, seed=0)
+    Path("prompt.txt").write_text(prompt.text)
+    [command] = [block for block in blocks("console") if block.startswith("kvpolicy inspect")]
+    command = command.replace("MODEL", str(needle.MODEL)).replace("goats", prompt.answer)
+    result = run(*shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    assert Path("inspect.html").exists()
+
+
 def test_the_data_that_are_shown_are_data():
     assert len(read_samples([json.loads(line) for line in blocks("json")[0].splitlines()])) == 2
 

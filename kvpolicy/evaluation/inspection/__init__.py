@@ -1,0 +1,1 @@
+"""One prompt and one policy: which tokens survive, and why an answer is wrong."""
