@@ -12,6 +12,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
+_OTHER_SOFTMAX = ("softcap", "s_aux")
+"""What transformers hands to attention that caps its logits, or has learned sinks."""
+
 
 def attention_on(
     model: PreTrainedModel, cache: Cache, token: int, places: Collection[int]
@@ -19,7 +22,8 @@ def attention_on(
     """Read one token, and return the logits behind it and its attention on `places`, by layer.
 
     Of query heads that share keys and values it is the mean. A layer whose attention cannot be
-    looked at has None: one with a sliding window, and one whose heads hold different numbers.
+    looked at has None: one with a sliding window, one whose heads hold different numbers, and one
+    whose softmax is not the plain one.
     """
     from kvpolicy.huggingface.attention.points import attention_points, wrapped
     from kvpolicy.huggingface.model.config import decoder_config
@@ -32,7 +36,8 @@ def attention_on(
             module: nn.Module, query: Tensor, key: Tensor, *args: Any, **more: Any
         ) -> Any:
             layer = getattr(module, "layer_idx", None)
-            if layer is not None and key.shape[2] == held[layer].shape[1] + 1:
+            plain = all(more.get(name) is None for name in _OTHER_SOFTMAX)
+            if plain and layer is not None and key.shape[2] == held[layer].shape[1] + 1:
                 scale = more.get("scaling") or query.shape[-1] ** -0.5
                 found[layer] = _share(query, key, held[layer], places, scale)
             return own(module, query, key, *args, **more)

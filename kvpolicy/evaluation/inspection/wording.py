@@ -69,8 +69,8 @@ def why(cause: Cause | None) -> list[str]:
         sentences.append("If they are kept, at the same budget, the answer is right.")
     elif cause.right_if_kept is False:
         sentences.append(
-            "If they are kept, at the same budget, the answer is still wrong: other tokens are "
-            "needed too."
+            "If they are kept, at the same budget, the answer is still wrong: these tokens alone "
+            "are not enough."
         )
     return sentences
 

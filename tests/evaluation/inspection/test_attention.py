@@ -10,6 +10,29 @@ import kvpolicy
 from kvpolicy.evaluation.inspection.attention import attention_on, held_of
 from kvpolicy.testing import tiny_model
 
+
+@pytest.fixture
+def tiny_sinks():
+    """A small GPT-OSS, whose attention has learned sinks."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "gpt_oss",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        head_dim=8,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        layer_types=["full_attention"] * 2,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
 IDS = torch.tensor([[1, 5, 9, 2, 7, 3, 8, 4]])
 
 
@@ -60,3 +83,11 @@ def test_the_model_is_left_as_it_was():
         with pytest.raises(IndexError):
             attention_on(model, cache, 10_000_000, {1})
     assert model.config._attn_implementation == before
+
+
+def test_a_softmax_with_learned_sinks_cannot_be_looked_at(tiny_sinks):
+    cache = DynamicCache(config=tiny_sinks.config)
+    with torch.no_grad():
+        tiny_sinks(IDS, past_key_values=cache)
+        _, found = attention_on(tiny_sinks, cache, 6, {1})
+    assert found == [None] * len(found)

@@ -46,7 +46,10 @@ def test_a_cause_is_a_few_sentences():
     [
         (Cause(verdict="full"), "Eviction is not the cause."),
         (Cause(verdict="unknown"), "Give them with --needed."),
-        (Cause(verdict="broken", broken=1.0, right_if_kept=False), "other tokens are needed too."),
+        (
+            Cause(verdict="broken", broken=1.0, right_if_kept=False),
+            "these tokens alone are not enough.",
+        ),
         (Cause(verdict="outweighed", whole=1.0), "100 % hold them wholly."),
     ],
 )
