@@ -24,7 +24,6 @@ class Future:
 NEEDED = {
     "importance": [[1.0]],
     "future": Future(),
-    "folder": "data",
 }
 """Options without a default, in the plainest form."""
 

@@ -16,13 +16,14 @@ Rows: TypeAlias = Iterator[tuple[str, dict[str, Any]]]
 """Rows by column, each with the words for where it stands."""
 
 
-def tsv_rows(file: Path, origin: str, columns: Sequence[str] = ()) -> Rows:
+def tsv_rows(file: Path, origin: str, columns: Sequence[str] = (), *, cut: bool = False) -> Rows:
     """Yield the rows of a table whose cells are separated by tabs; a quote is a letter.
 
-    `columns` are the names where the first row does not tell them. Raises DataError.
+    `columns` are the names where the first row does not tell them. With `cut` rows that lack cells
+    are passed over. Raises DataError.
     """
     lines = text_of(file, origin).removeprefix("\ufeff").split("\n")
-    return _named(file, (each.rstrip("\r").split("\t") for each in lines), columns)
+    return _named(file, (each.rstrip("\r").split("\t") for each in lines), columns, cut=cut)
 
 
 def csv_rows(file: Path, origin: str, columns: Sequence[str]) -> Rows:
@@ -63,12 +64,14 @@ def parquet_rows(file: Path, origin: str) -> Rows:
         raise DataError(f"{file} cannot be read as a table of Parquet: {error}.") from error
 
 
-def _named(file: Path, rows: Iterator[list[str]], columns: Sequence[str]) -> Rows:
+def _named(
+    file: Path, rows: Iterator[list[str]], columns: Sequence[str], *, cut: bool = False
+) -> Rows:
     first = 1
     if not columns:
         columns, first = next(rows, []), 2
     for number, row in enumerate(rows, start=first):
-        if not any(row):
+        if not any(row) or (cut and len(row) < len(columns)):
             continue
         if len(row) != len(columns):
             raise DataError(

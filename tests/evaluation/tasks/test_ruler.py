@@ -127,6 +127,19 @@ def test_a_missing_file_is_named_with_its_origin(make, tmp_path, folder, task, n
         make(task, 9000, folder=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ("niah_single_2", r"holds PaulGrahamEssays\.json as option folder=\.\.\. .*3 MB"),
+        ("qa_1", r"holds squad\.json as option folder=\.\.\. .* SQuAD 2\.0 \(4\.4 MB\)"),
+        ("qa_2", r"holds hotpotqa\.json as option folder=\.\.\. .*HotpotQA \(46 MB\)"),
+    ],
+)
+def test_a_missing_folder_is_said_with_what_it_holds(make, task, sentence):
+    with pytest.raises(DataError, match=sentence):
+        make(task, 3000, folder=None)
+
+
 def test_another_file_under_that_name_is_said(make, tmp_path):
     (tmp_path / "squad.json").write_text('{"data": [{"paragraphs": 3}]}')
     with pytest.raises(DataError, match=r"squad.json' is no file of squad"):

@@ -36,6 +36,13 @@ def test_columns_may_be_named_where_the_file_does_not(write):
     ]
 
 
+def test_rows_that_lack_cells_may_be_passed_over(write):
+    file = write("a.tsv", "a\tb\n1\n2\t3\n")
+    assert [row for _, row in tsv_rows(file, "", cut=True)] == [{"a": "2", "b": "3"}]
+    with pytest.raises(DataError, match="row 2 has 3 cells"):
+        list(tsv_rows(write("a.tsv", "a\tb\n1\t2\t3\n"), "", cut=True))
+
+
 def test_a_cell_of_a_csv_may_have_commas_quotes_and_lines(write):
     file = write("a.csv", '"one, ""two""","3\n4"\nx,y\n')
     rows = [row for _, row in csv_rows(file, "", ("a", "b"))]

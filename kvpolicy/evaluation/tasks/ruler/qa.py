@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import attrs
+from attrs.validators import optional
 
 from kvpolicy.errors import DataError
 from kvpolicy.evaluation.tasks.files import json_of
@@ -41,7 +42,7 @@ class QaTask(LengthOptions):
     `folder` holds squad.json or hotpotqa.json. See `LengthOptions` for the other options.
     """
 
-    folder: str = attrs.field(validator=a_path)
+    folder: str | None = attrs.field(default=None, validator=optional(a_path))
     dataset: str = attrs.field(default="squad", validator=one_of(*_ORIGIN))
     new_tokens: int = attrs.field(default=32, validator=count)
 
@@ -55,6 +56,11 @@ class QaTask(LengthOptions):
 
         Raises DataError if the file cannot be read or is another.
         """
+        if self.folder is None:
+            raise DataError(
+                f"this task asks about documents. Give the folder that holds {self.dataset}.json "
+                f"as option folder=... {_ORIGIN[self.dataset]}"
+            )
         file = Path(self.folder) / f"{self.dataset}.json"
         data = json_of(file, _ORIGIN[self.dataset])
         try:

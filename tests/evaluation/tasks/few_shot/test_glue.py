@@ -138,6 +138,13 @@ def write_numbers(folder, number):
         (folder / "SST-2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
 
 
+def test_rows_that_are_cut_are_left_out(tmp_path):
+    write_own(tmp_path, "qqp")
+    file = tmp_path / "QQP" / "dev.tsv"
+    file.write_text(file.read_text() + "7\t8\t9\tWhat was\n")
+    assert len(list(GlueTask(task="qqp", folder=str(tmp_path), shots=1).samples(None))) == 3
+
+
 def test_the_seed_draws_the_examples(tmp_path):
     write_numbers(tmp_path, 40)
 
