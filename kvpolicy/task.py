@@ -7,9 +7,13 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
-Asks: TypeAlias = Literal["text", "choice", "likelihood", "stream", "agreement"]
-"""What a model is asked for: to write, to choose, how likely the answer is, or the whole text, and
-whether it goes on as with the full cache."""
+Asks: TypeAlias = Literal["text", "choice", "likelihood", "stream", "dialogue", "agreement"]
+"""What a model is asked for: to write, to choose, how likely the answer is, or the whole text, or
+the agent's turns of a dialogue, and whether it goes on as with the full cache."""
+PERPLEXITIES: tuple[Asks, ...] = ("likelihood", "stream", "dialogue")
+"""What is asked for where the figure is a perplexity, which is better where it is lower."""
+AGENTS = ("assistant", "agent", "model")
+"""The roles of messages that a model may have written."""
 
 
 def _texts(given: Iterable[str]) -> tuple[str, ...]:
@@ -60,8 +64,9 @@ class Metric:
     """How answers become figures.
 
     `judge` is given what the model wrote, or the choice that it found likeliest. A metric that asks
-    for a likelihood has none: its figure is the perplexity of the answers, or of the whole text if
-    it asks for a stream. A stream is read `chunk` tokens at a time, with an eviction after each.
+    for a likelihood has none: its figure is the perplexity of the answers, of the whole text if it
+    asks for a stream, or of the agent's turns if it asks for a dialogue. A stream is read `chunk`
+    tokens at a time, with an eviction after each; a dialogue is evicted before each agent's turn.
 
     >>> Metric(name="short", judge=lambda text, sample: len(text) < 9).figure([1.0, 0.0], [1, 1])
     0.5
@@ -75,7 +80,7 @@ class Metric:
     @property
     def larger_is_better(self) -> bool:
         """Whether a larger figure is a better one."""
-        return self.asks not in ("likelihood", "stream")
+        return self.asks not in PERPLEXITIES
 
     def figure(self, scores: Iterable[float], weights: Iterable[float]) -> float:
         """Return the figure of many samples: the weighted mean, or the perplexity.

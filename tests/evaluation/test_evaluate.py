@@ -125,6 +125,25 @@ def test_prompts_without_answers_are_compared_with_the_full_cache(pair, data):
     assert min(divergence["random", 40]) > 0.01
 
 
+def test_conversations_have_a_perplexity_of_the_agents_turns(pair, data):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{row['context']} {row['question']}"},
+                {"role": "assistant", "content": row["answer"]},
+            ]
+        }
+        for row in data
+    ]
+    found = evaluate(pair, data=rows, metric="dialogue_perplexity", budgets=[40], oracle=True)
+    assert {row.weight for row in found.rows if not row.failed} == {3}
+    assert values(found)["streamingllm at 40"] != values(found)["full"]
+    assert not found.cells[0].larger_is_better
+    assert {row.error is None for row in found.rows if row.entrant != "oracle"} == {True}
+    with pytest.raises(DataError, match=r"row 1 of the data has no 'messages' with a turn of an"):
+        evaluate(pair, data=data, metric="dialogue_perplexity")
+
+
 def test_a_task_object_has_its_own_metric(pair):
     found = evaluate(pair, tasks=[Needles()], budgets=[40], limit=2)
     assert {(row.task, row.metric) for row in found.rows} == {("Needles", "starts")}

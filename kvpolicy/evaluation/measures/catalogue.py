@@ -47,6 +47,7 @@ METRICS: Mapping[str, Metric] = {
         Metric(name="edit_similarity", judge=best(edit_similarity)),
         Metric(name="multiple_choice", judge=best(exact_match), asks="choice"),
         Metric(name="perplexity", asks="likelihood"),
+        Metric(name="dialogue_perplexity", asks="dialogue"),
         Metric(name="agreement", asks="agreement"),
     )
 }

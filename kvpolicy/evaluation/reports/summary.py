@@ -14,6 +14,7 @@ from kvpolicy.evaluation.measures.bootstrap import Estimate, Scores, difference,
 from kvpolicy.evaluation.measures.interval import wilson_interval
 from kvpolicy.evaluation.runs.entrant import FULL, Entrant
 from kvpolicy.evaluation.runs.row import Row
+from kvpolicy.task import PERPLEXITIES
 
 
 @attrs.frozen(kw_only=True)
@@ -144,7 +145,7 @@ def _scores(rows: Sequence[Row]) -> Scores:
 
 
 def _is_perplexity(row: Row) -> bool:
-    return row.asks in ("likelihood", "stream")
+    return row.asks in PERPLEXITIES
 
 
 def _mean(figures: Iterable[float | None]) -> float | None:

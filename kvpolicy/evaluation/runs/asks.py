@@ -104,6 +104,15 @@ def _streamed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
     return {"score": loss / count, "weight": count}
 
 
+def _conversed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
+    loss, count = reading.converse(asked.prompt)
+    if not count:
+        raise InvalidValueError(
+            f"the agent's turns of sample {asked.sample.name!r} have no token to predict."
+        )
+    return {"score": loss / count, "weight": count, "new_tokens": count}
+
+
 def _agreed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
     """Follow what the full cache writes; the score is the share before the first other token."""
     prompt = held_back(asked.prompt)
@@ -134,6 +143,7 @@ ASKS: Mapping[Asks, Ask] = {
     "choice": _chosen,
     "likelihood": _likelihood,
     "stream": _streamed,
+    "dialogue": _conversed,
     "agreement": _agreed,
 }
 """How each thing is asked for, and the fields of a row that come of it."""

@@ -10,6 +10,7 @@ import attrs
 
 from kvpolicy.errors import ResultsError, told
 from kvpolicy.evaluation.runs.answer import answers
+from kvpolicy.evaluation.runs.dialogue import dialogue_prompt
 from kvpolicy.evaluation.runs.entrant import Entrant
 from kvpolicy.evaluation.runs.identity import digest, machine, model_identity
 from kvpolicy.evaluation.runs.oracle import foreseen
@@ -108,7 +109,7 @@ class Grid:
     def _groups(self) -> Iterator[Group]:
         """Yield questions that follow each other and have the same context outside."""
         for task in self.tasks:
-            asked = ((self._prompt(each), each) for each in map(self._limited, task.samples))
+            asked = ((self._prompt(task, each), each) for each in map(self._limited, task.samples))
             for _, group in groupby(asked, _context_of):
                 yield Group(task, list(group))
 
@@ -117,8 +118,10 @@ class Grid:
             return attrs.evolve(sample, max_new_tokens=self.max_new_tokens)
         return sample
 
-    def _prompt(self, sample: Sample) -> Prompt | Exception:
+    def _prompt(self, task: Named, sample: Sample) -> Prompt | Exception:
         try:
+            if task.metric.asks == "dialogue":
+                return dialogue_prompt(self.format, sample)
             return self.format.prompt(sample)
         except Exception as error:  # noqa: BLE001 - whatever a chat template raises is a row's error
             return error
@@ -129,7 +132,7 @@ class Grid:
         """Return the row as it is before the run."""
         policy = entrant.described(task.metric)
         ids = digest(prompt.ids) if isinstance(prompt, Prompt) else digest(told(prompt))
-        split = prompt.context.shape[1] if isinstance(prompt, Prompt) else 0
+        split = [prompt.context.shape[1], prompt.scored] if isinstance(prompt, Prompt) else []
         asked = attrs.asdict(sample, filter=lambda field, _: field.name not in ("context", "extra"))
         what: dict[str, Any] = {
             "task": task.name,

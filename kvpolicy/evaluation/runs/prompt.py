@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
@@ -22,10 +22,14 @@ QuestionPlace: TypeAlias = Literal["inside", "outside"]
 
 @attrs.frozen(kw_only=True, eq=False)
 class Prompt:
-    """Token ids: `context` is read in one forward, `question` after it, token by token."""
+    """Token ids: `context` is read in one forward, `question` after it, token by token.
+
+    A conversation is all context; `scored` are the places at which the agent's turns begin and end.
+    """
 
     context: Int[Tensor, "1 T"]
     question: Int[Tensor, "1 Q"]
+    scored: tuple[tuple[int, int], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -64,13 +68,13 @@ class PromptFormat:
         """
         chat = bool(sample.messages) or (self.chat if sample.chat is None else sample.chat)
         text, question = self._chat(sample) if chat else self._plain(sample)
-        ids = self._ids(text, special=not chat)
+        ids = self.ids(text, special=not chat)
         if not text.strip() or not ids:
             raise InvalidValueError(f"sample {sample.name!r} is empty. Give it a text to read.")
         split = len(ids)
         if self.place_of(sample) == "outside":
-            before = self._ids(text[: _place(sample, text, question)], special=not chat)
-            split = min(_common(ids, before), len(ids) - 1)
+            before = self.ids(text[: _place(sample, text, question)], special=not chat)
+            split = min(common(ids, before), len(ids) - 1)
             if not split:
                 raise InvalidValueError(
                     f"sample {sample.name!r} has no context in front of its question, so nothing "
@@ -90,19 +94,29 @@ class PromptFormat:
         ) + sample.cue, sample.question + sample.cue
 
     def _chat(self, sample: Sample) -> tuple[str, str]:
+        messages = [dict(each) for each in sample.messages]
+        question = messages[-1]["content"] if messages else sample.question
+        if not messages:
+            messages = [{"role": "user", "content": self._cut(sample.context + sample.question)}]
+        text = self.templated(sample, messages, generation=True)
+        return text + sample.cue, question.strip()
+
+    def templated(
+        self, sample: Sample, messages: Sequence[Mapping[str, str]], *, generation: bool = False
+    ) -> str:
+        """Return messages of a sample in the chat template.
+
+        `generation` adds what begins an answer. Raises InvalidValueError if there is no template.
+        """
         if self.tokenizer.chat_template is None:
             raise InvalidValueError(
                 f"sample {sample.name!r} needs a chat template, and the tokenizer of "
                 f"{self.tokenizer.name_or_path!r} has none. Leave the chat template out, or choose "
                 "a model that was made for chat."
             )
-        messages = [dict(each) for each in sample.messages]
-        question = messages[-1]["content"] if messages else sample.question
-        if not messages:
-            messages = [{"role": "user", "content": self._cut(sample.context + sample.question)}]
         template: Any = self.tokenizer.apply_chat_template
-        text: str = template(messages, tokenize=False, add_generation_prompt=True)
-        return text + sample.cue, question.strip()
+        text: str = template(list(messages), tokenize=False, add_generation_prompt=generation)
+        return text
 
     def _cut(self, text: str) -> str:
         """Leave the middle out: half of `longest` tokens from the front, half from the end.
@@ -111,14 +125,15 @@ class PromptFormat:
         """
         if self.longest is None:
             return text
-        ids = self._ids(text, special=True)
+        ids = self.ids(text, special=True)
         if len(ids) <= self.longest:
             return text
         half = max(1, self.longest // 2)
         parts = self.tokenizer.batch_decode([ids[:half], ids[-half:]], skip_special_tokens=True)
         return "".join(parts)
 
-    def _ids(self, text: str, *, special: bool) -> list[int]:
+    def ids(self, text: str, *, special: bool) -> list[int]:
+        """Return the token ids of a text; `special` adds those that begin or end one."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
@@ -139,7 +154,7 @@ def _place(sample: Sample, text: str, question: str) -> int:
     return place
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def common(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many ids are the same at the beginning."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))

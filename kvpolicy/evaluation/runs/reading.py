@@ -139,6 +139,25 @@ class Reading:
                 logits = self.read(torch.tensor([[token]]))
         return total
 
+    def converse(self, prompt: Prompt) -> tuple[float, int]:
+        """Read a conversation turn by turn; return the loss of the agent's tokens and their number.
+
+        What stands between the agent's turns is read in one forward, at whose end the cache is
+        evicted, except for its last token. That token and the agent's are read one by one.
+        """
+        ids, read, total, count = prompt.context, 0, 0.0, 0
+        for start, end in prompt.scored:
+            # The first token of all has nothing before it that could predict it.
+            start = max(start, 1)
+            if start - 1 > read:
+                self.read(ids[:, read : start - 1])
+            logits = self.read(ids[:, start - 1 : start])
+            total += self.loss(logits, ids[0, start:end].tolist())
+            count += max(0, end - start)
+            read = max(start, end - 1)
+        self.see(prompt)
+        return total, count
+
     def stream(self, ids: Int[Tensor, "1 T"], chunk: int) -> float:
         """Read a text `chunk` tokens at a time; return the loss of all tokens but the first.
 

@@ -13,7 +13,7 @@ import attrs
 
 from kvpolicy.errors import DataError, shown
 from kvpolicy.evaluation.tasks.fields import PROMPTS, DataRow
-from kvpolicy.task import Metric, Sample
+from kvpolicy.task import AGENTS, Metric, Sample
 
 Data: TypeAlias = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 """A file of JSON lines, or mappings of the same fields."""
@@ -38,6 +38,12 @@ class OwnTask:
                     f"row {sample.name} of the data has neither 'answer' nor 'answers', which "
                     f"metric {self.metric.name!r} needs."
                 )
+            if self.metric.asks == "dialogue" and not has_agent(sample):
+                raise DataError(
+                    f"row {sample.name} of the data has no 'messages' with a turn of an agent "
+                    f"(role {' or '.join(map(repr, AGENTS))}), which metric {self.metric.name!r} "
+                    "needs."
+                )
             if self.metric.asks == "choice" and not sample.choices:
                 raise DataError(
                     f"row {sample.name} of the data has no 'choices', which metric "
@@ -50,8 +56,13 @@ class OwnTask:
 
 
 def needs_answers(metric: Metric) -> bool:
-    """Whether a metric compares with answers: a user's own need not, and agreement never does."""
-    return metric.asks != "agreement" and ":" not in metric.name
+    """Whether a metric compares with answers: agreement and dialogues do not, a user's own may."""
+    return metric.asks not in ("agreement", "dialogue") and ":" not in metric.name
+
+
+def has_agent(sample: Sample) -> bool:
+    """Whether a conversation has a turn that a model may have written."""
+    return any(message["role"] in AGENTS for message in sample.messages)
 
 
 def default_metric(samples: Sequence[Sample]) -> str:

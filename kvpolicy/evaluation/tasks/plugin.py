@@ -14,6 +14,7 @@ from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
 from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED, LongBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
+from kvpolicy.evaluation.tasks.multidoc2dial.task import MultiDoc2DialTask
 from kvpolicy.evaluation.tasks.needle import NeedleTask
 from kvpolicy.evaluation.tasks.perplexity import DATASETS, PerplexityTask
 from kvpolicy.evaluation.tasks.ruler.common_words import CommonWordsTask
@@ -46,6 +47,7 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     "haystack": HaystackTask,
     "perplexity": PerplexityTask,
     **{f"perplexity_{name}": partial(PerplexityTask, dataset=name) for name in DATASETS},
+    "multidoc2dial": MultiDoc2DialTask,
     **RULER,
     **{f"longbench_{task}": partial(LongBenchTask, task=task) for task in (*LONGBENCH, *CHINESE)},
     **{

@@ -35,7 +35,7 @@ def judges_an_answer_above_an_empty_text(task: Task, draw: Draw) -> None:
     metric: Metric = task.metric
     assert isinstance(metric, Metric)
     if metric.judge is None:
-        assert metric.asks in ("likelihood", "stream", "agreement")
+        assert metric.asks in ("likelihood", "stream", "dialogue", "agreement")
         return
     for sample in _samples(task):
         for answer in sample.answers:

@@ -1,0 +1,1 @@
+"""MultiDoc2Dial: dialogues about documents, from its official files."""
