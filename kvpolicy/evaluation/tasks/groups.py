@@ -9,6 +9,7 @@ from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
 from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
+from kvpolicy.evaluation.tasks.scbench.task import TASKS as SCBENCH
 
 _NIAH = ("single_1", "single_2", "single_3", "multikey_1", "multikey_2", "multikey_3")
 _RULER = (
@@ -28,6 +29,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     },
     "infinitebench": tuple(f"infinitebench_{task}" for task in INFINITEBENCH),
     "glue": tuple(f"glue_{task}" for task in GLUE),
+    "scbench": tuple(f"scbench_{task}" for task in SCBENCH),
     "infinitebench_synthetic": tuple(f"infinitebench_{task}" for task in SYNTHETIC),
 }
 """The tasks of each group. ReST-KV's authors leave out the questions about documents."""

@@ -22,6 +22,8 @@ from kvpolicy.evaluation.tasks.ruler.frequent_words import FrequentWordsTask
 from kvpolicy.evaluation.tasks.ruler.niah import NiahTask
 from kvpolicy.evaluation.tasks.ruler.qa import QaTask
 from kvpolicy.evaluation.tasks.ruler.variables import VariablesTask
+from kvpolicy.evaluation.tasks.scbench.task import TASKS as SCBENCH
+from kvpolicy.evaluation.tasks.scbench.task import SharedContextTask
 from kvpolicy.hookspecs import hookimpl
 from kvpolicy.task import Task
 
@@ -59,6 +61,7 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     **{f"infinitebench_{task}": partial(SyntheticTask, task=task) for task in SYNTHETIC},
     **{f"glue_{task}": partial(GlueTask, task=task) for task in GLUE},
     "mmlu": MmluTask,
+    **{f"scbench_{task}": partial(SharedContextTask, task=task) for task in SCBENCH},
 }
 """Every task by its name; the same objects at every call of the hook."""
 

@@ -14,6 +14,8 @@ WITHOUT_FILES = {
     "needle": {"length": 96, "facts": 4, "num_samples": 3},
     "ruler_niah_multikey_3": {"length": 2000, "num_samples": 2},
     "haystack": {"shortest": 1000, "longest": 1000, "num_depths": 3},
+    "scbench_kv": {"length": 2000, "contexts": 2},
+    "scbench_many_facts": {"length": 1000, "contexts": 2},
     "ruler_fwe": {"length": 2000, "num_samples": 2},
 }
 
