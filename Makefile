@@ -14,7 +14,7 @@ OLDEST := .venv-oldest/bin
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Watch policies compress the cache of a small model, and see what it still recalls.
+demo: $(READY) ## See which facts a small model still recalls under six recipes (a minute).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy demo
 
 test: $(READY) ## Run the tests.

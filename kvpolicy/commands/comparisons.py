@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kvpolicy.evaluation import wording
+from kvpolicy.evaluation.demo import wording
 from kvpolicy.evaluation.pictures.theme import colours
-from kvpolicy.evaluation.results import Comparison
+from kvpolicy.evaluation.reports.comparison import Comparison
 
 
 def print_table(console: Console, comparison: Comparison) -> None:

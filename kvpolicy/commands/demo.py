@@ -1,9 +1,10 @@
-"""`kvpolicy demo`: compares every installed recipe with the full cache, on the needle model."""
+"""`kvpolicy demo`: compares recipes with the full cache, on the needle task."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,28 +17,44 @@ from kvpolicy.errors import InvalidValueError, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kvpolicy.evaluation.contenders import Contender
-    from kvpolicy.evaluation.needle import NeedlePrompt
-    from kvpolicy.evaluation.reader import Reader
-    from kvpolicy.evaluation.results import Comparison, Refusal
-    from kvpolicy.evaluation.survival import Specimen
+    from kvpolicy.budget import Budget
+    from kvpolicy.evaluation.demo.specimen import Specimen
+    from kvpolicy.evaluation.reports.comparison import Comparison
+    from kvpolicy.evaluation.tasks.needle import NeedleTask
 
 PICTURES = (".pdf", ".png", ".svg")
+RECIPES = ("streamingllm", "h2o", "tova", "snapkv", "pyramidkv", "restkv")
+"""The recipes that the paper of ReST-KV compares."""
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def demo(
+    recipes: Annotated[
+        str | None,
+        typer.Option(
+            help="Names and JSON files of policies, or all. Without it: those of ReST-KV's paper.",
+            show_default=False,
+        ),
+    ] = None,
     budgets: Annotated[
         str, typer.Option(help="Positions per head (64), or shares of the prompt (25%).")
     ] = "40,64,128,256",
-    tokens: Annotated[int, typer.Option(help="Length of every prompt.")] = 512,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Another model than the small one that ships: a folder, or an id on the Hub.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Words of every prompt.")] = 512,
     facts: Annotated[int, typer.Option(min=1, help="How many facts every prompt has.")] = 32,
     prompts: Annotated[
         int, typer.Option(min=1, max=10_000, help="How many prompts each recipe answers.")
-    ] = 32,
+    ] = 20,
     seed: Annotated[int, typer.Option(help="Another seed gives other prompts.")] = 0,
     output: Annotated[Path, typer.Option(help="Where to write the page.")] = Path(
         "kvpolicy-demo.html"
@@ -47,35 +64,31 @@ def demo(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Compare every installed recipe with the full cache, and show which tokens each one keeps.
+    """Compare recipes with the full cache, and show which tokens each one keeps.
 
     A small model reads prompts with many facts, and is then asked for one of them.
     """
     from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
 
     from kvpolicy.commands.comparisons import print_conclusion, print_table
-    from kvpolicy.discovery.registry import installed
-    from kvpolicy.evaluation import needle
-    from kvpolicy.evaluation.contenders import contenders
-    from kvpolicy.evaluation.page import page
+    from kvpolicy.evaluation.demo.page import page
     from kvpolicy.evaluation.pictures import save_picture
-    from kvpolicy.evaluation.reader import Reader
+    from kvpolicy.evaluation.tasks.needle import NeedleTask
 
     _check_paths(output, picture)
-    positions = _positions(budgets, tokens)
-    with plugins_print_to_stderr():
-        recipes = sorted({part.name for part in installed("recipe")})
-        accepted, refused = contenders(recipes, positions)
-    disable_progress_bar()  # the model is small enough to load without one
-    reader = Reader(*needle.load())
-    questions = _questions(reader, tokens, facts, prompts, seed)
+    given, names = _budgets(budgets), _recipes(recipes)
+    _check_entrants(names, given)
+    task = NeedleTask(length=tokens, facts=facts, num_samples=prompts, seed=seed)
     console = Console(stderr=as_json, highlight=False)
-    comparison = _compare(console, reader, questions, accepted, refused)
-    specimen = _specimen(reader, questions[0], accepted, comparison)
-    command = (
-        f"kvpolicy demo --budgets '{budgets}' --tokens {tokens} --facts {facts} "
-        f"--prompts {prompts} --seed {seed}"
+    comparison, specimen = _compare(console, model, task, names, given)
+    command = _command(
+        recipes=recipes,
+        budgets=budgets,
+        model=model,
+        tokens=tokens,
+        facts=facts,
+        prompts=prompts,
+        seed=seed,
     )
     output.write_text(page(comparison, specimen, command=command), encoding="utf-8")
     if picture is not None:
@@ -85,6 +98,40 @@ def demo(
     else:
         print_table(console, comparison)
     print_conclusion(console, comparison, output)
+
+
+def _compare(
+    console: Console,
+    model: str | None,
+    task: NeedleTask,
+    recipes: Sequence[str],
+    budgets: Sequence[Budget],
+) -> tuple[Comparison, Specimen]:
+    """Run the demo under a progress bar."""
+    from kvpolicy.commands.progress import shown_progress
+    from kvpolicy.evaluation.demo.run import run_demo
+
+    loaded, tokenizer = _load(model)
+    with shown_progress(console) as bar:
+        return run_demo(
+            loaded,
+            tokenizer,
+            task,
+            recipes=recipes,
+            budgets=budgets,
+            on_start=bar.start,
+            on_row=bar.advance,
+        )
+
+
+def _command(**options: object) -> str:
+    """Write the command that does the same again."""
+    given = (
+        f"--{name} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None
+    )
+    return " ".join(["kvpolicy demo", *given])
 
 
 def _check_paths(output: Path, picture: Path | None) -> None:
@@ -109,78 +156,45 @@ def _can_be_written(path: Path) -> bool:
         return False
 
 
-def _questions(
-    reader: Reader, tokens: int, facts: int, prompts: int, seed: int
-) -> list[NeedlePrompt]:
+def _recipes(text: str | None) -> list[str]:
+    """Read `--recipes`. Without it, those of RECIPES that are installed."""
+    from kvpolicy.discovery.registry import installed
+
+    if text is not None and text.strip() != "all":
+        names = [part.strip() for part in text.split(",") if part.strip()]
+        if not names:
+            raise InvalidValueError(
+                f"--recipes names none. Give names such as {','.join(RECIPES[-2:])}, or all."
+            )
+        return names
+    with plugins_print_to_stderr():
+        known = sorted({part.name for part in installed("recipe")})
+    return known if text is not None else [name for name in RECIPES if name in known]
+
+
+def _budgets(text: str) -> list[Budget]:
+    budgets = [read_budget(part) for part in text.split(",") if part.strip()]
+    if not budgets:
+        raise InvalidValueError("--budgets is empty. Give budgets such as 48,64,25%.")
+    return budgets
+
+
+def _check_entrants(recipes: Sequence[str], budgets: Sequence[Budget]) -> None:
+    """Raise what is wrong with the names of recipes, before a model is loaded."""
+    from kvpolicy.evaluation.runs.entrant import entrants
+
+    with plugins_print_to_stderr():
+        entrants(recipes, budgets)
+
+
+def _load(model: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers.utils.logging import disable_progress_bar
+
+    from kvpolicy.commands.checkpoints import Checkpoint
     from kvpolicy.evaluation import needle
 
-    longest = reader.model.config.max_position_embeddings
-    if tokens > longest:
-        raise InvalidValueError(
-            f"--tokens is {tokens}, but the demo's model reads at most {longest} tokens."
-        )
-    try:
-        return needle.generate_prompts(tokens=tokens, facts=facts, count=prompts, seed=seed)
-    except ValueError as error:
-        raise InvalidValueError(str(error)) from error
-
-
-def _positions(budgets: str, tokens: int) -> list[int]:
-    """Read budgets in positions. A share is a share of `tokens` tokens."""
-    from kvpolicy.budget import positions_of
-
-    read = [read_budget(text) for text in budgets.split(",") if text.strip()]
-    if not read:
-        raise InvalidValueError("--budgets is empty. Give budgets such as 48,64,25%.")
-    return [positions_of(budget, tokens, protected=0) for budget in read]
-
-
-def _compare(
-    console: Console,
-    reader: Reader,
-    questions: Sequence[NeedlePrompt],
-    accepted: Sequence[Contender],
-    refused: Sequence[Refusal],
-) -> Comparison:
-    """Run the comparison under a progress bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from kvpolicy.evaluation.comparison import batches, compare
-
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TimeRemainingColumn())
-    if hidden := not console.is_terminal:
-        console = Console(quiet=True)  # rich before 14.3 ends a hidden bar with an empty line
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task("", total=len(accepted) * len(batches(questions)))
-
-        def advance(contender: Contender) -> None:
-            at = "" if contender.budget is None else f" at {contender.budget}"
-            progress.update(task, advance=1, description=f"{contender.name}{at}")
-
-        comparison = compare(reader, questions, accepted, refused, advance)
-    if not comparison.rows:
-        reasons = " ".join(sorted({refusal.reason for refusal in comparison.refusals}))
-        raise InvalidValueError(f"no recipe could be compared. {reasons}")
-    return comparison
-
-
-def _specimen(
-    reader: Reader,
-    question: NeedlePrompt,
-    accepted: Sequence[Contender],
-    comparison: Comparison,
-) -> Specimen:
-    """Return the first prompt with what each recipe keeps, at the budget that differs most."""
-    from kvpolicy.evaluation.survival import Specimen, survivals
-
-    budget = comparison.telling_budget
-    able = {row.name for row in comparison.at(budget)} | {comparison.full.name}
-    shown = [each for each in accepted if each.budget in (None, budget) and each.name in able]
-    return Specimen(
-        words=reader.words(question),
-        facts=question.facts,
-        asked=question.answer_positions,
-        budget=budget,
-        survivals=survivals(reader, question, shown),
-    )
+    if model is None:
+        disable_progress_bar()  # the model is small enough to load without one
+        return needle.load()
+    checkpoint = Checkpoint(name=model)
+    return checkpoint.model(), checkpoint.tokenizer()

@@ -166,33 +166,13 @@ def _tasks(names: Iterable[str], options: Iterable[str]) -> list[dict[str, Any]]
 
 
 def _evaluated(model: Any, tokenizer: Any, arguments: dict[str, Any]) -> Evaluation:
-    """Run the grid under a progress bar that says how long it will still take."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
 
+    from kvpolicy.commands.progress import shown_progress
     from kvpolicy.evaluation.evaluate import evaluate
-    from kvpolicy.evaluation.runs.entrant import Entrant
 
-    console = Console(stderr=True)
-    shown_columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = not console.is_terminal
-    with Progress(
-        *shown_columns, Remaining(), console=console, transient=True, disable=hidden
-    ) as progress:
-        bar = progress.add_task("")
-
-        def advance(row: Any, ran: bool) -> None:
-            title = Entrant(name=row.entrant, budget=row.budget).title
-            progress.update(bar, advance=1, description=f"{row.task}: {title}")
-
-        return evaluate(
-            model,
-            tokenizer,
-            **arguments,
-            on_start=lambda grid: progress.update(bar, total=len(grid)),
-            on_row=advance,
-        )
+    with shown_progress(Console(stderr=True)) as bar:
+        return evaluate(model, tokenizer, **arguments, on_start=bar.start, on_row=bar.advance)
 
 
 def _print(found: Evaluation) -> None:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError, KvpolicyError
 from kvpolicy.evaluation.caches import opened_cache
-from kvpolicy.evaluation.comparison import batches
 from kvpolicy.evaluation.fidelity_rows import Fidelity, FidelityRow
 from kvpolicy.evaluation.measures.reconstruction import Recording, record, token_errors
 from kvpolicy.evaluation.measures.text import exact_match
-from kvpolicy.evaluation.reader import Question, Reader
-from kvpolicy.evaluation.results import Refusal
+from kvpolicy.evaluation.reader import Question, Reader, batches
+from kvpolicy.evaluation.reports.comparison import Refusal
 
 if TYPE_CHECKING:
     from kvpolicy.policy import Policy

@@ -10,7 +10,7 @@ from kvpolicy import Policy, compose, recipe
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.evaluation.fidelity import Entrant
 from kvpolicy.evaluation.measures.reconstruction import Recording
-from kvpolicy.evaluation.results import Refusal
+from kvpolicy.evaluation.reports.comparison import Refusal
 
 WORST, BEST = "random", "oracle"
 DRAWS = 8

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
-from kvpolicy.evaluation.results import Refusal
+from kvpolicy.evaluation.reports.comparison import Refusal
 
 
 class Estimate(NamedTuple):

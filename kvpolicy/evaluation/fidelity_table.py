@@ -28,11 +28,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from kvpolicy import installed
 from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.comparison import batches
 from kvpolicy.evaluation.fidelity import Entrant, fidelity
 from kvpolicy.evaluation.fidelity_entrants import BEST, PAIRS, WORST, entrants
 from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
-from kvpolicy.evaluation.reader import Reader
+from kvpolicy.evaluation.reader import Reader, batches
 
 
 def measure(

@@ -13,6 +13,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+BATCH = 8
+"""How many questions are answered at once."""
+
 
 class Question(Protocol):
     """A text that ends in a question, and the answer that is expected."""
@@ -24,6 +27,11 @@ class Question(Protocol):
     @property
     def answer(self) -> str:
         """What it should say, and nothing else."""
+
+
+def batches(questions: Sequence[Question]) -> list[Sequence[Question]]:
+    """Cut the questions into the portions in which they are asked."""
+    return [questions[start : start + BATCH] for start in range(0, len(questions), BATCH)]
 
 
 @attrs.frozen

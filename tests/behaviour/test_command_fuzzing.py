@@ -27,7 +27,10 @@ WORDS = st.one_of(
 )
 OPTIONS = {
     "list": ["--json"],
-    "demo": ["--budgets", "--tokens", "--facts", "--prompts", "--seed", "--output", "--picture"],
+    "demo": [
+        *("--recipes", "--budgets", "--tokens", "--facts", "--prompts", "--seed"),
+        *("--output", "--picture", "--model"),
+    ],
     "generate": [
         *("--recipe", "--budget", "--prefill", "--prompt", "--prompt-file", "--chat", "--device"),
         *("--max-new-tokens", "--temperature", "--seed", "--dtype", "--attention", "--model"),

@@ -30,7 +30,7 @@ def few(monkeypatch):
 
 @pytest.mark.deep
 def test_all_recipes_are_compared(small):
-    _assert_table_page_and_next_step(small)
+    _assert_table_page_and_next_step(small, "--recipes", "all")
 
 
 @pytest.mark.usefixtures("few")
@@ -38,8 +38,8 @@ def test_the_table_the_page_and_the_next_step_are_given(small):
     _assert_table_page_and_next_step(small)
 
 
-def _assert_table_page_and_next_step(small):
-    result, page = small()
+def _assert_table_page_and_next_step(small, *more):
+    result, page = small(*more)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].split()[:3] == ["policy", "budget", "right"]
@@ -79,9 +79,48 @@ def test_an_installed_recipe_takes_part_without_being_named(small, install_plugi
             return {"latest": {"scorer": "streamingllm", "recent": 8}}
         """,
     )
-    result, page = small("--budgets", "25%")
+    result, page = small("--budgets", "25%", "--recipes", "all")
     assert any(line.split()[:2] == ["latest", "16"] for line in result.stdout.splitlines())
     assert "latest" in page.read_text()
+
+
+def test_the_recipes_of_the_paper_are_compared_where_none_is_named(small):
+    result, _ = small("--json", "--budgets", "40", "--prompts", "1")
+    names = [row["name"] for row in json.loads(result.stdout)["rows"]]
+    assert names == [
+        *("full cache", "streamingllm", "h2o", "tova", "snapkv", "pyramidkv", "restkv"),
+    ]
+
+
+def test_no_other_recipe_runs_than_those_that_are_named(small, monkeypatch):
+    from kvpolicy.evaluation.runs import grid
+
+    policies = []
+    answered = grid.answered
+    monkeypatch.setattr(
+        grid, "answered", lambda *given: [policies.append(given[-1]), answered(*given)][1]
+    )
+    result, page = small("--recipes", "knorm", "--budgets", "16", "--json")
+    assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["full cache", "knorm"]
+    assert {policy and policy.titles["scorer"].name for policy in policies} == {None, "knorm"}
+    assert "kvpolicy demo --recipes knorm --budgets 16 " in page.read_text()
+
+
+def test_a_policy_in_a_file_takes_part(small, tmp_path):
+    import kvpolicy
+
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(kvpolicy.compose(scorer="knorm", budget=9, recent=2).to_dict()))
+    result, _ = small("--recipes", str(file), "--budgets", "16", "--json")
+    assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["full cache", "mine"]
+
+
+def test_another_model_may_read_the_prompts(small):
+    from kvpolicy.evaluation.needle import MODEL
+
+    result, page = small("--model", str(MODEL), "--recipes", "streamingllm", "--budgets", "16")
+    assert result.exit_code == 0, result.output
+    assert f"--model {MODEL}" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +130,10 @@ def test_an_installed_recipe_takes_part_without_being_named(small, install_plugi
         (("--budgets", "many"), "budget must be positions (1024) or a share"),
         (("--facts", "50"), "50 facts do not fit a prompt of 64 tokens"),
         (("--tokens", "1000000"), "the demo's model reads at most"),
+        (("--recipes", ","), "--recipes names none"),
+        (("--recipes", "snpakv"), "no recipe named 'snpakv'. Did you mean 'snapkv'?"),
+        (("--recipes", "no.json"), "cannot read the policy in 'no.json'"),
+        (("--model", "./nowhere"), "there is no folder './nowhere'"),
         (("--picture", "both.jpg"), "--picture must end in one of .pdf, .png, .svg"),
         (("--output", "not/there.html"), "Give a file in a folder that exists"),
     ],

@@ -1,15 +1,14 @@
-"""One comparison of all recipes, small enough for a test, and a made-up one."""
+"""One run of the demo, small enough for a test, and a made-up comparison."""
 
 from __future__ import annotations
 
 import pytest
 
 from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.comparison import compare
-from kvpolicy.evaluation.contenders import contenders
+from kvpolicy.evaluation.demo.run import run_demo
 from kvpolicy.evaluation.reader import Reader
-from kvpolicy.evaluation.results import Comparison, Row
-from kvpolicy.evaluation.survival import Specimen, survivals
+from kvpolicy.evaluation.reports.comparison import Comparison, Standing
+from kvpolicy.evaluation.tasks.needle import NeedleTask
 
 TOKENS, BUDGETS = 96, (16, 40)
 
@@ -20,15 +19,24 @@ def reader():
 
 
 @pytest.fixture(scope="session")
-def questions():
-    return needle.generate_prompts(tokens=TOKENS, facts=4, count=9, seed=0)
+def task():
+    return NeedleTask(length=TOKENS, facts=4, num_samples=9)
 
 
 @pytest.fixture(scope="session")
-def compared(reader, questions):
-    accepted, refused = contenders(["restkv", "streamingllm"], BUDGETS)
-    heard = []
-    return compare(reader, questions, accepted, refused, heard.append), accepted, heard
+def questions(task):
+    return task.prompts()
+
+
+@pytest.fixture(scope="session")
+def compared(reader, task):
+    return run_demo(
+        reader.model,
+        reader.tokenizer,
+        task,
+        recipes=["restkv", "streamingllm"],
+        budgets=BUDGETS,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +45,8 @@ def comparison(compared):
 
 
 @pytest.fixture(scope="session")
-def specimen(reader, questions, compared):
-    shown = [each for each in compared[1] if each.budget in (None, 40)]
-    return Specimen(
-        words=reader.words(questions[0]),
-        facts=questions[0].facts,
-        asked=questions[0].answer_positions,
-        budget=40,
-        survivals=survivals(reader, questions[0], shown),
-    )
+def specimen(compared):
+    return compared[1]
 
 
 @pytest.fixture
@@ -53,18 +54,27 @@ def made_up():
     """Build a comparison of 20 prompts from how many each recipe gets right at each budget."""
 
     def build(full, **recipes):
-        rows = [
-            _row(name, budget, correct)
+        standings = [
+            _standing(name, budget, correct)
             for name, scores in recipes.items()
             for budget, correct in scores.items()
         ]
         return Comparison(
-            tokens=200, full=_row("full cache", None, full), rows=tuple(rows), refusals=()
+            tokens=200,
+            full=_standing("full cache", None, full),
+            standings=tuple(standings),
+            refusals=(),
         )
 
     return build
 
 
-def _row(name, budget, correct):
-    right = (True,) * correct + (False,) * (20 - correct)
-    return Row(name=name, budget=budget, right=right, positions=budget or 200, nbytes=1000)
+def _standing(name, budget, correct):
+    return Standing(
+        name=name,
+        budget=budget,
+        correct=correct,
+        samples=20,
+        positions=budget or 200,
+        nbytes=1000,
+    )

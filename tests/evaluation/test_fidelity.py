@@ -15,7 +15,7 @@ from kvpolicy.evaluation.fidelity import Entrant, fidelity
 from kvpolicy.evaluation.fidelity_entrants import VARIANTS, entrants
 from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
 from kvpolicy.evaluation.measures.reconstruction import reconstruction_error
-from kvpolicy.evaluation.results import Refusal
+from kvpolicy.evaluation.reports.comparison import Refusal
 
 
 def row(name, *errors, budget=40, **fields):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from kvpolicy.evaluation.page import page
+from kvpolicy.evaluation.demo.page import page
 from kvpolicy.evaluation.pictures import accuracy_picture, save_picture, survival_picture, svg
 from kvpolicy.evaluation.pictures.accuracy import LABEL_GAP, TOP
 from kvpolicy.evaluation.pictures.labels import apart

@@ -12,12 +12,12 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from kvpolicy.evaluation.demo.specimen import Specimen
 from kvpolicy.evaluation.pictures.accuracy import draw_accuracy
 from kvpolicy.evaluation.pictures.grid import draw_grid
 from kvpolicy.evaluation.pictures.survival import draw_survival
 from kvpolicy.evaluation.pictures.theme import HUES, LIGHT, Canvas, Theme
-from kvpolicy.evaluation.results import Comparison
-from kvpolicy.evaluation.survival import Specimen
+from kvpolicy.evaluation.reports.comparison import Comparison
 
 WIDTH, CHART_HEIGHT, STRIP_HEIGHT, MARGIN_HEIGHT = 9.6, 4.8, 0.5, 1.3  # inches
 LINE_HEIGHT, THIN_STRIP_HEIGHT = 0.28, 0.34  # inches, where there are many recipes

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from kvpolicy.evaluation.demo.wording import percent
 from kvpolicy.evaluation.pictures.labels import apart
 from kvpolicy.evaluation.pictures.theme import Canvas, Theme, colours, title
-from kvpolicy.evaluation.results import Comparison, Row
-from kvpolicy.evaluation.wording import percent
+from kvpolicy.evaluation.reports.comparison import Comparison, Standing
 
 LABEL_GAP = 0.052  # of the vertical axis, between the labels of two lines
 BOTTOM, TOP = -0.02, 1.04
@@ -61,12 +61,12 @@ def _tick(budget: int, tokens: int) -> str:
     return f"{budget}\n{percent(budget / tokens)}"
 
 
-def _draw_full(axes: Axes, full: Row, theme: Theme) -> None:
+def _draw_full(axes: Axes, full: Standing, theme: Theme) -> None:
     axes.axhspan(*full.interval, color=theme.ink, alpha=0.06, linewidth=0)
     axes.axhline(full.accuracy, color=theme.ink, linewidth=1.4, dashes=(4, 3))
 
 
-def _draw_line(axes: Axes, rows: Mapping[int, Row], colour: str) -> None:
+def _draw_line(axes: Axes, rows: Mapping[int, Standing], colour: str) -> None:
     budgets, found = list(rows), list(rows.values())
     low, high = zip(*(row.interval for row in found), strict=True)
     axes.fill_between(budgets, low, high, color=colour, alpha=0.13, linewidth=0)

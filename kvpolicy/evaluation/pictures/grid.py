@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
+from kvpolicy.evaluation.demo.wording import percent
 from kvpolicy.evaluation.pictures.theme import HUES, Canvas, Theme, title
-from kvpolicy.evaluation.results import Comparison
-from kvpolicy.evaluation.wording import percent
+from kvpolicy.evaluation.reports.comparison import Comparison
 
 LEFT, WIDTH = 0.2, 0.77  # of the figure
 ABOVE, BELOW = 0.75, 0.65  # inches
@@ -17,7 +17,7 @@ HUE, DARK_CELL = HUES[2], 0.55
 def ranked_names(comparison: Comparison) -> list[str]:
     """Return the recipes, those with the most right answers over all budgets first."""
     right = dict.fromkeys(comparison.names, 0.0)
-    for row in comparison.rows:
+    for row in comparison.standings:
         right[row.name] += row.accuracy
     return sorted(comparison.names, key=lambda name: (-right[name], name))
 

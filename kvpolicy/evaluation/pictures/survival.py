@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
+from kvpolicy.evaluation.demo.specimen import Specimen, Survival
 from kvpolicy.evaluation.pictures.theme import GAMMA, Canvas, Theme, colours, title
-from kvpolicy.evaluation.survival import Specimen, Survival
 
 LEFT, WIDTH = 0.2, 0.575  # of the figure
 ABOVE, BELOW = 0.66, 0.12  # inches

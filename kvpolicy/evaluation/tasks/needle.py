@@ -8,15 +8,18 @@ from typing import Any
 import attrs
 
 from kvpolicy.evaluation.measures.catalogue import METRICS
-from kvpolicy.evaluation.needle.prompts import CODE_LENGTH, generate_prompts
-from kvpolicy.evaluation.needle.vocabulary import QUESTION
+from kvpolicy.evaluation.needle.prompts import NeedlePrompt, generate_prompts
+from kvpolicy.evaluation.needle.vocabulary import QUESTION, STOP
 from kvpolicy.options import count, natural
 from kvpolicy.task import Metric, Sample
 
 
 @attrs.frozen(kw_only=True)
 class NeedleTask:
-    """Prompts of `length` words of the needle model, each of which tells so many `facts`."""
+    """Prompts of `length` words, each of which tells so many `facts`, for any tokenizer.
+
+    The beginning of a text counts as a word, as the needle model's tokenizer has it.
+    """
 
     length: int = attrs.field(default=512, validator=count)
     facts: int = attrs.field(default=32, validator=count)
@@ -28,17 +31,23 @@ class NeedleTask:
         """The whole code must be right."""
         return METRICS["exact_match"]
 
-    def samples(self, tokenizer: Any) -> Iterator[Sample]:
-        """Yield the prompts; every tokenizer of whole words gives them the same length."""
-        prompts = generate_prompts(
+    def prompts(self) -> list[NeedlePrompt]:
+        """Return the prompts, with the places of their facts."""
+        return generate_prompts(
             tokens=self.length, facts=self.facts, count=self.num_samples, seed=self.seed
         )
-        for number, prompt in enumerate(prompts):
+
+    def samples(self, tokenizer: Any) -> Iterator[Sample]:
+        """Yield the prompts; an answer ends with the text or with a sentence, as facts do."""
+        for number, prompt in enumerate(self.prompts()):
             context, mark, question = prompt.text.rpartition(f" {QUESTION} ")
+            answer = tokenizer(f" {prompt.answer}", add_special_tokens=False)["input_ids"]
             yield Sample(
                 name=str(number),
                 context=context,
                 question=mark + question,
                 answers=(prompt.answer,),
-                max_new_tokens=CODE_LENGTH + 1,
+                # Room for one token more than the answer: its end, or a word too many.
+                max_new_tokens=len(answer) + 1,
+                stop=(f" {STOP}",),
             )

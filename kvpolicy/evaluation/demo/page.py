@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from kvpolicy.evaluation import wording
+from kvpolicy.evaluation.demo import wording
+from kvpolicy.evaluation.demo.specimen import Specimen, Survival
 from kvpolicy.evaluation.pictures import accuracy_picture, survival_picture, svg
 from kvpolicy.evaluation.pictures.theme import DARK, GAMMA, LIGHT, Theme, colours
-from kvpolicy.evaluation.results import Comparison
-from kvpolicy.evaluation.survival import Specimen, Survival
+from kvpolicy.evaluation.reports.comparison import Comparison
 
 
 def page(comparison: Comparison, specimen: Specimen, *, command: str) -> str:
