@@ -45,9 +45,10 @@ class Attachment:
     def open(self, cache: object) -> None:
         """Observe the attention of calls on this cache's keys."""
         with _lock:
+            # First: a cache that is collected meanwhile would take unused wraps away.
+            _open[cache] = self
             for point, wrap in self.points:
                 point.add(wrap)
-            _open[cache] = self
         # A cache that is dropped without being closed leaves the model as it was found, too.
         weakref.finalize(cache, self._remove_unused)
 
