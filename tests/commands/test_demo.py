@@ -96,10 +96,13 @@ def test_no_other_recipe_runs_than_those_that_are_named(small, monkeypatch):
     from kvpolicy.evaluation.runs import grid
 
     policies = []
-    answered = grid.answered
-    monkeypatch.setattr(
-        grid, "answered", lambda *given: [policies.append(given[-1]), answered(*given)][1]
-    )
+    answers = grid.answers
+
+    def heard(*given):
+        policies.append(given[-1])
+        return answers(*given)
+
+    monkeypatch.setattr(grid, "answers", heard)
     result, page = small("--recipes", "knorm", "--budgets", "16", "--json")
     assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["full cache", "knorm"]
     assert {policy and policy.titles["scorer"].name for policy in policies} == {None, "knorm"}
