@@ -173,12 +173,13 @@ class PolicyCache(Cache):
 
     def reset(self) -> None:
         """Forget the conversation, a failed one too."""
-        for layer in self.layers:
-            layer.reset()
-        self.session.together.clear()
+        with self.session.guard.changing():
+            for layer in self.layers:
+                layer.reset()
+            self.session.together.clear()
+            self.read_tokens.clear()
+            self._last_updated = -1
         self.session.guard.clear()
-        self.read_tokens.clear()
-        self._last_updated = -1
 
     def clone(self) -> PolicyCache:
         """Return a copy that goes its own way from here: another question on the same context."""

@@ -40,6 +40,7 @@ class Guard:
         """Raise CacheStateError if an earlier change did not complete."""
         if self.failure is not None:
             raise CacheStateError(
-                f"an earlier forward through this cache failed ({self.failure}), so its layers may "
-                "hold different tokens. Call cache.reset() and start over; the model is unchanged."
+                f"an earlier forward or change of this cache failed ({self.failure}), so its "
+                "layers may hold different tokens. Call cache.reset() and start over; the model is "
+                "unchanged."
             )

@@ -12,7 +12,7 @@ from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.testing.models import tiny_model
 
 # Primes, so that the lines that are tried differ between operations.
-STEPS = {"decode": 97, "second turn": 97, "save": 1009}
+STEPS = {"decode": 97, "second turn": 97, "save": 1009, "reset": 1}
 
 
 @pytest.mark.sampled(12, "setting", "operation")
@@ -23,6 +23,13 @@ def test_no_answer_is_wrong(setting, operation):
     bad = [fault for fault in faults if fault.outcome in ("wrong", "unclear")]
     assert not bad
     assert counts(faults)["exact"] + counts(faults)["refused"] == len(faults)
+
+
+def test_a_reset_that_fails_is_completed_before_anything_is_read():
+    """A layer that counts no tokens any more, but still holds some, would answer wrongly."""
+    faults = list(Subject("llama", "snapkv", None, "reset").faults())
+    assert set(counts(faults)) <= {"exact", "refused"}
+    assert counts(faults)["refused"] > 0
 
 
 def test_the_sweep_finds_what_is_not_guarded(monkeypatch):
