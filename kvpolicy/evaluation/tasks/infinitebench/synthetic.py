@@ -36,7 +36,7 @@ class SyntheticTask:
 
     `num_samples` samples go evenly through the depths or kinds of the task; None means as many as
     InfiniteBench has. An answer has at most `new_tokens`; None means as many as in the preset, and
-    in `math_calc` as many as the sum has numbers. With `folder` the samples are those of a file.
+    in `math_calc` two for each number of the sum. With `folder` the samples are those of a file.
 
     Raises InvalidValueError if both a folder and `length` or `num_samples` are given.
     """
@@ -113,5 +113,6 @@ class SyntheticTask:
 
     def _limit(self, answers: list[str]) -> int:
         if self.task == "math_calc":
-            return answers[0].count(",") + 2  # one more than it has values
+            numbers = answers[0].count(",") + 2  # one more than there are values
+            return 2 * numbers  # as many as InfiniteBench's 30,000 for 15,000 numbers
         return new_tokens_of(self.task, self.preset)

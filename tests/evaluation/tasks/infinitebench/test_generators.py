@@ -24,12 +24,33 @@ def test_the_numbers_of_samples_and_the_sizes_are_infinitebenchs():
         "passkey": (590, 5220),
         "number_string": (590, 5220),
         "kv_retrieval": (500, 2500),
-        "math_find": (350, 60000),
-        "math_calc": (50, 30000),
-        "code_run": (400, 550),
+        "math_find": (350, 30000),
+        "math_calc": (50, 15000),
+        "code_run": (400, 4400),
     }
     assert DEPTHS * 10 == 590
     assert len(KINDS) * 50 == 350
+
+
+@pytest.mark.parametrize(
+    ("task", "megabytes"),
+    [
+        ("passkey", 277),
+        ("number_string", 277),
+        ("kv_retrieval", 105),
+        ("math_find", 41.3),
+        ("math_calc", 6.31),
+        ("code_run", 83.4),
+    ],
+)
+def test_all_samples_are_as_large_as_the_file_on_the_hub(task, megabytes):
+    generator, rng = GENERATORS[task], Random(0)
+    lines = [
+        generator.write(rng, generator.size, place * generator.variants // 10)
+        for place in range(10)
+    ]
+    size = sum(len(json.dumps(line | {"id": 0, "options": []})) + 1 for line in lines) / 10
+    assert size * generator.samples == pytest.approx(megabytes * 1e6, rel=0.02)
 
 
 @pytest.mark.parametrize("task", ["passkey", "number_string"])
