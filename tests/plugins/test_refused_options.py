@@ -24,6 +24,7 @@ class Future:
 NEEDED = {
     "importance": [[1.0]],
     "future": Future(),
+    "folder": "data",
 }
 """Options without a default, in the plainest form."""
 
