@@ -13,19 +13,22 @@ import torch
 from safetensors import SafetensorError
 
 from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.evaluation import smollm2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHOICES = (
-    "Give a folder with config.json, a tokenizer and *.safetensors, or the id of a model on the "
-    "Hugging Face Hub, such as organisation/name."
+    "Give a folder with config.json, a tokenizer and *.safetensors, a file *.gguf, or the id of a "
+    "model on the Hugging Face Hub, such as organisation/name."
 )
 
 
 @attrs.frozen(kw_only=True)
 class Checkpoint:
-    """Where a model is and how to load it. Weights are read from safetensors only.
+    """Where a model is and how to load it. Weights are read from safetensors or GGUF only.
+
+    The name of a GGUF file loads it with dequantized weights, if the package gguf is installed.
 
     With `attention` None transformers chooses the attention. `trust_remote_code` allows Python code
     of the checkpoint to run.
@@ -67,10 +70,10 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
-        address = self._address
+        address, options = self._source
         with self._explained():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                address, trust_remote_code=self.trust_remote_code
+                address, trust_remote_code=self.trust_remote_code, **options
             )
             return tokenizer
 
@@ -82,7 +85,7 @@ class Checkpoint:
         """
         from transformers import AutoModelForCausalLM
 
-        address, device = self._address, self._found_device()
+        (address, options), device = self._source, self._found_device()
         with self._explained():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 address,
@@ -90,13 +93,31 @@ class Checkpoint:
                 use_safetensors=True,
                 attn_implementation=self.attention,
                 trust_remote_code=self.trust_remote_code,
+                **options,
             )
             model: PreTrainedModel = loaded.to(device).eval()
+            if options:  # otherwise it has the name of the file's folder
+                model.name_or_path = self.name
             return model
 
     @property
-    def _address(self) -> str:
-        return str(self.folder or self.name)
+    def _source(self) -> tuple[str, dict[str, str]]:
+        """What transformers loads, and the name of a GGUF file in that folder."""
+        file = self._gguf_file
+        if file is None:
+            return str(self.folder or self.name), {}
+        return str(file.parent), {"gguf_file": file.name}
+
+    @property
+    def _gguf_file(self) -> Path | None:
+        """The GGUF file of that name, which may be that of an installed model."""
+        if self.name == smollm2.NAME and not Path(self.name).exists():
+            return smollm2.gguf_file()
+        try:
+            file = Path(self.name).expanduser()
+            return file if file.suffix == ".gguf" and file.is_file() else None
+        except (OSError, RuntimeError, ValueError):
+            return None  # `folder` says what is wrong
 
     def _found_device(self) -> str:
         cuda = torch.cuda.is_available()

@@ -158,18 +158,17 @@ def _can_be_written(path: Path) -> bool:
 
 def _recipes(text: str | None) -> list[str]:
     """Read `--recipes`. Without it, those of RECIPES that are installed."""
-    from kvpolicy.discovery.registry import installed
+    from kvpolicy.commands.recipes import installed_recipes, read_recipes
 
-    if text is not None and text.strip() != "all":
-        names = [part.strip() for part in text.split(",") if part.strip()]
-        if not names:
-            raise InvalidValueError(
-                f"--recipes names none. Give names such as {','.join(RECIPES[-2:])}, or all."
-            )
-        return names
-    with plugins_print_to_stderr():
-        known = sorted({part.name for part in installed("recipe")})
-    return known if text is not None else [name for name in RECIPES if name in known]
+    if text is None:
+        known = installed_recipes()
+        return [name for name in RECIPES if name in known]
+    names = read_recipes(text)
+    if not names:
+        raise InvalidValueError(
+            f"--recipes names none. Give names such as {','.join(RECIPES[-2:])}, or all."
+        )
+    return names
 
 
 def _budgets(text: str) -> list[Budget]:

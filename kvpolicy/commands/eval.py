@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kvpolicy.budget import read_budget
+from kvpolicy.commands.recipes import read_recipes
 from kvpolicy.errors import InvalidValueError, shown, suggest
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def evaluate(
         str, typer.Option(help="A folder with a checkpoint, or the id of one on the Hub.")
     ],
     recipes: Annotated[
-        str, typer.Option(help="Names (see `kvpolicy list recipe`) and JSON files of policies.")
+        str, typer.Option(help="Names, JSON files of policies, or all; see `kvpolicy list recipe`.")
     ],
     budgets: Annotated[
         str, typer.Option(help="Positions per head (64), and shares of the prompt (25%).")
@@ -94,7 +95,7 @@ def evaluate(
     from kvpolicy.evaluation.tasks.groups import expanded
 
     arguments: dict[str, Any] = {
-        "recipes": _split(recipes),
+        "recipes": read_recipes(recipes),
         "budgets": [read_budget(text) for text in _split(budgets)],
         "data": data,
         "tasks": _tasks(expanded(task or ()), option or ()),

@@ -78,12 +78,17 @@ def _texts(
     """Return what is asked for: its title, its file, and what makes it."""
     from kvpolicy.evaluation.reports.latex import latex as in_latex
     from kvpolicy.evaluation.reports.markdown import markdown as in_markdown
+    from kvpolicy.evaluation.reports.page import facts
     from kvpolicy.evaluation.reports.page import page as in_html
 
     rows = loaded.rows
     wanted: list[tuple[str, Path | None, Callable[[], str]]] = [
         ("Page", page, lambda: in_html(cells, baseline=baseline, rows=rows, notices=loaded.notes)),
-        ("Markdown", markdown, lambda: in_markdown(cells, baseline=baseline)),
+        (
+            "Markdown",
+            markdown,
+            lambda: in_markdown(cells, baseline=baseline, facts=facts(rows)),
+        ),
         ("LaTeX", latex, lambda: in_latex(cells, baseline=baseline)),
     ]
     return [(title, file, make) for title, file, make in wanted if file is not None]

@@ -10,9 +10,9 @@ from kvpolicy.evaluation.reports.summary import Cell
 from kvpolicy.evaluation.runs.entrant import written
 
 
-def markdown(cells: Sequence[Cell], *, baseline: str) -> str:
-    """Return the tables of all tasks, and notes on what the columns mean."""
-    lines: list[str] = []
+def markdown(cells: Sequence[Cell], *, baseline: str, facts: str = "") -> str:
+    """Return the tables of all tasks, and notes on what the columns mean, below `facts`."""
+    lines = [facts, ""] if facts else []
     for task, found in by_task(cells).items():
         lines += [f"## {task}", "", f"Metric: {found[0].metric}. Baseline: {baseline}.", ""]
         lines += _table(*matrix(found))

@@ -24,6 +24,7 @@ from kvpolicy.evaluation.tasks.ruler.qa import QaTask
 from kvpolicy.evaluation.tasks.ruler.variables import VariablesTask
 from kvpolicy.evaluation.tasks.scbench.task import TASKS as SCBENCH
 from kvpolicy.evaluation.tasks.scbench.task import SharedContextTask
+from kvpolicy.evaluation.tasks.stdlib import StandardLibraryTask
 from kvpolicy.hookspecs import hookimpl
 from kvpolicy.task import Task
 
@@ -48,6 +49,7 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     "needle": NeedleTask,
     "haystack": HaystackTask,
     "perplexity": PerplexityTask,
+    "stdlib": StandardLibraryTask,
     **{f"perplexity_{name}": partial(PerplexityTask, dataset=name) for name in DATASETS},
     "multidoc2dial": MultiDoc2DialTask,
     **RULER,
