@@ -49,6 +49,12 @@ class Forward:
         return torch.as_tensor(mask).bool()
 
 
+def columns_of(positions: Int[Tensor, "B N K"], real: Bool[Tensor, "B T"]) -> Int[Tensor, "B N K"]:
+    """Return the column of each position, wherever padding stands: p is the p-th real token."""
+    order = (~real).int().argsort(dim=1, stable=True)[:, None]
+    return order.expand(-1, positions.shape[1], -1).gather(2, positions.clamp(min=0))
+
+
 @contextmanager
 def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Forward]]:
     """Record each forward of `model` through `cache`, and each change to the cache between."""

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvpolicy.exactness.forwards import Forward
+from kvpolicy.exactness.forwards import Forward, columns_of
 from kvpolicy.exactness.slot_rotation import at_their_slots
 
 
@@ -111,12 +111,11 @@ def _softmax(
 def _seen(forward: Forward, layer: int, heads: int) -> Bool[Tensor, "B N Q T"]:
     """Return which tokens each new token sees: those held, and the new ones up to itself."""
     real = forward.real
-    batch, total = real.shape
+    batch = real.shape[0]
     held = torch.zeros((batch, heads, forward.seen + 1), dtype=torch.bool)
     if forward.seen:
         positions = forward.positions[layer]
-        padding = total - real.sum(1)
-        column = positions + padding[:, None, None]
+        column = columns_of(positions, real)
         held.scatter_(2, column.masked_fill(positions < 0, forward.seen), True)
     new = torch.ones((forward.length, forward.length), dtype=torch.bool).tril()
     new = new & real[:, None, None, forward.seen :]

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kvpolicy.exactness.forwards import Forward
+from kvpolicy.exactness.forwards import Forward, columns_of
 
 
 def slot_frequencies(model: PreTrainedModel) -> Float[Tensor, " pairs"]:
@@ -34,10 +34,10 @@ def at_their_slots(
     """Rotate the keys held before a forward to slots without gaps, right before its new tokens."""
     if not forward.seen:
         return key
-    positions, padding = forward.positions[layer], (~forward.real).sum(1)[:, None, None]
+    positions, read = forward.positions[layer], forward.real[:, : forward.seen].sum(1)
     held = (positions >= 0).sum(-1, keepdim=True)
-    slots = forward.seen - padding - held + torch.arange(positions.shape[-1])
-    column = (positions + padding).masked_fill(positions < 0, forward.seen)
+    slots = read[:, None, None] - held + torch.arange(positions.shape[-1])
+    column = columns_of(positions, forward.real).masked_fill(positions < 0, forward.seen)
     # A model rounds each angle to float32 in its tables; the larger the angle, the more it rounds.
     angles = torch.zeros((*key.shape[:3], len(frequencies)), dtype=torch.float64)
     for places, sign in ((slots, 1), (positions, -1)):

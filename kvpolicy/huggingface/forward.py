@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from kvpolicy.cache.attention.keys import AttendedKeys
+from kvpolicy.cache.attention.keys import AttendedKeys, attended
 from kvpolicy.cache.attention.sparse import read_sparsely
 from kvpolicy.cache.attention.uneven import attend_uneven
 from kvpolicy.cache.eviction.budgets import Budgets
@@ -24,7 +24,7 @@ from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.layer_memory import LayerMemory
 from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
-from kvpolicy.huggingface.attention.masks import fitted
+from kvpolicy.huggingface.attention.masks import fitted, plainly_causal
 from kvpolicy.huggingface.model.output_projection import output_weight
 from kvpolicy.huggingface.model.ranks import here
 from kvpolicy.huggingface.session import Session
@@ -54,6 +54,10 @@ class Forward:
     """None once the queries have been observed."""
     undo: Callable[[], None] | None = None
     """Takes the new tokens back, in the first layer, until the queries are observed."""
+    moved: tuple[Float[Tensor, "B N S D"], Float[Tensor, "B N S Dv"]] | None = None
+    """Keys and values in place of those that were handed out, where padding moved to the left."""
+    new_real: list[int] | None = None
+    """How many new tokens of each row are real, where padding moved to the left."""
     density: Float64[Tensor, ""] | None = None
     """The share of query-key pairs that was computed; None if all were."""
 
@@ -81,23 +85,26 @@ class Forward:
                 "this cache was made for another model than the one that was called with it. Make "
                 "a cache of its own for each model: policy.cache(model)."
             )
-        contents = self._own()
+        contents, count = self._own(), query.shape[2]
         slots = contents.slots
         real = self.session.masks.new_real_tokens(
-            mask,
-            slots,
-            query.shape[2],
-            held=self.held,
-            seen=self.seen,
-            judged=self._judged(query.shape[2]),
+            mask, slots, count, held=self.held, seen=self.seen, judged=self._judged(count)
         )
-        if real is not None:
-            slots.mark_padding(real)
+        if real is not None and contents.mark_padding(real, self.seen - count):
+            self.new_real = real.sum(1).tolist()
         if self.session.rotary_positions is not None:
-            self.session.rotary_positions.follow(slots, query.shape[2])
+            self.session.rotary_positions.follow(slots, count, self.new_real)
+        if self.new_real is not None:
+            self._hand_out_moved_rows(contents)
         if contents.ragged is not None:
             return None
-        return fitted(mask, slots, query, self.session.attention)
+        fit = fitted if self.moved is None else plainly_causal
+        return fit(mask, slots, query, self.session.attention)
+
+    def _hand_out_moved_rows(self, contents: Contents) -> None:
+        """Have attention see the rows where they are now: padding before all older tokens."""
+        self.keys = attended(contents, self.session.slot_rotary(self.layer))
+        self.moved = (self.keys.dense, contents.values.view)
 
     def _judged(self, count: int) -> int:
         """Return how many of the last rows of the mask must be causal.
@@ -181,7 +188,7 @@ class Forward:
             return
         self.contents = None
         if session.storage is not None:
-            self.memory.put_away(evicted=evicted)
+            self.memory.put_away(evicted=evicted or self.moved is not None)
 
     def _shown(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> Shown:
         session, contents = self.session, self._own()
@@ -202,6 +209,7 @@ class Forward:
             rotary=session.rotaries[self.layer],
             shard=shard,
             of_prompt=query.shape[2] > 1,
+            new_real=self.new_real,
         )
 
     def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:

@@ -116,16 +116,16 @@ class PolicyLayer(DynamicLayer):
         """
         memory, seen, contents = self.memory, self.seen, self.memory.contents
         if contents is None:
-            slots, before = None, []
+            slots, state, before = None, None, []
         else:
             # No list or tensor of slots is written to: each change makes new ones.
-            slots = copy.copy(contents.slots)
+            slots, state = copy.copy(contents.slots), contents.state
             before = [(each, each.buffer, each.held) for each in (contents.keys, contents.values)]
 
         def undo() -> None:
             self.seen, self.forward, memory.contents = seen, None, contents
             if contents is not None and slots is not None:
-                contents.slots = slots
+                contents.slots, contents.state = slots, state
             for table, buffer, held in before:
                 table.buffer, table.held = buffer, held
 

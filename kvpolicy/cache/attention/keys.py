@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy_kernels import rerotate_keys
 
@@ -80,19 +81,19 @@ def attended(
     )
     return AttendedKeys(
         dense=_rotated(keys, rotation.old, rotation.new, slot_rotary),
-        ragged=None if ragged is None else _ragged_by_slot(ragged, offsets, slot_rotary),
+        ragged=None if ragged is None else _ragged_by_slot(ragged, slots, slot_rotary),
         queries=rotation,
         renumbered=first + slots.held,
     )
 
 
-def _ragged_by_slot(
-    ragged: RaggedRows, offsets: Int[Tensor, " B"], rotary: Rotary
-) -> Float[Tensor, "R D"]:
-    """Rotate every head's rows to the slots right before the dense rows."""
+def _ragged_by_slot(ragged: RaggedRows, slots: Slots, rotary: Rotary) -> Float[Tensor, "R D"]:
+    """Rotate every head's rows to the slots right before the dense tokens of its row."""
+    offsets = torch.tensor(slots.offsets, device=ragged.keys.device)
+    firsts = [ragged.longest + slots.held - length for length in slots.lengths]
     places = [
-        torch.arange(rows.start - rows.stop, 0, device="cpu") + ragged.longest
-        for _, _, rows in ragged.heads()
+        torch.arange(rows.start - rows.stop, 0, device="cpu") + firsts[row]
+        for row, _, rows in ragged.heads()
     ]
     lengths = ragged.lengths.sum(1).to(offsets.device)
     old = ragged.positions.long() + offsets.repeat_interleave(lengths)

@@ -33,11 +33,17 @@ class Shown:
     of_prompt: bool = False
     """Whether several tokens were read at once; then numbers that are not finite are looked for."""
 
+    new_real: list[int] | None = None
+    """How many of the last queries of each row are real, where padding stands before them."""
+
     def observation(self, pipeline: Pipeline, view: View, window: int | None) -> Observation:
         """Show a view, with the last `window` of the queries; None shows all."""
         groups = self.queries.shape[1] // self.kv_heads
         heads = slice(view.heads.start * groups, view.heads.stop * groups)
         available = min(self.queries.shape[2], view.keys.shape[2])
+        if self.new_real is not None:
+            # Padding stands between these queries and those before them.
+            available = min(available, self.new_real[view.rows.start])
         count = available if window is None else min(window, available)
         logits = self.logits.of_heads(heads)
         return Observation(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import attrs
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, is_inference_mode_enabled
 
+from kvpolicy.cache.memory.padding import behind_padding, check_some_real, padding_counts
 from kvpolicy.cache.memory.ragged import RaggedRows
 from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.cache.memory.slots import Slots
@@ -60,6 +61,13 @@ class Rows:
             self._grow(needed + max(16, needed // 16))
         self.buffer.narrow(2, self.held, new.shape[2]).copy_(new)
         self.held = needed
+
+    def move(self, source: Int[Tensor, "B S"]) -> None:
+        """Let each row in use take the place that `source` says, in new memory."""
+        places = source[:, None, :, None].to(self.buffer.device)
+        self.buffer = self.view.gather(
+            2, places.expand(*self.view.shape[:2], -1, self.view.shape[3])
+        )
 
     def truncate(self, held: int) -> None:
         """Forget all rows but the first `held`."""
@@ -124,6 +132,33 @@ class Contents:
         self.keys.append(keys)
         self.values.append(values)
         self.slots.append(keys.shape[2])
+
+    def mark_padding(self, real: Bool[Tensor, "B Q"], first: int) -> bool:
+        """Correct the tokens added last: some are padding. Return whether older rows have moved.
+
+        Padding that stands behind older tokens of its row moves before them, in new memory. The new
+        tokens begin at column `first` of the batch, padding included. Raises InvalidValueError for
+        padding behind a new token, and for a row without a new token.
+        """
+        count, pads = real.shape[1], padding_counts(real)
+        gap = any(pad and seen > count for pad, seen in zip(pads, self.slots.seen, strict=True))
+        if gap:
+            check_some_real(pads, count)
+        self.slots.mark_padding(pads, count)
+        if not gap:
+            return False
+        held = self.slots.held
+        source = behind_padding(pads, held, count, self.slots.device)
+        self.slots.move_padding(source, real, pads, first)
+        self.keys.move(source)
+        self.values.move(source)
+        if self.state is not None:
+            new = self.state.new_zeros((*self.state.shape[:2], count, *self.state.shape[3:]))
+            rows = source[:, None].expand(-1, self.state.shape[1], -1)
+            rows = rows.view(*rows.shape, *[1] * (self.state.dim() - 3))
+            rows = rows.expand(*rows.shape[:3], *self.state.shape[3:])
+            self.state = torch.cat([self.state, new], 2).gather(2, rows)
+        return True
 
     @property
     def nbytes(self) -> int:

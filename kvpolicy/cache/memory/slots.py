@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from kvpolicy.cache.memory.padding import padding_counts
 from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.errors import CacheStateError
 from kvpolicy.observation.shard import Exchange
@@ -38,6 +37,9 @@ class Slots:
     offsets: list[int] = attrs.field(metadata=SAVED)
     """By how much a row's rotary positions exceed its token positions, where that is known."""
 
+    columns: Bool[Tensor, "B T"] | None = attrs.field(metadata=SAVED, default=None)
+    """Which of the first T tokens were real; None where padding came before all others only."""
+
     @offsets.default
     def _none(self) -> list[int]:
         return [0] * self.batch
@@ -51,7 +53,7 @@ class Slots:
     @property
     def nbytes(self) -> int:
         """Bytes that the positions take."""
-        return self.known.nbytes
+        return self.known.nbytes + (0 if self.columns is None else self.columns.nbytes)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +75,7 @@ class Slots:
     @property
     def follow_the_count(self) -> bool:
         """Whether a mask made from token counts alone says which slots are padding."""
-        return all(
+        return self.columns is None and all(
             length == min(self.held, seen)
             for length, seen in zip(self.lengths, self.seen, strict=True)
         )
@@ -94,10 +96,15 @@ class Slots:
         self.lengths = [length + count for length in self.lengths]
         self.seen = [seen + count for seen in self.seen]
 
-    def mark_padding(self, real: Bool[Tensor, "B Q"]) -> None:
-        """Correct the slots added last: some of them are padding on the left of their row."""
-        count, real = real.shape[1], real.to(self.known.device)
-        pads = padding_counts(real, [seen > count for seen in self.seen])
+    def read(self, count: int) -> Bool[Tensor, "B T"] | None:
+        """Return which of the first `count` tokens were real; None if padding came first only."""
+        if self.columns is None:
+            return None
+        later = count - self.columns.shape[1]
+        return torch.nn.functional.pad(self.columns[:, :count], (0, max(0, later)), value=True)
+
+    def mark_padding(self, pads: list[int], count: int) -> None:
+        """Correct the last `count` slots: the first `pads` of them are padding."""
         positions = self.positions[:, : self.known.shape[1]].clone()
         slots = torch.arange(count, device=positions.device)
         padding = torch.tensor(pads, device=positions.device)[:, None]
@@ -106,6 +113,24 @@ class Slots:
         self.known = positions.int()
         self.lengths = [length - pad for length, pad in zip(self.lengths, pads, strict=True)]
         self.seen = [seen - pad for seen, pad in zip(self.seen, pads, strict=True)]
+
+    def move_padding(
+        self, source: Int[Tensor, "B S"], real: Bool[Tensor, "B Q"], pads: list[int], first: int
+    ) -> None:
+        """Take padding that was marked to the left of older tokens, and remember its columns.
+
+        The new tokens begin at column `first` of the batch, padding included.
+        """
+        before = self.read(first)
+        if before is None:
+            new = [real.shape[1] - pad for pad in pads]
+            older = [first - seen + each for seen, each in zip(self.seen, new, strict=True)]
+            columns = torch.arange(first, device=self.device)
+            before = columns >= torch.tensor(older, device=self.device)[:, None]
+        self.columns = torch.cat([before, real.to(self.device)], 1)
+        rows = source[:, None].expand(-1, self.known.shape[1], -1)
+        self.known = self.known.gather(2, rows)
+        self.moved = min(self.held, self.moved + max(pads)) if self.moved else 0
 
     def replace(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
         """Hold other slots from now on: what an eviction has left."""
@@ -122,10 +147,12 @@ class Slots:
         """Return slots for what comes next, where all that is held has gone elsewhere."""
         empty = Slots.empty(self.batch, self.heads, self.known.device)
         empty.seen, empty.offsets = list(self.seen), list(self.offsets)
+        empty.columns = self.columns
         return empty
 
     def drop_columns(self, count: int) -> None:
         """Forget the last `count` tokens of slots that hold the newest tokens without a gap."""
+        self._forget_columns(count)
         dropped = min(count, self.held)
         kept = self.positions[..., : self.held - dropped]
         self._shorten(kept, [max(0, length - dropped) for length in self.lengths])
@@ -158,10 +185,26 @@ class Slots:
                 f"cannot crop {count} tokens: a row of this batch has only {min(self.seen)}. Crop "
                 "fewer, or start over with cache.reset()."
             )
+        columns = self._all_columns()
+        if columns is not None and not bool(columns[:, -count:].all()):
+            raise CacheStateError(
+                f"cannot crop {count} tokens: some of them are padding before a question. Crop "
+                "fewer, or start over with cache.reset()."
+            )
+
+    def _all_columns(self) -> Bool[Tensor, "B T"] | None:
+        if self.columns is None:
+            return None
+        return self.read(self.columns.shape[1] + self.seen[0] - int(self.columns[0].sum()))
+
+    def _forget_columns(self, count: int) -> None:
+        columns = self._all_columns()
+        self.columns = None if columns is None else columns[:, : columns.shape[1] - count]
 
     def forget_last(self, count: int) -> None:
         """Drop the slots of each row's last `count` tokens, or raise as `held_of_last` does."""
         dropped = self.held_of_last(count)
+        self._forget_columns(count)
         kept = self.positions[..., : self.held - dropped]
         self._shorten(kept, [length - dropped for length in self.lengths])
         self.seen = [seen - count for seen in self.seen]
@@ -170,6 +213,8 @@ class Slots:
         """Keep, repeat or reorder the sequences of the batch."""
         rows = batch.tolist()
         self.known = self.known.index_select(0, batch.to(self.known.device))
+        if self.columns is not None:
+            self.columns = self.columns.index_select(0, batch.to(self.columns.device))
         self.batch = len(rows)
         self.lengths = [self.lengths[row] for row in rows]
         self.seen = [self.seen[row] for row in rows]

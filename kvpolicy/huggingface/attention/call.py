@@ -52,6 +52,8 @@ def _observed(
         call = Call(module, kwargs)
         logits = call.logits(query)
         mask = layer.mask_for(module, mask, query)
+        if layer.moved is not None:
+            key, value = layer.moved
         attending = layer.seen_by(query)
         output = layer.attend(call, attending, mask, logits)
         if output is None and layer.has_evicted:

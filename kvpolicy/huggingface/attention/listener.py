@@ -15,6 +15,10 @@ class Listener(Protocol):
     """One layer of a cache, as its attention call sees it."""
 
     @property
+    def moved(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values in place of those that were handed out; None: those."""
+
+    @property
     def has_evicted(self) -> bool:
         """Whether the layer holds fewer tokens than it has seen."""
 

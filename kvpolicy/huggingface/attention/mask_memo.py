@@ -12,8 +12,10 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
 from kvpolicy.cache.memory.slots import Slots
+from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.huggingface.attention.masks import (
+    NEEDS_2D,
     check_causal,
     check_given_mask,
     new_real_tokens,
@@ -68,16 +70,20 @@ class MaskMemo:
         self.notes.clear()
         # The 2D mask of a decoded token only grows.
         if note is not None and length > 1:
-            check_given_mask(note.given, before, seen - length)
+            read = None if slots.columns is None else slots.read(seen - length)
+            check_given_mask(note.given, before, seen - length, read)
         if mask is None:
             if self._without != (before, held):
                 self._real = new_real_tokens(None, before, length, held)
                 self._without, self._mask = (before, held), None
             return self._real
         if self._mask is None or self._mask() is not mask or self._before != before:
-            self._real = new_real_tokens(mask, before, length, mask.shape[-1])
+            read = None if slots.columns is None else slots.read(seen - length)
+            self._real = new_real_tokens(mask, before, length, mask.shape[-1], read)
             self._mask, self._before, self._without = weakref.ref(mask), before, None
             self._is_plain, self._judged = note is not None and note.plain, 0
+            if self._real is not None and not self._is_plain and any(before):
+                raise InvalidValueError(NEEDS_2D)
         # Layers that share a mask may have evicted or not.
         if judged > self._judged and not self._is_plain:
             self._check_rows(mask, slots, judged)

@@ -12,6 +12,10 @@ from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 
 NEEDS_ITS_MASK = "this batch was padded when it was read, so every turn needs its attention_mask."
+NEEDS_2D = (
+    "padding behind earlier tokens is followed only where a causal model builds its own mask. "
+    "Give a 2D attention_mask."
+)
 _ROWS_AT_ONCE = 2**24
 """Query-key pairs of a mask that are looked at at once."""
 CONTRADICTS = (
@@ -51,10 +55,16 @@ def _last_row_of_blocks(mask: Any, length: int) -> Bool[Tensor, "B T"]:
     return seen.bool()
 
 
-def check_given_mask(mask: Bool[Tensor, "B T"] | None, seen: list[int], columns: int) -> None:
+def check_given_mask(
+    mask: Bool[Tensor, "B T"] | None,
+    seen: list[int],
+    columns: int,
+    read: Bool[Tensor, "B older"] | None = None,
+) -> None:
     """Refuse a 2D mask that contradicts how the first `columns` of its tokens were read.
 
-    `seen` counts the real tokens of each row among them. Raises InvalidValueError.
+    `seen` counts the real tokens of each row among them, and `read` says which they are; None: the
+    last. Raises InvalidValueError.
     """
     padded = any(count < columns for count in seen)
     if mask is None:
@@ -68,16 +78,23 @@ def check_given_mask(mask: Bool[Tensor, "B T"] | None, seen: list[int], columns:
         )
     real = torch.tensor(seen, device=mask.device)
     expected = torch.arange(columns, device=mask.device) >= columns - real[:, None]
+    if read is not None:
+        expected = read.to(mask.device)
     if not torch.equal(mask[:, :columns].bool(), expected):
         raise InvalidValueError(CONTRADICTS)
 
 
 def new_real_tokens(
-    mask: Any, seen: list[int], length: int, held: int
+    mask: Any,
+    seen: list[int],
+    length: int,
+    held: int,
+    read: Bool[Tensor, "B older"] | None = None,
 ) -> Bool[Tensor, "B Q"] | None:
     """Return which of the `length` new tokens are real; None if all are.
 
-    `seen` counts the real tokens of each row before them, `held` all columns of the mask. Raises
+    `seen` counts the real tokens of each row before them, `held` all columns of the mask. `read`
+    says which of all older tokens are real; None: the last. Raises
     InvalidValueError if the mask is missing or says of older tokens what it did not say before.
     Reading a mask waits for the device: once per forward.
     """
@@ -90,6 +107,8 @@ def new_real_tokens(
     visible = visible_tokens(mask, length).expand(len(seen), -1)
     real = torch.tensor(seen, device=visible.device)
     expected = torch.arange(older, device=visible.device) >= older - real[:, None]
+    if read is not None:
+        expected = read[:, read.shape[1] - older :].to(visible.device)
     if not torch.equal(visible[:, :older], expected):
         raise InvalidValueError(CONTRADICTS)
     new = visible[:, older:]
@@ -147,6 +166,27 @@ def fitted(mask: Any, slots: Slots, query: Tensor, backend: str) -> Any:
         return mask if mask is None or mask.shape[-1] == slots.held else fit(mask, slots.held)
     mask = fit(mask, slots.held)
     return with_own_padding(mask, slots.lengths, query.shape[2], slots.held, query, backend)
+
+
+def plainly_causal(mask: Any, slots: Slots, query: Tensor, backend: str) -> Any:
+    """Return a mask by which new tokens see the slots up to their own, padding excepted.
+
+    For a forward whose padding stood behind older tokens: `mask` hides it where it stood. Raises
+    UnsupportedModelError for block masks.
+    """
+    count, held = query.shape[2], slots.held
+    mask = with_own_padding(mask, slots.lengths, count, held, query, backend)
+    if mask.dim() == 2:
+        return mask
+    real = torch.tensor(slots.lengths, device=query.device)[:, None, None, None]
+    slot = torch.arange(held, device=query.device)
+    own = torch.arange(held - count, held, device=query.device)[:, None]
+    # A padding query may see nothing. Its output is never used, but must not be NaN.
+    visible = (slot <= own) & ((slot >= held - real) | (own < held - real))
+    if mask.dtype == torch.bool:
+        return visible
+    floor = torch.finfo(mask.dtype).min
+    return torch.zeros_like(visible, dtype=mask.dtype).masked_fill(~visible, floor)
 
 
 def fit(mask: Any, held: int) -> Any:

@@ -61,6 +61,8 @@ def _check_slots(slots: Slots, seen: int) -> None:
         _require(own <= seen, "a sequence is longer than what was seen")
     _require(slots.known.dtype == torch.int32, f"positions are {slots.known.dtype}")
     _require(slots.known.shape[-1] <= slots.held, "more positions than slots")
+    if slots.columns is not None:
+        _check_columns(slots.columns, slots.seen, seen)
     positions = slots.positions
     ends = torch.tensor(slots.seen, device=positions.device)[:, None, None]
     is_real = positions >= 0
@@ -68,6 +70,18 @@ def _check_slots(slots: Slots, seen: int) -> None:
     _require(_ascends(positions) and _ascends(is_real.int(), strictly=False), "unordered positions")
     counts = torch.tensor(slots.lengths, device=positions.device)[:, None]
     _require(bool((is_real.sum(-1) == counts).all()), "lengths are not those of the positions")
+
+
+def _check_columns(columns: Tensor, own: list[int], seen: int) -> None:
+    """Check which tokens were padding, in rows with padding behind older tokens."""
+    shape = tuple(columns.shape)
+    _require(columns.dtype == torch.bool, f"columns are {columns.dtype}")
+    _require(
+        len(shape) == 2 and shape[0] == len(own) and shape[1] <= seen, "columns of another shape"
+    )
+    counts: list[int] = columns.sum(1).tolist()
+    later = seen - shape[1]
+    _require([each + later for each in counts] == own, "columns are not those of the sequences")
 
 
 def _check_contents(contents: Contents, query_heads: int) -> None:

@@ -104,9 +104,10 @@ class RotaryPositions:
         positions = self._new.reshape(-1, *self._new.shape[-2:])[0]
         return positions.expand(batch, -1) if positions.shape[0] in (1, batch) else None
 
-    def follow(self, slots: Slots, count: int) -> None:
+    def follow(self, slots: Slots, count: int, new_real: list[int] | None = None) -> None:
         """Let slots know by how much the rotary positions of a row exceed its token indices.
 
+        `new_real` counts the real new tokens of each row where padding stood before them.
         Raises InvalidValueError unless they count up by one. Waits for the device, in the first
         layer of a forward.
         """
@@ -114,12 +115,17 @@ class RotaryPositions:
         if new is None or self._new is None:
             return
         if self._found is None or self._found[0] != slots.seen:
-            self._found = list(slots.seen), self._offsets(new, slots, count)
+            self._found = list(slots.seen), self._offsets(new, slots, count, new_real)
         slots.offsets = list(self._found[1])
 
-    def _offsets(self, new: Int[Tensor, "B Q"], slots: Slots, count: int) -> list[int]:
+    def _offsets(
+        self, new: Int[Tensor, "B Q"], slots: Slots, count: int, new_real: list[int] | None
+    ) -> list[int]:
         axes = self._new if self._new is not None else new
         real = slots.positions[:, 0, -count:] >= 0
+        if new_real is not None:
+            behind = torch.tensor(new_real, device=real.device)[:, None]
+            real = torch.arange(count, device=real.device) >= count - behind
         steps = torch.arange(1 - count, 1, device=new.device)
         differ = (new != new[:, -1:] + steps) | (axes != new).reshape(-1, *new.shape).any(0)
         gaps = (differ & real.to(new.device)).any(1).tolist()

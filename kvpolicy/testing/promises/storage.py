@@ -132,7 +132,7 @@ def _contents(draw: Draw, *, padded: bool = True) -> Contents:
     pads = draw(st.lists(st.integers(0, length - 1), min_size=batch, max_size=batch))
     if padded and any(pads):
         real = torch.arange(length) >= torch.tensor(pads)[:, None]
-        contents.slots.mark_padding(real)
+        contents.mark_padding(real, 0)
     if draw(st.booleans()):
         contents.state = normal(seed + 2, batch, 2 * heads, length)
     return contents

@@ -11,10 +11,12 @@ from transformers.masking_utils import (
     padding_mask_function,
 )
 
+from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.masks import (
     fit,
     new_real_tokens,
+    plainly_causal,
     with_own_padding,
 )
 
@@ -112,3 +114,20 @@ def test_a_decoded_token_gets_a_mask_where_transformers_saw_no_need():
     assert with_own_padding(None, [3, 1], 1, 3, torch.zeros(1), "flash_attention_2").dim() == 2
     with pytest.raises(UnsupportedModelError, match="flex_attention"):
         with_own_padding(None, [3, 1], 1, 3, torch.zeros(1), "flex_attention")
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_padding_that_was_moved_to_the_left_is_hidden_there(backend):
+    slots = Slots.empty(2, 1, torch.device("cpu"))
+    slots.append(5)
+    slots.lengths = [5, 2]
+    mask = built(backend, query_length=3, held=5)
+
+    own = plainly_causal(mask, slots, torch.zeros(2, 1, 3, 4), backend)
+
+    allowed = own if own.dtype == torch.bool else own == 0
+    assert allowed[0, 0].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert allowed[1, 0, 1:].int().tolist() == [[0, 0, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert bool(allowed[1, 0, 0].any())
+    with pytest.raises(UnsupportedModelError, match="flex_attention's block masks"):
+        plainly_causal(mask, slots, torch.zeros(2, 1, 3, 4), "flex_attention")
