@@ -57,6 +57,8 @@ class Sample:
 
 Judge: TypeAlias = Callable[[str, Sample], float]
 """Says how good a text is as the answer to a sample: 0 is wrong, 1 is right."""
+Parts: TypeAlias = Callable[[str, Sample], Mapping[str, float]]
+"""Gives several figures of a text by their names: each instruction that it follows, say."""
 
 
 @attrs.frozen(kw_only=True)
@@ -67,6 +69,7 @@ class Metric:
     for a likelihood has none: its figure is the perplexity of the answers, of the whole text if it
     asks for a stream, or of the agent's turns if it asks for a dialogue. A stream is read `chunk`
     tokens at a time, with an eviction after each; a dialogue is evicted before each agent's turn.
+    `parts` gives further figures of a text, which rows hold beside the score.
 
     >>> Metric(name="short", judge=lambda text, sample: len(text) < 9).figure([1.0, 0.0], [1, 1])
     0.5
@@ -76,6 +79,7 @@ class Metric:
     judge: Judge | None = attrs.field(default=None, repr=False)
     asks: Asks = "text"
     chunk: int = 1
+    parts: Parts | None = attrs.field(default=None, repr=False)
 
     @property
     def larger_is_better(self) -> bool:

@@ -58,7 +58,13 @@ def _written(reading: Reading, asked: Asked) -> Mapping[str, Any]:
     text = str(asked.tokenizer.decode(tokens, skip_special_tokens=True))
     for stop in sample.stop:
         text = text.partition(stop)[0]
-    return {"text": text, "score": asked.judged(text), "new_tokens": len(tokens)}
+    parts = asked.metric.parts
+    return {
+        "text": text,
+        "score": asked.judged(text),
+        "parts": {} if parts is None else dict(parts(text, sample)),
+        "new_tokens": len(tokens),
+    }
 
 
 def _chosen(reading: Reading, asked: Asked) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ class Row:
     - `task`, `metric`, `asks`, `sample`, `question`: what was asked, and where the question stood.
     - `entrant`, `budget`, `policy`: who answered; the full cache has neither budget nor policy.
     - `score`, `weight`: what the metric made of the answer; None if there is an `error`.
+    - `parts`: further figures that the metric gives of the text, by name.
     - `divergence`: for agreement, the mean Kullback-Leibler divergence of the predicted tokens from
       those with the full cache, in nats.
     - `text`: what was written, or the choice that was made; `answers` what is right.
@@ -50,6 +51,7 @@ class Row:
     policy: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     score: float | None = None
     weight: float = 1.0
+    parts: Mapping[str, float] = attrs.field(factory=dict, repr=False)
     divergence: float | None = None
     text: str | None = None
     answers: tuple[str, ...] = attrs.field(default=(), converter=texts)

@@ -29,6 +29,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     },
     "infinitebench": tuple(f"infinitebench_{task}" for task in INFINITEBENCH),
     "glue": tuple(f"glue_{task}" for task in GLUE),
+    "pitfalls": ("instructions", "prompt_leakage"),
     "scbench": tuple(f"scbench_{task}" for task in SCBENCH),
     "infinitebench_synthetic": tuple(f"infinitebench_{task}" for task in SYNTHETIC),
 }

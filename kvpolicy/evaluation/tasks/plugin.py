@@ -12,6 +12,8 @@ from kvpolicy.evaluation.tasks.haystack import HaystackTask
 from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC, SyntheticTask
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
 from kvpolicy.evaluation.tasks.infinitebench.task import InfiniteBenchTask
+from kvpolicy.evaluation.tasks.instructions.following import InstructionsTask
+from kvpolicy.evaluation.tasks.instructions.leakage import LeakageTask
 from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED, LongBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
 from kvpolicy.evaluation.tasks.multidoc2dial.task import MultiDoc2DialTask
@@ -63,6 +65,8 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     **{f"infinitebench_{task}": partial(SyntheticTask, task=task) for task in SYNTHETIC},
     **{f"glue_{task}": partial(GlueTask, task=task) for task in GLUE},
     "mmlu": MmluTask,
+    "instructions": InstructionsTask,
+    "prompt_leakage": LeakageTask,
     **{f"scbench_{task}": partial(SharedContextTask, task=task) for task in SCBENCH},
 }
 """Every task by its name; the same objects at every call of the hook."""

@@ -12,7 +12,7 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.measures.catalogue import METRICS
 from kvpolicy.evaluation.runs.answer import answered
 from kvpolicy.evaluation.runs.prompt import PromptFormat
-from kvpolicy.task import Sample
+from kvpolicy.task import Metric, Sample
 
 
 @pytest.fixture
@@ -80,6 +80,18 @@ def test_agreement_ends_at_the_first_token_that_the_full_cache_would_not_write(a
     assert found["score"] == first / 6 < 1
     assert found["new_tokens"] == 6
     assert found["divergence"] > 0
+
+
+def test_a_metric_may_give_further_figures_of_a_text(model, tokenizer, text):
+    metric = Metric(
+        name="own",
+        judge=lambda text, sample: 0.5,
+        parts=lambda text, sample: {"words": len(text.split()), "limit": sample.max_new_tokens},
+    )
+    sample = Sample(name="1", context=text, max_new_tokens=5)
+    prompt = PromptFormat(tokenizer=tokenizer).prompt(sample)
+    found = answered(model, tokenizer, prompt, sample, metric, None)
+    assert (found["score"], found["parts"]) == (0.5, {"words": 5, "limit": 5})
 
 
 def test_a_stop_ends_the_text(answer):

@@ -16,6 +16,8 @@ WITHOUT_FILES = {
     "haystack": {"shortest": 1000, "longest": 1000, "num_depths": 3},
     "scbench_kv": {"length": 2000, "contexts": 2},
     "scbench_many_facts": {"length": 1000, "contexts": 2},
+    "instructions": {"num_samples": 3},
+    "prompt_leakage": {"num_samples": 3},
     "ruler_fwe": {"length": 2000, "num_samples": 2},
 }
 
