@@ -101,6 +101,21 @@ def test_a_gap_too_short_for_a_sentence_is_refused():
         generate_prompts(tokens=17, facts=2, count=1, seed=0)
 
 
+def test_several_questions_are_asked_about_one_text():
+    prompts = generate_prompts(tokens=96, facts=6, count=2, seed=0, questions=3)
+    texts = [prompt.text.rpartition(" question ")[0] for prompt in prompts]
+    assert texts[:3] == [texts[0]] * 3 != texts[3:] == [texts[3]] * 3
+    assert len({prompt.needle.start for prompt in prompts[:3]}) == 3
+    [one, *_] = generate_prompts(tokens=96, facts=6, count=2, seed=0)
+    assert one == prompts[0]
+
+
+@pytest.mark.parametrize("questions", [0, 5])
+def test_more_questions_than_facts_are_refused(questions):
+    with pytest.raises(ValueError, match=f"{questions} questions do not go with 4 facts"):
+        generate_prompts(tokens=96, facts=4, count=1, seed=0, questions=questions)
+
+
 def test_a_prompt_without_facts_is_refused():
     with pytest.raises(InvalidValueError, match="tells 0: ask for 1 or more"):
         generate_prompts(tokens=100, facts=0, count=1, seed=0)

@@ -60,10 +60,16 @@ class Document:
     facts: tuple[Fact, ...]
 
 
-def generate_prompts(*, tokens: int, facts: int, count: int, seed: int) -> list[NeedlePrompt]:
+def generate_prompts(
+    *, tokens: int, facts: int, count: int, seed: int, questions: int = 1
+) -> list[NeedlePrompt]:
     """Write prompts that are all `tokens` long and tell so many `facts`; equal seeds, equal texts.
 
-    Raises InvalidValueError unless the facts and the question fit.
+    There are `count` texts without their question, and `questions` prompts, one after the other,
+    with each.
+
+    Raises InvalidValueError unless the facts and the question fit, and there is a fact for each
+    question.
 
     >>> prompt, = generate_prompts(tokens=20, facts=2, count=1, seed=3)
     >>> words = ["<s>", *prompt.text.split()]
@@ -73,8 +79,17 @@ def generate_prompts(*, tokens: int, facts: int, count: int, seed: int) -> list[
     True
     """
     _check_fit(tokens, facts)
+    if not 1 <= questions <= facts:
+        raise InvalidValueError(
+            f"{questions} questions do not go with {facts} facts: ask for each fact at most once, "
+            "and for one at least."
+        )
     rng = Random(f"{tokens} tokens, {facts} facts, seed {seed}")
-    return [_prompt(rng, tokens, facts) for _ in range(count)]
+    found: list[NeedlePrompt] = []
+    for _ in range(count):
+        document = write_document(rng, tokens=tokens - QUESTION_LENGTH, facts=facts)
+        found += [_prompt(document, fact) for fact in rng.sample(document.facts, questions)]
+    return found
 
 
 def most_facts(tokens: int) -> int:
@@ -102,9 +117,7 @@ def question(name: str) -> tuple[str, ...]:
     return (QUESTION, FACT, name)
 
 
-def _prompt(rng: Random, tokens: int, facts: int) -> NeedlePrompt:
-    document = write_document(rng, tokens=tokens - QUESTION_LENGTH, facts=facts)
-    asked = rng.choice(document.facts)
+def _prompt(document: Document, asked: Fact) -> NeedlePrompt:
     return NeedlePrompt(
         text=" ".join(document.words + question(asked.name)),
         answer=" ".join(asked.code),

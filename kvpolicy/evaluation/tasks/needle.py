@@ -19,11 +19,13 @@ class NeedleTask:
     """Prompts of `length` words, each of which tells so many `facts`, for any tokenizer.
 
     The beginning of a text counts as a word, as the needle model's tokenizer has it.
+    There are `num_samples` texts, each with so many `questions`.
     """
 
     length: int = attrs.field(default=512, validator=count)
     facts: int = attrs.field(default=32, validator=count)
     num_samples: int = attrs.field(default=32, validator=count)
+    questions: int = attrs.field(default=1, validator=count)
     seed: int = attrs.field(default=0, validator=natural)
 
     @property
@@ -34,7 +36,11 @@ class NeedleTask:
     def prompts(self) -> list[NeedlePrompt]:
         """Return the prompts, with the places of their facts."""
         return generate_prompts(
-            tokens=self.length, facts=self.facts, count=self.num_samples, seed=self.seed
+            tokens=self.length,
+            facts=self.facts,
+            count=self.num_samples,
+            seed=self.seed,
+            questions=self.questions,
         )
 
     def samples(self, tokenizer: Any) -> Iterator[Sample]:
