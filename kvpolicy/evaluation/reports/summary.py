@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +25,8 @@ class Cell:
     where every score is 0 or 1, else the bootstrap's. `difference` is the figure minus the
     baseline's, over the samples that both answered; None for the baseline, and where there are no
     such samples. `errors` counts the samples without a score. The other figures are means over
-    samples; `footprint` is a share of the full cache's.
+    samples; `footprint` is a share of the full cache's. `parts` are the means of further figures of
+    a metric, such as each kind of instruction, over the samples that have them.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Cell:
     footprint: float | None
     first_seconds: float | None
     token_seconds: float | None
+    parts: Mapping[str, float] = attrs.field(factory=dict)
 
     @property
     def title(self) -> str:
@@ -116,7 +118,13 @@ def _cell(rows: Sequence[Row], baseline: Sequence[Row] | None) -> Cell:
         footprint=_mean(footprints),
         first_seconds=_mean(row.first_seconds for row in scored),
         token_seconds=_mean(row.token_seconds for row in scored),
+        parts=_parts(scored),
     )
+
+
+def _parts(rows: Sequence[Row]) -> dict[str, float]:
+    names = sorted({name for row in rows for name in row.parts})
+    return {name: fmean(row.parts[name] for row in rows if name in row.parts) for name in names}
 
 
 def _estimate(rows: Sequence[Row]) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import attrs
 import pytest
 
 from kvpolicy.errors import InvalidValueError
@@ -27,6 +28,19 @@ def test_each_entrant_has_a_figure_and_an_interval(rows):
         4096,
         0.5,
     )
+
+
+def test_further_figures_of_a_metric_are_means_over_the_samples_that_have_them(rows):
+    first, second, third, *_ = rows
+    found = summary(
+        [
+            attrs.evolve(first, parts={"no_comma": 1.0, "title": 0.0}),
+            attrs.evolve(second, parts={"no_comma": 0.0}),
+            attrs.evolve(third, score=None, error="no"),
+        ]
+    )
+    assert found[0].parts == {"no_comma": 0.5, "title": 0.0}
+    assert json.loads(json.dumps(found[0].to_dict()))["parts"] == {"no_comma": 0.5, "title": 0.0}
 
 
 def test_the_difference_is_that_to_the_full_cache(rows):
