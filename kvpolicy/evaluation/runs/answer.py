@@ -79,13 +79,14 @@ class _Context:
     ) -> None:
         self.model, self.policy, self.opened, self.several = model, policy, opened, several
         self.begun: Reading | None = None
+        self.full: Reading | None = None
         self.peak = 0
 
     def answer(self, asked: Asked) -> dict[str, Any]:
         """Return the fields of a row that a run decides."""
         _check_length(self.model, asked.prompt, asked.sample)
-        with self._reading(asked.prompt) as reading:
-            found = ASKS[asked.metric.asks](reading, asked)
+        with self._reading(asked) as reading:
+            found = ASKS[asked.metric.asks](reading, asked._replace(full=self.full))
             return {
                 "tokens": asked.prompt.tokens,
                 **found,
@@ -99,7 +100,7 @@ class _Context:
             }
 
     @contextmanager
-    def _reading(self, prompt: Prompt) -> Iterator[Reading]:
+    def _reading(self, asked: Asked) -> Iterator[Reading]:
         if not self.several:
             self._reset_peak()
             with opened_cache(self.model, self.policy) as cache:
@@ -107,15 +108,17 @@ class _Context:
             return
         if self.begun is None:
             self._reset_peak()
-            self.begun = self._begin(prompt)
+            if asked.metric.asks == "agreement":
+                self.full = self._begin(asked.prompt, None)
+            self.begun = self._begin(asked.prompt, self.policy)
             self.peak = self._peak_since_reset() or 0
         self._reset_peak()
         with self.begun.branched() as reading:
             yield reading
 
-    def _begin(self, prompt: Prompt) -> Reading:
+    def _begin(self, prompt: Prompt, policy: Policy | None) -> Reading:
         with ExitStack() as opening:
-            cache = opening.enter_context(opened_cache(self.model, self.policy))
+            cache = opening.enter_context(opened_cache(self.model, policy))
             reading = Reading(self.model, cache)
             reading.begin(prompt.context)
             self.opened.push(opening.pop_all())

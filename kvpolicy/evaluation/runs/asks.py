@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
@@ -14,16 +15,30 @@ from kvpolicy.evaluation.runs.reading import Reading, ends_of, held_back
 from kvpolicy.task import Asks, Metric, Sample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Asked(NamedTuple):
-    """A question to a model: the sample, its tokens, and how the answer is judged."""
+    """A question to a model: the sample, its tokens, and how the answer is judged.
+
+    `full` has read the context with the full cache, where several questions share it.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     prompt: Prompt
     sample: Sample
     metric: Metric
+    full: Reading | None = None
+
+    @contextmanager
+    def reference(self, model: PreTrainedModel) -> Iterator[Reading]:
+        """Give a reading with the full cache, which may be changed."""
+        if self.full is not None:
+            with self.full.branched() as branch:
+                yield branch
+            return
+        with opened_cache(model, None) as cache:
+            yield Reading(model, cache)
 
     def judged(self, text: str) -> float:
         """Return the score of a text.
@@ -124,10 +139,8 @@ def _agreed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
     prompt = held_back(asked.prompt)
     limit = asked.sample.max_new_tokens or 1
     ends = ends_of(reading.model, asked.tokenizer)
-    with opened_cache(reading.model, None) as cache:
-        tokens, expected = Reading(reading.model, cache).follow(
-            prompt, None, limit=limit, ends=ends
-        )
+    with asked.reference(reading.model) as full:
+        tokens, expected = full.follow(prompt, None, limit=limit, ends=ends)
     _, found = reading.follow(prompt, tokens, limit=limit, ends=ends)
     same = (found.argmax(-1) == expected.argmax(-1)).tolist()
     divergence = (expected.exp() * (expected - found)).nansum(-1).mean()

@@ -133,8 +133,13 @@ def test_questions_on_one_context_get_the_rows_of_reading_it_anew(make, shared, 
         assert all(row.first_seconds > 0 < row.token_seconds for row in together)
 
 
-@pytest.mark.parametrize(("question", "reads"), [("outside", 2), ("inside", 6)])
-def test_a_context_is_read_once_for_each_entrant(make, shared, question, reads, monkeypatch):
+@pytest.mark.parametrize(
+    ("metric", "question", "reads"),
+    [("exact_match", "outside", 2), ("exact_match", "inside", 6), ("agreement", "outside", 4)],
+)
+def test_a_context_is_read_once_for_each_entrant(
+    make, shared, metric, question, reads, monkeypatch
+):
     contexts = []
     read = Reading.read
 
@@ -143,8 +148,9 @@ def test_a_context_is_read_once_for_each_entrant(make, shared, question, reads, 
         return read(reading, ids)
 
     monkeypatch.setattr(Reading, "read", heard)
-    task = Named(name="shared", samples=shared, metric=METRICS["exact_match"])
+    task = Named(name="shared", samples=shared, metric=METRICS[metric])
     make(["restkv"], [40], tasks=[task], question=question).run(Results())
+    # Agreement reads it with the full cache too.
     assert len(contexts) == 2 * reads
 
 
