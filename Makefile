@@ -65,7 +65,7 @@ faults: $(READY) ## Raise an exception at each line of each operation of a cache
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.exactness.faults
 
 fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.fidelity_table
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.fidelity
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance

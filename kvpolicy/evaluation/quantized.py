@@ -27,9 +27,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from kvpolicy import Policy, recipe
 from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.listening import blocks_heard
 from kvpolicy.evaluation.measures.text import exact_match
-from kvpolicy.evaluation.reader import Question, Reader, batches
+from kvpolicy.evaluation.needle.reader import Question, Reader, batches
+from kvpolicy.evaluation.recording.listening import blocks_heard
 from kvpolicy.huggingface.report import readable_bytes
 
 Storage = Mapping[str, Any]

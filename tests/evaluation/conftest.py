@@ -6,7 +6,7 @@ import pytest
 
 from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.demo.run import run_demo
-from kvpolicy.evaluation.reader import Reader
+from kvpolicy.evaluation.needle.reader import Reader
 from kvpolicy.evaluation.reports.comparison import Comparison, Standing
 from kvpolicy.evaluation.tasks.needle import NeedleTask
 

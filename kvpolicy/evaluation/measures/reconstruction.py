@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.evaluation.listening import blocks_given, blocks_heard
 from kvpolicy.evaluation.recording import Recording, record
+from kvpolicy.evaluation.recording.listening import blocks_given, blocks_heard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,84 +6,70 @@ python -m kvpolicy.evaluation.needle.accuracy [--json]
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import attrs
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kvpolicy.evaluation.measures.interval import wilson_interval
-from kvpolicy.evaluation.measures.text import exact_match
-from kvpolicy.evaluation.needle import MODEL, NeedlePrompt, generate_prompts, load
-from kvpolicy.evaluation.needle.prompts import CODE_LENGTH
-
-BATCH_TOKENS = 16_384
+from kvpolicy.evaluation.evaluate import evaluate
+from kvpolicy.evaluation.needle import MODEL, load
 
 
-@attrs.frozen(kw_only=True)
-class Cell:
-    """The exact answers to prompts of one length and one number of facts."""
-
-    tokens: int
-    facts: int
-    prompts: int
-    correct: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the counts, the share and its 95 % Wilson interval.
-
-        >>> Cell(tokens=512, facts=8, prompts=10, correct=9).as_dict()["exact"]
-        0.9
-        """
-        low, high = wilson_interval(self.correct, self.prompts)
-        return attrs.asdict(self) | {
-            "exact": round(self.correct / self.prompts, 4),
-            "low": round(low, 4),
-            "high": round(high, 4),
-        }
-
-
-def count_correct(
+def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[NeedlePrompt],
-    tokens: int,
-) -> int:
-    """Count the exact answers of greedy decoding, in batches."""
-    size = max(1, BATCH_TOKENS // tokens)
-    chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    return sum(
-        exact_match(answer, prompt.answer)
-        for chunk in chunks
-        for answer, prompt in zip(_answers(model, tokenizer, chunk), chunk, strict=True)
+    *,
+    tokens: Iterable[int],
+    facts: Iterable[int],
+    prompts: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Return the share of exact answers and its interval, for each length and number of facts."""
+    sizes = list(product(tokens, facts))
+    found = evaluate(
+        model,
+        tokenizer,
+        recipes=[],
+        tasks=[
+            {
+                "name": "needle",
+                "length": length,
+                "facts": told,
+                "num_samples": prompts,
+                "seed": seed,
+            }
+            for length, told in sizes
+        ],
     )
+    estimates = [cell.estimate for cell in found.cells]
+    return [
+        {
+            "tokens": length,
+            "facts": told,
+            "prompts": prompts,
+            "correct": round(prompts * estimate.value),
+            "exact": estimate.value,
+            "interval": list(estimate.interval or ()),
+        }
+        for (length, told), estimate in zip(sizes, estimates, strict=True)
+        if estimate is not None
+    ]
 
 
-@torch.inference_mode()
-def _answers(model: Any, tokenizer: Any, prompts: Sequence[NeedlePrompt]) -> list[str]:
-    inputs = tokenizer([prompt.text for prompt in prompts], return_tensors="pt")
-    # Room for one token more than the answer: the end of text, or a word too many.
-    answered = model.generate(**inputs, max_new_tokens=CODE_LENGTH + 1, do_sample=False)
-    new = answered[:, inputs["input_ids"].shape[1] :]
-    answers: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
-    return answers
-
-
-def table(cells: Sequence[Cell]) -> Table:
-    """Return a table with a line for each cell."""
+def table(cells: Iterable[dict[str, Any]]) -> Table:
+    """Return a table with a line for each length and number of facts."""
     made = Table(title="Exact answers with the full cache (95 % Wilson interval)")
     for name in ("tokens", "facts", "prompts", "correct", "exact", "interval"):
         made.add_column(name, justify="right")
     for cell in cells:
-        data = cell.as_dict()
-        counts = map(str, (cell.tokens, cell.facts, cell.prompts, cell.correct))
-        interval = f"{data['low']:.1%} to {data['high']:.1%}"
-        made.add_row(*counts, f"{data['exact']:.1%}", interval)
+        low, high = cell["interval"]
+        counts = (str(cell[name]) for name in ("tokens", "facts", "prompts", "correct"))
+        made.add_row(*counts, f"{cell['exact']:.1%}", f"{low:.1%} to {high:.1%}")
     return made
 
 
@@ -95,17 +81,18 @@ def main(
     folder: Annotated[Path, typer.Option("--model", help="The model's folder.")] = MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Measure each length with each number of facts, and print the counts."""
-    model, tokenizer = load(folder)
-    cells = []
-    for length in map(int, tokens.split(",")):
-        for told in map(int, facts.split(",")):
-            asked = generate_prompts(tokens=length, facts=told, count=prompts, seed=seed)
-            correct = count_correct(model, tokenizer, asked, length)
-            cells.append(Cell(tokens=length, facts=told, prompts=prompts, correct=correct))
-            if as_json:
-                typer.echo(json.dumps(cells[-1].as_dict()))
-    if not as_json:
+    """Measure each length with each number of facts, and print the shares."""
+    cells = measure(
+        *load(folder),
+        tokens=map(int, tokens.split(",")),
+        facts=map(int, facts.split(",")),
+        prompts=prompts,
+        seed=seed,
+    )
+    if as_json:
+        for cell in cells:
+            typer.echo(json.dumps(cell))
+    else:
         Console().print(table(cells))
 
 

@@ -10,13 +10,13 @@ from transformers import DynamicCache
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy.evaluation.listening import heard
 from kvpolicy.evaluation.measures.reconstruction import (
     reconstruction_error,
     record,
     relative_error,
     token_errors,
 )
+from kvpolicy.evaluation.recording.listening import heard
 from kvpolicy.testing import tiny_model
 
 KEPT = [0, 1, 2, 3, *range(32, 40)]

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.evaluation import fidelity_table
-from kvpolicy.evaluation.fidelity import Entrant, fidelity
-from kvpolicy.evaluation.fidelity_entrants import VARIANTS, entrants
-from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
+from kvpolicy.evaluation.fidelity import table as fidelity_table
+from kvpolicy.evaluation.fidelity.entrants import VARIANTS, entrants
+from kvpolicy.evaluation.fidelity.measurement import Entrant, fidelity
+from kvpolicy.evaluation.fidelity.rows import Estimate, Fidelity, FidelityRow
 from kvpolicy.evaluation.measures.reconstruction import reconstruction_error
 from kvpolicy.evaluation.reports.comparison import Refusal
 
@@ -77,8 +77,9 @@ def test_errors_are_the_metrics_for_the_words_of_the_answer(found, reader, quest
 
 
 def test_the_full_cache_answers_for_comparison(found, comparison):
-    assert found.full == comparison.full.right
-    assert found.row("streamingllm", 40).right == comparison.of("streamingllm")[40].right
+    assert sum(found.full) == comparison.full.correct
+    streaming = found.row("streamingllm", 40)
+    assert sum(streaming.right) == comparison.of("streamingllm")[40].correct
 
 
 def test_a_policy_that_keeps_everything_has_no_error(reader, questions):

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy.evaluation.listening import blocks_heard, heard
+from kvpolicy.evaluation.recording.listening import blocks_heard, heard
 from kvpolicy.observation.observation import Observation
 
 if TYPE_CHECKING:

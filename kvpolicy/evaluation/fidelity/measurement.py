@@ -17,10 +17,10 @@ from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError, KvpolicyError
 from kvpolicy.evaluation.caches import opened_cache
-from kvpolicy.evaluation.fidelity_rows import Fidelity, FidelityRow
+from kvpolicy.evaluation.fidelity.rows import Fidelity, FidelityRow
 from kvpolicy.evaluation.measures.reconstruction import Recording, record, token_errors
 from kvpolicy.evaluation.measures.text import exact_match
-from kvpolicy.evaluation.reader import Question, Reader, batches
+from kvpolicy.evaluation.needle.reader import Question, Reader, batches
 from kvpolicy.evaluation.reports.comparison import Refusal
 
 if TYPE_CHECKING:

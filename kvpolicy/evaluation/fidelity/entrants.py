@@ -8,7 +8,7 @@ from typing import Any
 
 from kvpolicy import Policy, compose, recipe
 from kvpolicy.errors import KvpolicyError
-from kvpolicy.evaluation.fidelity import Entrant
+from kvpolicy.evaluation.fidelity.measurement import Entrant
 from kvpolicy.evaluation.measures.reconstruction import Recording
 from kvpolicy.evaluation.reports.comparison import Refusal
 

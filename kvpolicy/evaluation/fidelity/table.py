@@ -1,7 +1,5 @@
 """How far each recipe's cache is from the full one, between chance and an oracle.
 
-    python -m kvpolicy.evaluation.fidelity_table [--budgets 40,64,128] [--markdown | --json]
-
 The needle model reads a prompt, the policy evicts, and the model is given the right answer word by
 word. The error is ||y - y_full|| / ||y_full||, with y the output of an attention block behind its
 output projection. Each block is given the inputs that it has with the full cache. The table shows
@@ -28,10 +26,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from kvpolicy import installed
 from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.fidelity import Entrant, fidelity
-from kvpolicy.evaluation.fidelity_entrants import BEST, PAIRS, WORST, entrants
-from kvpolicy.evaluation.fidelity_rows import Estimate, Fidelity, FidelityRow
-from kvpolicy.evaluation.reader import Reader, batches
+from kvpolicy.evaluation.fidelity.entrants import BEST, PAIRS, WORST, entrants
+from kvpolicy.evaluation.fidelity.measurement import Entrant, fidelity
+from kvpolicy.evaluation.fidelity.rows import Estimate, Fidelity, FidelityRow
+from kvpolicy.evaluation.needle.reader import Reader, batches
 
 
 def measure(
@@ -140,7 +138,3 @@ def _pair(
 
 def _signed(estimate: Estimate) -> str:
     return f"{estimate.value:+.4f} ± {estimate.error:.4f}"
-
-
-if __name__ == "__main__":
-    typer.run(main)
