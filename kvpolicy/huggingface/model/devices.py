@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from kvpolicy.errors import UnsupportedModelError
 
 _HOOK = "_hf_hook"
-"""What accelerate calls that which brings a module's weights and inputs to its device."""
+"""The attribute in which accelerate keeps a module's device hook."""
 
 
 def weight_of(projection: nn.Module) -> Float[Tensor, "M columns"]:
