@@ -17,18 +17,19 @@ LAYERS, LONG = 4, 100
 
 
 def long_tables():
-    """Count the tables of keys or values with many rows that are alive, whoever holds them."""
+    """Return the tables of keys or values with many rows that are alive, whoever holds them."""
     gc.collect()
     found = set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some objects warn when they are asked for their class
-        tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+        # Not the tensors without memory that compiled models leave behind: they have a class apart.
+        tensors = [each for each in gc.get_objects() if type(each) is torch.Tensor]
     for each in tensors:
         if each.dim() == 4 and each.shape[1] == 2:  # key/value heads; there are 4 query heads
             storage = each.untyped_storage()
             if storage.nbytes() >= 2 * LONG * each.shape[3] * each.element_size():
                 found.add(storage.data_ptr())
-    return len(found)
+    return found
 
 
 @pytest.mark.parametrize("storage", [None, "quantized", "offloaded"])
@@ -38,25 +39,26 @@ def test_nothing_of_what_was_evicted_stays_alive(recipe, storage):
     cache = small_policy(recipe).cache(model, storage=storage)
     for seed, length in enumerate((300, 200, 1)):
         model(tokens(seed, length), past_key_values=cache)
-        assert long_tables() == before
+        assert long_tables() <= before
 
 
 @attrs.frozen
 class Watching:
     """Scores by attention, and counts the long tables that are alive in each layer's turn."""
 
+    before: set
     counts: list = attrs.field(factory=list)
     window: int = 8
 
     def score(self, observation, reduce):
-        self.counts.append(long_tables())
+        self.counts.append(len(long_tables() - self.before))
         return observation.folded_attention(reduce)
 
 
 @pytest.mark.parametrize("slot_positions", [False, True])
 def test_a_layer_is_evicted_before_the_next_one_takes_memory(slot_positions):
     before, model = long_tables(), tiny_model("llama", num_hidden_layers=LAYERS)
-    scorer = Watching()
+    scorer = Watching(before)
     policy = kvpolicy.compose(scorer=scorer, budget=24, slot_positions=slot_positions)
     cache = policy.cache(model)
     for seed, length in enumerate((300, 200)):
@@ -65,4 +67,4 @@ def test_a_layer_is_evicted_before_the_next_one_takes_memory(slot_positions):
         assert len(scorer.counts) == LAYERS
         # The model itself holds keys and values of the layer that reads, before and after rotation.
         assert scorer.counts == [scorer.counts[0]] * LAYERS
-        assert scorer.counts[0] - before <= 6
+        assert scorer.counts[0] <= 6
