@@ -68,6 +68,8 @@ def _rows(task, entrant, budget, samples):
             entrant=entrant,
             budget=budget,
             score=drawn.random() if asks == "text" else 1 + 5 * drawn.random(),
+            curve=[1 + 2 * drawn.random() for _ in range(32)] if asks == "stream" else (),
+            tokens=2048,
             positions=40.0,
             nbytes=int(4096 * 10 ** (3 * drawn.random())),
             footprint=drawn.randint(1, 100),

@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from kvpolicy.budget import Budget
-from kvpolicy.evaluation.pictures.labels import apart
 from kvpolicy.evaluation.pictures.marks import Mark
-from kvpolicy.evaluation.pictures.panel import ABOVE, BELOW, LEFT, SIZE, WIDTH, Panel, plain_text
+from kvpolicy.evaluation.pictures.names import NAMES, height_for, write_names
+from kvpolicy.evaluation.pictures.panel import LEFT, WIDTH, Panel, plain_text
 from kvpolicy.evaluation.pictures.theme import LIGHT, Theme
 from kvpolicy.evaluation.reports.summary import Cell
-from kvpolicy.evaluation.runs.entrant import FULL, written
+from kvpolicy.evaluation.runs.entrant import written
 
-LINE = 17  # pixels from a name to the next
-NAMES = 132  # pixels for the names
 NEAR = 34  # pixels between two ticks, at least
 DODGE = 2.4  # pixels between two intervals at one budget
 SPREAD = 0.03  # of the width: how far an interval stands from its budget at most
@@ -33,8 +31,7 @@ def quality_picture(
     if not recipes:
         return None
     names = list(dict.fromkeys(cell.entrant for cell in drawn))
-    height = max(260, LINE * (len(names) + 1) + ABOVE + BELOW)
-    panel = Panel(theme=theme, height=height, right=NAMES)
+    panel = Panel(theme=theme, height=height_for(len(names)), right=NAMES)
     places = places_of({cell.budget for cell in drawn if cell.budget is not None})
     _scale(panel, drawn, places)
     ends: list[tuple[float, str]] = []
@@ -47,7 +44,7 @@ def quality_picture(
         if cell.budget is None and cell.estimate:
             _draw_full(panel, cell)
             ends.append((cell.estimate.value, cell.entrant))
-    _write_names(panel, ends, marks)
+    write_names(panel, ends, marks, start=1 - EDGE + SPREAD)
     return panel.figure
 
 
@@ -131,32 +128,3 @@ def _draw_full(panel: Panel, cell: Cell) -> None:
     if cell.estimate.interval is not None:
         panel.axes.axhspan(*cell.estimate.interval, color=ink, alpha=0.07, linewidth=0)
     panel.axes.axhline(cell.estimate.value, color=ink, linewidth=1.3, linestyle=(0, (2, 2)))
-
-
-def _write_names(panel: Panel, ends: list[tuple[float, str]], marks: Mapping[str, Mark]) -> None:
-    """Write each name beside the end of its line, behind its mark."""
-    order = sorted((panel.height_of(value), name) for value, name in ends)
-    gap = LINE / panel.inner_height
-    heights = apart([height for height, _ in order], gap=gap, top=1.0)
-    axes = panel.axes
-    inner = WIDTH - LEFT - NAMES
-    for at, (height, name) in zip(heights, order, strict=True):
-        colour = panel.colour(marks[name])
-        axes.plot(
-            [1 - EDGE + SPREAD, 1 + 10 / inner], [height, at], color=colour, linewidth=0.7,
-            alpha=0.7,
-            transform=axes.transAxes, clip_on=False,
-        )  # fmt: skip
-        axes.plot(
-            [1 + 16 / inner], [at], linestyle="none", marker=marks[name].shape, color=colour,
-            markersize=6.5, markeredgewidth=2 if name == FULL else 0, transform=axes.transAxes,
-            clip_on=False,
-        )  # fmt: skip
-        axes.text(
-            1 + 24 / inner, at, _short(name), color=panel.theme.ink, size=SIZE, va="center",
-            transform=axes.transAxes,
-        )  # fmt: skip
-
-
-def _short(name: str, most: int = 17) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"

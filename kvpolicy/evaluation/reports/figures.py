@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvpolicy.evaluation.reports.costs import COSTS
+from kvpolicy.evaluation.reports.curves import by_budget, curves
 from kvpolicy.evaluation.reports.grids import grids
 from kvpolicy.evaluation.reports.markdown import by_task
 from kvpolicy.evaluation.reports.summary import Cell
@@ -35,6 +36,7 @@ def save_figures(folder: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> li
 
 
 def _figures(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+    from kvpolicy.evaluation.pictures.curve import curve_picture
     from kvpolicy.evaluation.pictures.front import front_picture
     from kvpolicy.evaluation.pictures.heat import heat_picture
     from kvpolicy.evaluation.pictures.marks import marks
@@ -49,6 +51,8 @@ def _figures(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[str, 
         for budget in dict.fromkeys(grid.budget for grid in maps):
             name = "depth" if budget is None else f"depth {written(budget)}"
             drawn[name] = heat_picture([grid for grid in maps if grid.budget == budget])
+        for title, group in by_budget(curves(row for row in rows if row.task == task)):
+            drawn[f"position{title}"] = curve_picture(group, told_apart)
         for name, figure in drawn.items():
             if figure is not None:
                 yield f"{task} {name}", figure

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvpolicy.evaluation.reports import wording
 from kvpolicy.evaluation.reports.costs import COSTS, Cost, front
+from kvpolicy.evaluation.reports.curves import Curve, by_budget, curves
 from kvpolicy.evaluation.reports.grids import grids
 from kvpolicy.evaluation.reports.heats import heats
 from kvpolicy.evaluation.reports.loading import model_of
@@ -72,7 +73,7 @@ def _task(
         "metric": cells[0].metric,
         "larger_is_better": cells[0].larger_is_better,
         **matrix(cells),
-        "pictures": _pictures(name, cells, marks),
+        "pictures": [*_pictures(name, cells, marks), *_curves(name, curves(rows), marks)],
         "heats": heats(found) if found else [],
         "lines": [wording.line(cell) for cell in cells],
         "complaints": wording.complaints(cells),
@@ -100,6 +101,23 @@ def _pictures(name: str, cells: Sequence[Cell], marks: Mapping[str, Mark]) -> li
         for figure, title, caption in drawn
         if figure is not None
     ]
+
+
+def _curves(name: str, found: Sequence[Curve], marks: Mapping[str, Mark]) -> list[dict[str, str]]:
+    from kvpolicy.evaluation.pictures.curve import curve_picture
+    from kvpolicy.evaluation.pictures.inline import PAGE, inline
+
+    shown = []
+    for title, group in by_budget(found):
+        figure = curve_picture(group, marks, PAGE)
+        title = f"perplexity over position{title}"
+        if figure is not None:
+            svg, caption = (
+                inline(figure, f"{name}: {title}."),
+                "Each point: a stretch of the texts.",
+            )
+            shown.append({"svg": svg, "title": title, "caption": caption})
+    return shown
 
 
 def _front(cells: Sequence[Cell], cost: Cost) -> str:

@@ -17,6 +17,9 @@ from kvpolicy.task import Asks, Metric, Sample
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+STRETCHES = 32
+"""Into how many stretches the losses of a text are put together at most."""
+
 
 class Asked(NamedTuple):
     """A question to a model: the sample, its tokens, and how the answer is judged.
@@ -119,10 +122,14 @@ def _streamed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
         raise InvalidValueError(
             f"sample {asked.sample.name!r} has {prompt.tokens} token. Perplexity needs two or more."
         )
-    loss = reading.stream(torch.tensor([prompt.ids]), asked.metric.chunk)
+    losses = reading.stream(torch.tensor([prompt.ids]), asked.metric.chunk)
     reading.see(prompt)
-    count = prompt.tokens - 1
-    return {"score": loss / count, "weight": count}
+    parts = losses.tensor_split(min(STRETCHES, len(losses)))
+    return {
+        "score": float(losses.mean()),
+        "weight": len(losses),
+        "curve": [float(part.mean()) for part in parts],
+    }
 
 
 def _conversed(reading: Reading, asked: Asked) -> Mapping[str, Any]:

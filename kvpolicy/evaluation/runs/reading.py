@@ -158,18 +158,18 @@ class Reading:
         self.see(prompt)
         return total, count
 
-    def stream(self, ids: Int[Tensor, "1 T"], chunk: int) -> float:
-        """Read a text `chunk` tokens at a time; return the loss of all tokens but the first.
+    def stream(self, ids: Int[Tensor, "1 T"], chunk: int) -> Float[Tensor, " F"]:
+        """Read a text `chunk` tokens at a time; return the loss of each token but the first.
 
         A forward of several tokens evicts at its end. For single tokens the policy must evict
         while it decodes.
         """
-        total, follows = 0.0, ids[0, 1:].to(self.model.device)
+        losses, follows = list[Tensor](), ids[0, 1:].to(self.model.device)
         for start in range(0, ids.shape[1] - 1, chunk):
             known = follows[start : start + chunk]
             logits = self._forward(ids[:, start : start + len(known)])
-            total += float(torch.nn.functional.cross_entropy(logits, known, reduction="sum"))
-        return total
+            losses.append(torch.nn.functional.cross_entropy(logits, known, reduction="none"))
+        return torch.cat(losses).double().cpu()
 
     def _wait(self) -> None:
         """Let a GPU finish, so that its work is not counted with what comes next."""

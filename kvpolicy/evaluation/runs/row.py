@@ -15,6 +15,11 @@ def texts(given: Iterable[str]) -> tuple[str, ...]:
     return tuple(given)
 
 
+def numbers(given: Iterable[float]) -> tuple[float, ...]:
+    """Return numbers as a tuple; JSON has only lists."""
+    return tuple(given)
+
+
 @attrs.frozen(kw_only=True)
 class Row:
     """A line of a file of results.
@@ -26,6 +31,8 @@ class Row:
     - `parts`: further figures that the metric gives of the text, by name.
     - `divergence`: for agreement, the mean Kullback-Leibler divergence of the predicted tokens from
       those with the full cache, in nats.
+    - `curve`: for a stream, the mean loss of each of up to 32 stretches of the text, which are
+      equally long, or differ by a token.
     - `text`: what was written, or the choice that was made; `answers` what is right.
     - `tokens`, `new_tokens`: the prompt's and the answer's. `prompt`: a digest of the prompt.
     - `positions`: how many of the prompt's positions a key/value head held when the answer began,
@@ -53,6 +60,7 @@ class Row:
     weight: float = 1.0
     parts: Mapping[str, float] = attrs.field(factory=dict, repr=False)
     divergence: float | None = None
+    curve: tuple[float, ...] = attrs.field(default=(), converter=numbers, repr=False)
     text: str | None = None
     answers: tuple[str, ...] = attrs.field(default=(), converter=texts)
     error: str | None = None

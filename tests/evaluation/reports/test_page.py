@@ -152,3 +152,13 @@ def test_the_markdown_has_both_tables(rows):
 
 def test_no_rows_make_an_empty_page():
     assert "No rows." in page([], baseline="full", rows=[])
+
+
+def test_a_text_that_was_read_has_its_perplexity_over_position(make_row):
+    rows = [
+        make_row("1", entrant, budget, 1.5, asks="stream", curve=(1.0, 2.0), tokens=64)
+        for entrant, budget in (("full", None), ("restkv", 8))
+    ]
+    found = page(summary(rows), baseline="full", rows=rows)
+    assert "perplexity over position, at 8" in found
+    assert ">position in tokens</text>" in found

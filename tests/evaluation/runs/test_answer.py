@@ -53,6 +53,20 @@ def test_perplexity_is_that_of_the_answer(answer, model, tokenizer, text):
     assert figure == pytest.approx(math.exp(expected), rel=1e-4)
 
 
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_a_text_has_the_losses_of_its_stretches_in_order(model, tokenizer, text, chunk):
+    sample = Sample(name="1", context=text)
+    prompt = PromptFormat(tokenizer=tokenizer).prompt(sample)
+    metric = Metric(name="perplexity", asks="stream", chunk=chunk)
+    found = answered(model, tokenizer, prompt, sample, metric, None)
+    with torch.inference_mode():
+        probabilities = model(prompt.context).logits[0, :-1].double().log_softmax(-1)
+    losses = -probabilities.gather(1, prompt.context[0, 1:, None])[:, 0]
+    assert found["score"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    expected = [float(part.mean()) for part in losses.tensor_split(min(32, len(losses)))]
+    assert found["curve"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_policy_changes_the_likelihood_of_a_single_token(answer):
     losses = [
         answer("perplexity", policy, answers=("blue",))["score"]
