@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo test check oldest needle-model bench deep exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles clean
+.PHONY: help demo test check oldest needle-model bench deep ray exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep $(RANDOM)
+
+ray: $(READY) ## Run the tests that start a Ray cluster on this machine (minutes).
+	@$(BIN)/pytest -q -m ray tests/evaluation/runs/test_cluster.py
 
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md

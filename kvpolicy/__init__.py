@@ -67,12 +67,14 @@ def chunked_mlp(
 
 
 def evaluate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Compare recipes at several budgets with the full cache, on your own data or on tasks.
 
     The options are those of `kvpolicy.evaluation.evaluate.evaluate`, which documents them:
-    `recipes`, `budgets`, `data`, `tasks`, `metric`, `question`, `results` and others.
+    `recipes`, `budgets`, `data`, `tasks`, `metric`, `question`, `results`, `engine` and others.
 
     >>> from kvpolicy.evaluation import needle
     >>> model, tokenizer = needle.load()

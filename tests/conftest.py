@@ -55,6 +55,7 @@ LIBRARIES = (
 )
 MARKERS = (
     "deep: runs in `make deep` only",
+    "ray: starts a Ray cluster; runs in `make ray` only",
     "sampled(every, *axes): `make test` runs one case of `every` of the grid of these parameters, "
     "along its diagonals, so that each value of each of several axes still runs; `make deep` runs "
     "the others",

@@ -16,6 +16,7 @@ from kvpolicy.errors import InvalidValueError, shown, suggest
 
 if TYPE_CHECKING:
     from kvpolicy.evaluation.evaluate import Evaluation
+    from kvpolicy.evaluation.runs.engine import Engine
 
 PAGES = (".html", ".md")
 
@@ -85,12 +86,24 @@ def evaluate(
         bool,
         typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
     ] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Compute in this process or on a Ray cluster.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster; without it one starts on this machine.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Each has the model once.")] = None,
+    num_gpus: Annotated[
+        float | None, typer.Option(min=0, help="Of each worker; a fraction shares a GPU.")
+    ] = None,
+    num_cpus: Annotated[float | None, typer.Option(min=0, help="Of each worker.")] = None,
 ) -> None:
     """Compare recipes with the full cache, on your own data or on tasks.
 
     Each run is written to --output at once. The same command goes on where it stopped.
     """
     from kvpolicy.commands.checkpoints import Checkpoint
+    from kvpolicy.commands.engines import engine_named
     from kvpolicy.evaluation.evaluate import check_arguments
     from kvpolicy.evaluation.tasks.groups import expanded
 
@@ -123,7 +136,8 @@ def evaluate(
         attention=attention,
         trust_remote_code=trust_remote_code,
     )
-    found = _evaluated(checkpoint.model(), checkpoint.tokenizer(), arguments)
+    cluster = {"address": address, "workers": workers, "num_gpus": num_gpus, "num_cpus": num_cpus}
+    found = _evaluated(engine_named(engine, checkpoint, **cluster), arguments)
     if page is not None:
         _write(page, found.html() if page.suffix == ".html" else found.markdown())
     if as_json:
@@ -166,14 +180,14 @@ def _tasks(names: Iterable[str], options: Iterable[str]) -> list[dict[str, Any]]
     return tasks
 
 
-def _evaluated(model: Any, tokenizer: Any, arguments: dict[str, Any]) -> Evaluation:
+def _evaluated(engine: Engine, arguments: dict[str, Any]) -> Evaluation:
     from rich.console import Console
 
     from kvpolicy.commands.progress import shown_progress
     from kvpolicy.evaluation.evaluate import evaluate
 
     with shown_progress(Console(stderr=True)) as bar:
-        return evaluate(model, tokenizer, **arguments, on_start=bar.start, on_row=bar.advance)
+        return evaluate(engine=engine, **arguments, on_start=bar.start, on_row=bar.advance)
 
 
 def _print(found: Evaluation) -> None:

@@ -16,6 +16,7 @@ from kvpolicy.evaluation.measures.catalogue import metric_named
 from kvpolicy.evaluation.reports.markdown import markdown
 from kvpolicy.evaluation.reports.page import page
 from kvpolicy.evaluation.reports.summary import Cell, summary
+from kvpolicy.evaluation.runs.engine import Engine, engine_of
 from kvpolicy.evaluation.runs.entrant import FULL, Entrant, Recipe, entrants
 from kvpolicy.evaluation.runs.grid import Grid, Named
 from kvpolicy.evaluation.runs.prompt import PromptFormat, QuestionPlace
@@ -67,9 +68,10 @@ class Evaluation:
 
 
 def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    engine: Engine | None = None,
     recipes: Iterable[Recipe] | Mapping[str, Recipe],
     budgets: Iterable[Budget] = (),
     data: Data | None = None,
@@ -90,6 +92,8 @@ def evaluate(
 ) -> Evaluation:
     """Compare recipes at several budgets with the full cache, on data or tasks; see `Evaluation`.
 
+    - `engine`: computes the runs in place of this process, and loads the model itself, such as
+      `kvpolicy.evaluation.runs.cluster.RayEngine`.
     - `recipes`: names, JSON files of policies, or policies; a mapping gives them names.
     - `budgets`: positions (an int) or shares of the prompt (a float).
     - `data`: a file of JSON lines or mappings, with `prompt`, or `context` and `question`, or
@@ -134,19 +138,20 @@ def evaluate(
         references=references,
         oracle=oracle,
     )
-    grid = Grid(
-        model=model,
-        format=PromptFormat(
-            tokenizer=tokenizer, chat=chat, question=question, longest=max_prompt_tokens
-        ),
-        entrants=given,
-        tasks=[_with_samples(each, tokenizer, limit) for each in tested],
-        max_new_tokens=max_new_tokens,
-        retry=retry,
-    )
     written = Results(results)
-    on_start(grid)
-    return Evaluation(rows=tuple(grid.run(written, on_row)), baseline=baseline)
+    with engine_of(model, tokenizer, engine) as opened:
+        grid = Grid(
+            engine=opened,
+            format=PromptFormat(
+                tokenizer=opened.tokenizer, chat=chat, question=question, longest=max_prompt_tokens
+            ),
+            entrants=given,
+            tasks=[_with_samples(each, opened.tokenizer, limit) for each in tested],
+            max_new_tokens=max_new_tokens,
+            retry=retry,
+        )
+        on_start(grid)
+        return Evaluation(rows=tuple(grid.run(written, on_row)), baseline=baseline)
 
 
 def check_arguments(

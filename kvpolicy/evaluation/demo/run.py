@@ -10,6 +10,7 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.demo.specimen import Specimen, read_specimen
 from kvpolicy.evaluation.needle import NeedlePrompt
 from kvpolicy.evaluation.reports.comparison import Comparison, compared
+from kvpolicy.evaluation.runs.engine import InProcess
 from kvpolicy.evaluation.runs.entrant import Recipe, entrants
 from kvpolicy.evaluation.runs.grid import Grid, Named
 from kvpolicy.evaluation.runs.prompt import PromptFormat
@@ -41,7 +42,7 @@ def run_demo(
     tokens = _longest(prompts[:1], tokenizer)
     positions = [positions_of(budget, tokens, protected=0) for budget in budgets]
     grid = Grid(
-        model=model,
+        engine=InProcess(model=model, tokenizer=tokenizer),
         format=PromptFormat(tokenizer=tokenizer),
         entrants=entrants(recipes, positions),
         tasks=[Named(name="needle", samples=list(task.samples(tokenizer)), metric=task.metric)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -20,11 +21,11 @@ def best(agreement: Callable[[str, str], float]) -> Judge:
     >>> judge("red", Sample(name="1", answers=("blue", "red")))
     1.0
     """
+    return partial(_best, agreement)  # which can be pickled
 
-    def judge(text: str, sample: Sample) -> float:
-        return max(float(agreement(text, answer)) for answer in sample.answers)
 
-    return judge
+def _best(agreement: Callable[[str, str], float], text: str, sample: Sample) -> float:
+    return max(float(agreement(text, answer)) for answer in sample.answers)
 
 
 def share_found(text: str, sample: Sample) -> float:

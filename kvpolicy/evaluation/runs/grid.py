@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, compress, groupby
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import attrs
 
 from kvpolicy.errors import ResultsError, told
-from kvpolicy.evaluation.runs.answer import answers
 from kvpolicy.evaluation.runs.dialogue import dialogue_prompt
+from kvpolicy.evaluation.runs.engine import Engine, Job, Question
 from kvpolicy.evaluation.runs.entrant import Entrant
-from kvpolicy.evaluation.runs.identity import digest, machine, model_identity
-from kvpolicy.evaluation.runs.oracle import foreseen
+from kvpolicy.evaluation.runs.identity import digest, machine
 from kvpolicy.evaluation.runs.prompt import Prompt, PromptFormat
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.evaluation.runs.row import Row
 from kvpolicy.task import Metric, Sample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @attrs.frozen(kw_only=True)
@@ -32,10 +28,6 @@ class Named:
     metric: Metric
 
 
-Question: TypeAlias = tuple[Prompt | Exception, Sample]
-"""A sample as tokens, or why there are none, and the sample."""
-
-
 class Group(NamedTuple):
     """Questions of one task that have the same context."""
 
@@ -45,7 +37,7 @@ class Group(NamedTuple):
 
 @attrs.frozen(kw_only=True, eq=False)
 class Grid:
-    """All runs of one model: entrants, and samples written as prompts.
+    """All runs of one engine's model: entrants, and samples written as prompts.
 
     Samples that follow each other and ask outside of the same context are a group: each entrant
     reads and evicts that context once, and answers every question from a copy of the cache.
@@ -54,7 +46,7 @@ class Grid:
     again; otherwise its row stays.
     """
 
-    model: PreTrainedModel
+    engine: Engine
     format: PromptFormat
     entrants: Sequence[Entrant]
     tasks: Sequence[Named]
@@ -64,7 +56,7 @@ class Grid:
 
     @identity.default
     def _identity(self) -> Mapping[str, Any]:
-        return {"model": model_identity(self.model), "machine": machine()}
+        return {"model": self.engine.identity, "machine": machine()}
 
     def __len__(self) -> int:
         """How many runs there are."""
@@ -80,31 +72,34 @@ class Grid:
         model, and for a file that cannot be written.
         """
         self._check(results)
-        rows: list[Row] = []
-        for group in self._groups():
-            found = [list(self._row_of(group, each, results, on_row)) for each in self.entrants]
-            rows += chain.from_iterable(zip(*found, strict=True))
-        return rows
+        order: list[str] = []
+        for row in self.engine.rows(self._jobs(results, order, on_row)):
+            on_row(results.add(row), True)
+        return [results.rows[key] for key in order]
 
-    def _row_of(
-        self,
-        group: Group,
-        entrant: Entrant,
-        results: Results,
-        on_row: Callable[[Row, bool], object],
-    ) -> Iterator[Row]:
-        """Run one entrant on the questions of a group that have no row yet; yield all its rows."""
-        starts = [self._start(group.task, *each, entrant) for each in group.questions]
-        results.refresh()
-        known = [results.rows.get(start.key) for start in starts]
-        missing = [row is None or (self.retry and row.failed) for row in known]
-        asked = list(compress(group.questions, missing))
-        ran = self._ran(group.task, asked, entrant, list(compress(starts, missing)))
-        for row, is_missing in zip(known, missing, strict=True):
-            if row is None or is_missing:
-                row = results.add(next(ran))
-            on_row(row, is_missing)
-            yield row
+    def _jobs(
+        self, results: Results, order: list[str], on_row: Callable[[Row, bool], object]
+    ) -> Iterator[Job]:
+        """Yield what is to be run, and add the keys of all rows to `order`."""
+        for group in self._groups():
+            keys = []
+            for entrant in self.entrants:
+                starts = [self._start(group.task, *each, entrant) for each in group.questions]
+                keys.append([start.key for start in starts])
+                results.refresh()
+                known = [results.rows.get(start.key) for start in starts]
+                missing = [row is None or (self.retry and row.failed) for row in known]
+                for row, is_missing in zip(known, missing, strict=True):
+                    if row is not None and not is_missing:
+                        on_row(row, False)
+                if any(missing):
+                    yield Job(
+                        metric=group.task.metric,
+                        entrant=entrant,
+                        questions=list(compress(group.questions, missing)),
+                        starts=list(compress(starts, missing)),
+                    )
+            order += chain.from_iterable(zip(*keys, strict=True))
 
     def _groups(self) -> Iterator[Group]:
         """Yield questions that follow each other and have the same context outside."""
@@ -159,26 +154,6 @@ class Grid:
             prompt=ids,
             run={**self.identity, "code": what["code"]},
         )
-
-    def _ran(
-        self, task: Named, questions: Sequence[Question], entrant: Entrant, starts: Sequence[Row]
-    ) -> Iterator[Row]:
-        """Yield the rows of questions on one context, each when it is answered."""
-        prompts = [(prompt, each) for prompt, each in questions if isinstance(prompt, Prompt)]
-        asked = (self.model, self.format.tokenizer, prompts, task.metric)
-        if entrant.is_oracle and entrant.budget is not None:
-            found = foreseen(*asked, entrant.budget)
-        else:
-            found = answers(*asked, entrant.policy)
-        for (prompt, _), start in zip(questions, starts, strict=True):
-            if entrant.refusal is not None:
-                yield attrs.evolve(start, error=entrant.refusal)
-                continue
-            outcome = prompt if isinstance(prompt, Exception) else next(found)
-            if isinstance(outcome, Exception):
-                yield attrs.evolve(start, error=told(outcome))
-            else:
-                yield attrs.evolve(start, **outcome)
 
     def _check(self, results: Results) -> None:
         """Refuse a file whose rows of these entrants and tasks were made otherwise."""

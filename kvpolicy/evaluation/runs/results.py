@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,11 @@ class Results:
     """
 
     def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
+        if file is not None and re.match(r"[A-Za-z][\w+.-]+:/", str(file)):
+            raise ResultsError(
+                f"rows are appended to a local file, and {shown(str(file))} is an address. Write "
+                "to a file on this machine, and copy it there."
+            )
         self.file = None if file is None else Path(file)
         self.rows: dict[str, Row] = {}
         self._read, self._line = 0, 0

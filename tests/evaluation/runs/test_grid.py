@@ -12,6 +12,7 @@ from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.measures.catalogue import METRICS
 from kvpolicy.evaluation.needle.prompts import write_document
 from kvpolicy.evaluation.runs import identity
+from kvpolicy.evaluation.runs.engine import InProcess
 from kvpolicy.evaluation.runs.entrant import Entrant, entrants
 from kvpolicy.evaluation.runs.grid import Grid, Named
 from kvpolicy.evaluation.runs.prompt import PromptFormat
@@ -45,7 +46,7 @@ def make(needle_pair, samples):
         task = Named(name="needles", samples=samples, metric=METRICS["exact_match"])
         given = {"tasks": [task], "max_new_tokens": 4} | options
         return Grid(
-            model=given.pop("model", model),
+            engine=InProcess(model=given.pop("model", model), tokenizer=tokenizer),
             format=PromptFormat(tokenizer=tokenizer, question=question),
             entrants=entrants(recipes, budgets, **references),
             **given,
