@@ -48,7 +48,10 @@ real-perplexity: real-model ## Perplexity of SmolLM2 with all recipes: docs/resu
 
 real-needles: real-model ## What SmolLM2 finds in the needle model's prompts: docs/results/smollm2-needles.md (minutes).
 	@rm -f $(RESULTS)/smollm2-needles.jsonl
-	@for facts in 4 8 16; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes '' --task needle \
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes streamingllm,h2o,tova,snapkv,pyramidkv,restkv \
+	    --budgets 64 --no-references --task needle --option length=128 --option facts=4 --limit 10 \
+	    --output $(RESULTS)/smollm2-needles.jsonl > /dev/null
+	@for facts in 8 16; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes '' --task needle \
 	    --option length=$$((32 * facts)) --option facts=$$facts --limit 10 --output $(RESULTS)/smollm2-needles.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-needles.jsonl --markdown $(RESULTS)/smollm2-needles.md
 
