@@ -30,6 +30,7 @@ def compose(
     sinks: int = 0,
     recent: int | float | None = None,
     every: int | None = None,
+    per_turn: bool = False,
     slot_positions: bool = False,
     **unknown: Never,
 ) -> Policy:
@@ -62,6 +63,7 @@ def compose(
             "sinks": sinks,
             "recent": recent,
             "every": every,
+            "per_turn": per_turn,
             "slot_positions": slot_positions,
         }
     )

@@ -76,5 +76,7 @@ KINDS: Mapping[str, Kind] = {
 PARTS = ("scorer", "smoother", "allocator", "selector", "compactor")
 """The kinds that a policy is composed of."""
 
-SETTINGS = ("budget", "group", "group_order", "sinks", "recent", "every", "slot_positions")
+SETTINGS = (
+    *("budget", "group", "group_order", "sinks", "recent", "every", "per_turn", "slot_positions"),
+)
 """The other arguments of `compose`."""

@@ -37,6 +37,10 @@ class Policy(Pipeline):
     - `sinks`: how many of the first tokens are always kept.
     - `recent`: how many of the last tokens are always kept; a float is a share of the budget.
     - `every`: evict again after so many decoded tokens; None evicts only when a prompt ends.
+    - `per_turn`: only the newest turn competes when a prompt ends: the tokens read since the prompt
+      before it ended, the answer included. What earlier turns kept stays, and is not scored again.
+      So `budget` is for each turn, a share is a share of the turn, and t turns hold at most t
+      budgets. By default everything held competes, and the budget is for all turns together.
     - `slot_positions`: rotary positions follow a key's place in the cache, not in the text.
 
     Raises InvalidValueError for a value that a setting cannot take, for a budget that cannot hold

@@ -56,6 +56,7 @@ def test_a_description_spells_out_every_option():
         "sinks": 0,
         "recent": 32,
         "every": None,
+        "per_turn": False,
         "slot_positions": False,
     }
 

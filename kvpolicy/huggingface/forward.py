@@ -27,7 +27,7 @@ from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.masks import fitted, plainly_causal
 from kvpolicy.huggingface.model.output_projection import output_weight
 from kvpolicy.huggingface.model.ranks import here
-from kvpolicy.huggingface.session import Session
+from kvpolicy.huggingface.session import ANOTHER_MODEL, Session
 from kvpolicy.observation.logits import Logits
 
 REFUSALS = (InvalidValueError, UnsupportedModelError)
@@ -81,10 +81,7 @@ class Forward:
         """
         self._attended()
         if id(module) not in self.session.modules:
-            raise UnsupportedModelError(
-                "this cache was made for another model than the one that was called with it. Make "
-                "a cache of its own for each model: policy.cache(model)."
-            )
+            raise UnsupportedModelError(ANOTHER_MODEL)
         contents, count = self._own(), query.shape[2]
         slots = contents.slots
         real = self.session.masks.new_real_tokens(
@@ -115,7 +112,7 @@ class Forward:
         policy, slots = self.session.policy, self._own().slots
         if self.has_evicted:
             return count
-        if all(map(policy.keeps_all, slots.seen)):
+        if all(map(policy.keeps_all, slots.newest if policy.per_turn else slots.seen)):
             return 0
         window = policy.scorer.window
         if window is None or policy.running_scorer is not None:
@@ -183,6 +180,8 @@ class Forward:
                 # Gradients flow through the rows that are kept, if they are needed at all.
                 with torch.set_grad_enabled(needs_gradients):
                     evicted = self._evict(keys, shown, in_place=in_place)
+                if session.policy.per_turn:
+                    (self.memory.contents or contents).slots.settle()
         self.keys = None
         if session.policy.model_allocator and session.together.waits_for(self.layer):
             return
@@ -215,7 +214,8 @@ class Forward:
     def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:
         """Evict at once, or when all layers have been ranked; return whether rows have gone."""
         policy, contents = self.session.policy, self._own()
-        if all(policy.keeps_all(seen) for seen in contents.slots.seen):
+        slots = contents.slots
+        if all(map(policy.keeps_all, slots.newest if policy.per_turn else slots.seen)):
             return False
         if policy.model_allocator is not None:
             groups = ranked(policy, contents, keys, shown)

@@ -20,6 +20,11 @@ from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
 from kvpolicy.prefill.pattern import PrefillPattern
 
+ANOTHER_MODEL = (
+    "this cache was made for another model than the one that was called with it. Make a cache of "
+    "its own for each model: policy.cache(model)."
+)
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class Session:

@@ -64,6 +64,15 @@ def check_every(every: int, parts: Parts, titles: Titles) -> None:
             )
 
 
+def check_turns(every: int, *, per_turn: bool) -> None:
+    """Raise InvalidValueError if what earlier turns kept would be evicted while decoding."""
+    if per_turn:
+        raise InvalidValueError(
+            f"per_turn=True keeps what earlier turns kept, but every={every} lets everything held "
+            "compete while decoding. Use every=None, or per_turn=False."
+        )
+
+
 def check_parts(parts: Parts, titles: Titles) -> None:
     """Call `check_parts` of each part that has it."""
     for kind, part in parts.items():

@@ -57,6 +57,7 @@ class Pipeline:
     sinks: int = attrs.field(default=0, validator=natural)
     recent: int | float = attrs.field(default=0, validator=natural_or_share)
     every: int | None = attrs.field(default=None, validator=optional(count))
+    per_turn: bool = attrs.field(default=False, validator=boolean)
     slot_positions: bool = attrs.field(default=False, validator=boolean)
     titles: Titles = attrs.field(factory=dict, eq=False, repr=False)
 
@@ -73,6 +74,7 @@ class Pipeline:
         combination.check_heads(self.parts, self.titles)
         if self.every is not None:
             combination.check_every(self.every, self.parts, self.titles)
+            combination.check_turns(self.every, per_turn=self.per_turn)
         combination.check_parts(self.parts, self.titles)
         combination.check_settings(self.parts, self.titles, self.settings)
 
@@ -93,7 +95,10 @@ class Pipeline:
     @property
     def settings(self) -> dict[str, object]:
         """All arguments of `compose` that are not parts, by name."""
-        names = ("budget", "group", "group_order", "sinks", "recent", "every", "slot_positions")
+        names = (
+            *("budget", "group", "group_order", "sinks", "recent"),
+            *("every", "per_turn", "slot_positions"),
+        )
         return {name: getattr(self, name) for name in names}
 
     # Layers read these at every token, and isinstance with a Protocol is slow.

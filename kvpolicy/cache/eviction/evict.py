@@ -69,6 +69,10 @@ def _is_even(group: Ranked, budgets: Budgets) -> bool:
     """Whether all heads of the layer hold equally many of these rows afterwards."""
     if budgets is None:
         return len(group.held) == 1
+    if len(group.views) > 1:
+        settled = [held - own for held, own in zip(group.held, group.competing, strict=True)]
+        rows: list[list[int]] = budgets.tolist()
+        return len({own + old for row in rows for own, old in zip(row, settled, strict=True)}) == 1
     low, high = budgets.aminmax()
     return bool(low == high)
 
@@ -85,7 +89,7 @@ def _chosen(pipeline: Pipeline, group: Ranked, budgets: Budgets) -> list[Piece] 
     if group.scores is None or budgets is None:
         return None
     of_layer: list[list[int]] = budgets.tolist()
-    if all(length == each for row in of_layer for length, each in _paired(row, group.held)):
+    if all(length == each for row in of_layer for length, each in _paired(row, group.competing)):
         return None
     selection = pipeline.choose(group.scores, group.own(budgets))
     if len({length for row in of_layer for length in row}) > 1:
@@ -116,17 +120,32 @@ def _moved(pipeline: Pipeline, contents: Contents, group: Ranked, budgets: Budge
     if len(group.views) > 1 or group.views[0].keys.shape[2] < contents.slots.held:
         return False
     low, high = (int(bound) for bound in budgets.aminmax())
-    tables = (contents.keys, contents.values)
-    if low < high or high >= contents.slots.held or not all(each.fits(high) for each in tables):
+    tables, view, uneven = (contents.keys, contents.values), group.views[0], low < high
+    high += max(0, contents.slots.held - view.newest)
+    if uneven or high >= contents.slots.held or not all(each.fits(high) for each in tables):
         return False
     selection = pipeline.choose(group.scores, group.own(budgets))
+    selection, _ = _behind_settled(selection, selection.lengths, view)
     compact_in_place(contents.keys.view, contents.values.view, selection.indices)
     for table in tables:
         table.truncate(high)
-    (view,), rows = group.views, selection.indices.to(contents.slots.device)
+    rows = selection.indices.to(contents.slots.device)
     contents.slots.replace(view.positions.gather(2, rows), [high] * len(view.keys))
     contents.state = _gathered(view.state, rows)
     return True
+
+
+def _behind_settled(
+    selection: Selection, lengths: Int[Tensor, "b n"], view: View
+) -> tuple[Selection, Int[Tensor, "b n"]]:
+    """Put the positions that earlier turns kept before those chosen of the newest turn."""
+    settled = view.keys.shape[2] - view.newest
+    if settled <= 0:
+        return selection, lengths
+    indices = selection.indices
+    first = torch.arange(settled, device=indices.device).expand(*indices.shape[:2], -1)
+    both = torch.cat([first, indices + settled], -1)
+    return Selection(indices=both, lengths=selection.lengths + settled), lengths + settled
 
 
 def _paired(lengths: Sequence[int], held: Sequence[int]) -> zip[tuple[int, int]]:
@@ -140,6 +159,7 @@ def _compacted(
     selection: Selection,
     lengths: Int[Tensor, "b n"],
 ) -> Piece:
+    selection, lengths = _behind_settled(selection, lengths, view)
     keys, values = pipeline.compact(view.keys, view.values, selection, observation)
     # Rows beyond a head's length are fillers, which assembly cuts off.
     rows = selection.indices.to(view.positions.device).clamp(max=view.keys.shape[2] - 1)

@@ -23,6 +23,8 @@ from kvpolicy.pipeline.pipeline import Pipeline
 class Ranked:
     """A group of rows with its scores; `scores` is None where nothing is to be evicted.
 
+    Where a budget is for each turn, the scores are those of the newest turn: the last positions.
+
     Uneven heads have a view and an observation each; their scores are filled up with -inf to the
     length of the longest head. `shard` says which heads of the layer these are, if not all.
     """
@@ -41,6 +43,11 @@ class Ranked:
     def held(self) -> Sequence[int]:
         """How many positions each head of the layer holds; one number if all hold the same."""
         return self.views[0].held_by_head or (self.views[0].keys.shape[2],)
+
+    @property
+    def competing(self) -> Sequence[int]:
+        """How many positions of each head are scored; one number if all heads hold the same."""
+        return [min(each, self.views[0].newest) for each in self.held]
 
     @property
     def scores_of_layer(self) -> Float[Tensor, "b N S"] | None:
@@ -72,14 +79,16 @@ def ranked(
 @torch.no_grad()
 def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
     unranked = Ranked(views=views, shard=shown.shard)
-    if not min(unranked.held) or pipeline.keeps_all(views[0].seen):
+    if not min(unranked.held) or pipeline.keeps_all(views[0].newest):
         return unranked
     observations = [shown.observation(pipeline, view, pipeline.scorer.window) for view in views]
     if shown.of_prompt:
         for observation in observations:
             check_numbers(observation)
     scores = [pipeline.rank(observation) for observation in observations]
-    longest = max(unranked.held)
+    if pipeline.per_turn:
+        scores = [each[..., -views[0].newest :] for each in scores]
+    longest = max(unranked.competing)
     filled = [
         torch.nn.functional.pad(each, (0, longest - each.shape[-1]), value=-torch.inf)
         for each in scores

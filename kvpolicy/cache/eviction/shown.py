@@ -58,7 +58,7 @@ class Shown:
             output_weight=self.output_weight,
             positions=view.positions,
             seen=view.seen,
-            budget=pipeline.positions(view.seen),
+            budget=pipeline.positions(view.newest),
             state=view.state,
             first_head=heads.start,
             rotary=self._rotary_of(view),

@@ -32,6 +32,8 @@ class View:
     values: Float[Tensor, "b n S Dv"]
     positions: Int[Tensor, "b n S"]
     seen: int
+    newest: int
+    """How many of the tokens seen belong to the newest turn; they are all held."""
     state: Float[Tensor, "b h S *rest"] | None = None
     held_by_head: Sequence[int] = ()
     renumbered: int | None = None
@@ -50,18 +52,17 @@ def views_of(
         held = _held_by_row(rows, shard)
         return [_joined_if_even(*each) for each in zip(rows, held, strict=True)]
     slots = contents.slots
-    if not by_row and not slots.is_padded and len(set(slots.seen)) == 1:
-        return [[_view_of_rows(contents, keys, slice(0, slots.batch), 0, slots.seen[0])]]
+    alike = len(set(slots.seen)) == len(set(slots.settled)) == 1
+    if not by_row and not slots.is_padded and alike:
+        return [[_view_of_rows(contents, keys, slice(0, slots.batch), 0)]]
     return [
-        [_view_of_rows(contents, keys, slice(row, row + 1), slots.held - length, seen)]
-        for row, (length, seen) in enumerate(zip(slots.lengths, slots.seen, strict=True))
+        [_view_of_rows(contents, keys, slice(row, row + 1), slots.held - length)]
+        for row, length in enumerate(slots.lengths)
     ]
 
 
-def _view_of_rows(
-    contents: Contents, keys: AttendedKeys, rows: slice, first: int, seen: int
-) -> View:
-    state = contents.state
+def _view_of_rows(contents: Contents, keys: AttendedKeys, rows: slice, first: int) -> View:
+    state, slots = contents.state, contents.slots
     return View(
         rows=rows,
         heads=slice(0, contents.slots.heads),
@@ -69,7 +70,8 @@ def _view_of_rows(
         attended=keys.dense[rows, :, first:],
         values=contents.values.view[rows, :, first:],
         positions=contents.slots.positions[rows, :, first:],
-        seen=seen,
+        seen=slots.seen[rows.start],
+        newest=slots.seen[rows.start] - slots.settled[rows.start],
         state=None if state is None else state[rows, :, first:],
         renumbered=keys.renumbered,
     )
@@ -103,6 +105,7 @@ def _joined_if_even(heads: Sequence[View], held: Sequence[int]) -> list[View]:
             values=values,
             positions=positions,
             seen=heads[0].seen,
+            newest=heads[0].newest,
             state=torch.cat(states, 1) if states else None,
             renumbered=heads[0].renumbered,
         )
@@ -136,6 +139,7 @@ def _views_of_heads(contents: Contents, keys: AttendedKeys) -> list[list[View]]:
                 rows=slice(row, row + 1),
                 heads=slice(head, head + 1),
                 seen=slots.seen[row],
+                newest=slots.seen[row] - slots.settled[row],
                 state=state,
                 renumbered=keys.renumbered,
                 **tables,

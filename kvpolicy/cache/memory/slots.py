@@ -37,10 +37,13 @@ class Slots:
     offsets: list[int] = attrs.field(metadata=SAVED)
     """By how much a row's rotary positions exceed its token positions, where that is known."""
 
+    settled: list[int] = attrs.field(metadata=SAVED)
+    """Real tokens of each row before its newest turn, where a budget is for each turn; else 0."""
     columns: Bool[Tensor, "B T"] | None = attrs.field(metadata=SAVED, default=None)
     """Which of the first T tokens were real; None where padding came before all others only."""
 
     @offsets.default
+    @settled.default
     def _none(self) -> list[int]:
         return [0] * self.batch
 
@@ -64,13 +67,22 @@ class Slots:
         """Return the same slots, to go their own way from here."""
         twin = copy.copy(self)
         twin.lengths, twin.seen = list(self.lengths), list(self.seen)
-        twin.offsets = list(self.offsets)
+        twin.offsets, twin.settled = list(self.offsets), list(self.settled)
         return twin
 
     @property
     def is_padded(self) -> bool:
         """Whether some row holds fewer real tokens than there are slots."""
         return any(length != self.held for length in self.lengths)
+
+    @property
+    def newest(self) -> list[int]:
+        """Real tokens of each row in its newest turn."""
+        return [seen - old for seen, old in zip(self.seen, self.settled, strict=True)]
+
+    def settle(self) -> None:
+        """Let a new turn begin behind the tokens that were seen."""
+        self.settled = list(self.seen)
 
     @property
     def follow_the_count(self) -> bool:
@@ -147,7 +159,7 @@ class Slots:
         """Return slots for what comes next, where all that is held has gone elsewhere."""
         empty = Slots.empty(self.batch, self.heads, self.known.device)
         empty.seen, empty.offsets = list(self.seen), list(self.offsets)
-        empty.columns = self.columns
+        empty.settled, empty.columns = list(self.settled), self.columns
         return empty
 
     def drop_columns(self, count: int) -> None:
@@ -156,7 +168,11 @@ class Slots:
         dropped = min(count, self.held)
         kept = self.positions[..., : self.held - dropped]
         self._shorten(kept, [max(0, length - dropped) for length in self.lengths])
+        self._forget_seen(count)
+
+    def _forget_seen(self, count: int) -> None:
         self.seen = [seen - count for seen in self.seen]
+        self.settled = [min(each) for each in zip(self.settled, self.seen, strict=True)]
 
     def held_of_last(self, count: int, exchange: Exchange | None = None) -> int:
         """Return how many of each row's last `count` tokens are held; they are rightmost.
@@ -207,7 +223,7 @@ class Slots:
         self._forget_columns(count)
         kept = self.positions[..., : self.held - dropped]
         self._shorten(kept, [length - dropped for length in self.lengths])
-        self.seen = [seen - count for seen in self.seen]
+        self._forget_seen(count)
 
     def select_rows(self, batch: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
@@ -219,3 +235,4 @@ class Slots:
         self.lengths = [self.lengths[row] for row in rows]
         self.seen = [self.seen[row] for row in rows]
         self.offsets = [self.offsets[row] for row in rows]
+        self.settled = [self.settled[row] for row in rows]

@@ -61,6 +61,8 @@ def _check_slots(slots: Slots, seen: int) -> None:
         _require(own <= seen, "a sequence is longer than what was seen")
     _require(slots.known.dtype == torch.int32, f"positions are {slots.known.dtype}")
     _require(slots.known.shape[-1] <= slots.held, "more positions than slots")
+    for settled, own in zip(slots.settled, slots.seen, strict=True):
+        _require(0 <= settled <= own, "a turn begins behind what was seen")
     if slots.columns is not None:
         _check_columns(slots.columns, slots.seen, seen)
     positions = slots.positions
