@@ -1,0 +1,1 @@
+"""What a forward costs the host of a GPU: waits, copies and launches, counted without a GPU."""

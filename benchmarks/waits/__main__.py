@@ -1,0 +1,90 @@
+"""Counts what each recipe makes the host of a GPU do, and prints it; no GPU is needed.
+
+python -m benchmarks.waits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import kvpolicy
+from benchmarks import rows
+from benchmarks.waits.counts import KINDS
+from benchmarks.waits.forwards import BATCHES, BUDGET, LENGTH, Batch, costs
+
+PATH = rows.RESULTS / "waits.jsonl"
+UNIT = "a layer"
+
+
+def recipes() -> list[str]:
+    """Return the names of all recipes that evict."""
+    return sorted(each.name for each in kvpolicy.installed() if each.kind == "recipe")
+
+
+def counted(recipe: str, batch: Batch) -> Iterator[rows.Row]:
+    """Yield a row for each kind of cost of a prompt and of a decoded token."""
+    for phase, of_phase in costs(recipe, batch).items():
+        for kind, cost in of_phase.items():
+            yield rows.Row(
+                benchmark=f"waits.{phase}",
+                name=recipe,
+                variant=f"{batch.name}: {kind}",
+                value=cost.layer,
+                unit=UNIT,
+                device="none: counted",
+                dtype="bfloat16",
+                shape={"B": len(batch.padding), "L": LENGTH, "K": BUDGET},
+                settings={"batch": batch.name, "kind": kind, "forward": cost.forward},
+                versions=dict(rows.versions()),
+            )
+
+
+def cells(found: Sequence[rows.Row]) -> Iterator[list[str]]:
+    """Yield a line of the table for each recipe: launches, waits and copies of each forward."""
+    for recipe in dict.fromkeys(row.name for row in found):
+        mine = [row for row in found if row.name == recipe]
+        yield [recipe, *(_cell(mine, *column) for column in COLUMNS)]
+
+
+COLUMNS = [(phase, batch.name) for phase in ("prompt", "token") for batch in BATCHES]
+
+
+def _cell(found: Sequence[rows.Row], phase: str, batch: str) -> str:
+    of_kind = {
+        row.settings["kind"]: row
+        for row in found
+        if row.benchmark == f"waits.{phase}" and row.settings["batch"] == batch
+    }
+    return " / ".join(_number(of_kind[kind]) for kind in KINDS) if of_kind else ""
+
+
+def _number(row: rows.Row) -> str:
+    beside = row.settings["forward"]
+    return f"{row.value:g}" + (f" + {beside:g}" if beside else "")
+
+
+def main(
+    recipe: Annotated[list[str] | None, typer.Option(help="Which recipes.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where rows go, if anywhere.")] = None,
+) -> None:
+    """Print launches / waits / copies of a layer, and those of a forward beside its layers."""
+    found = [
+        row for name in recipe or recipes() for batch in BATCHES for row in counted(name, batch)
+    ]
+    if output is not None:
+        output.unlink(missing_ok=True)
+        rows.write(output, found)
+    table = Table("recipe", *(f"{phase}, {batch}" for phase, batch in COLUMNS))
+    for line in cells(found):
+        table.add_row(*line)
+    Console(width=200).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
