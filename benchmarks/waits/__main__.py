@@ -5,7 +5,7 @@ python -m benchmarks.waits
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +15,8 @@ from rich.table import Table
 
 import kvpolicy
 from benchmarks import rows
-from benchmarks.waits.counts import KINDS
 from benchmarks.waits.forwards import BATCHES, BUDGET, LENGTH, Batch, costs
+from benchmarks.waits.table import COLUMNS, cells
 
 PATH = rows.RESULTS / "waits.jsonl"
 UNIT = "a layer"
@@ -43,30 +43,6 @@ def counted(recipe: str, batch: Batch) -> Iterator[rows.Row]:
                 settings={"batch": batch.name, "kind": kind, "forward": cost.forward},
                 versions=dict(rows.versions()),
             )
-
-
-def cells(found: Sequence[rows.Row]) -> Iterator[list[str]]:
-    """Yield a line of the table for each recipe: launches, waits and copies of each forward."""
-    for recipe in dict.fromkeys(row.name for row in found):
-        mine = [row for row in found if row.name == recipe]
-        yield [recipe, *(_cell(mine, *column) for column in COLUMNS)]
-
-
-COLUMNS = [(phase, batch.name) for phase in ("prompt", "token") for batch in BATCHES]
-
-
-def _cell(found: Sequence[rows.Row], phase: str, batch: str) -> str:
-    of_kind = {
-        row.settings["kind"]: row
-        for row in found
-        if row.benchmark == f"waits.{phase}" and row.settings["batch"] == batch
-    }
-    return " / ".join(_number(of_kind[kind]) for kind in KINDS) if of_kind else ""
-
-
-def _number(row: rows.Row) -> str:
-    beside = row.settings["forward"]
-    return f"{row.value:g}" + (f" + {beside:g}" if beside else "")
 
 
 def main(

@@ -81,9 +81,7 @@ class Counts:
         if runs_there and not _is_free(function, name):
             self.note("launches", name)
 
-    def _moves(
-        self, name: str, tensors: Sequence[Tensor], device: Any, *, blocking: bool
-    ) -> bool:
+    def _moves(self, name: str, tensors: Sequence[Tensor], device: Any, *, blocking: bool) -> bool:
         """Count a copy between host and GPU; return whether it was one."""
         if name == "copy_":
             if len(tensors) < 2:

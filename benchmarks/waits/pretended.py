@@ -42,6 +42,8 @@ INSTEAD = {
     Tensor.__bool__: _read(bool),
     Tensor.contiguous: _contiguous,
     Tensor.copy_: torch.ops.aten.copy_.default,
+    Tensor.item: torch.ops.aten._local_scalar_dense.default,
+    Tensor.nonzero: torch.ops.aten.nonzero.default,
     Tensor.__invert__: torch.bitwise_not,
 }
 """Functions that ask a driver for the device of their tensor, and what does the same without."""

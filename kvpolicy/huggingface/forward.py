@@ -29,6 +29,7 @@ from kvpolicy.huggingface.model.output_projection import output_weight
 from kvpolicy.huggingface.model.ranks import here
 from kvpolicy.huggingface.session import ANOTHER_MODEL, Session
 from kvpolicy.observation.logits import Logits
+from kvpolicy.pipeline.doubts import collected
 
 REFUSALS = (InvalidValueError, UnsupportedModelError)
 """Raised before a part of the policy has run, so that the new tokens can be taken back."""
@@ -83,12 +84,12 @@ class Forward:
         if id(module) not in self.session.modules:
             raise UnsupportedModelError(ANOTHER_MODEL)
         contents, count = self._own(), query.shape[2]
-        slots = contents.slots
-        real = self.session.masks.new_real_tokens(
+        masks, slots = self.session.masks, contents.slots
+        real = masks.new_real_tokens(
             mask, slots, count, held=self.held, seen=self.seen, judged=self._judged(count)
         )
-        if real is not None and contents.mark_padding(real, self.seen - count):
-            self.new_real = real.sum(1).tolist()
+        if real is not None and contents.mark_padding(real, self.seen - count, masks.padding(real)):
+            self.new_real = [count - pad for pad in masks.padding(real)]
         if self.session.rotary_positions is not None:
             self.session.rotary_positions.follow(slots, count, self.new_real)
         if self.new_real is not None:
@@ -161,9 +162,8 @@ class Forward:
         session, keys, self.undo = self.session, self._attended(), None
         contents = self._own()
         held, ragged = contents.keys.buffer, contents.ragged
-        needs_gradients = query.requires_grad or held.requires_grad
-        if ragged is not None:
-            needs_gradients = needs_gradients or ragged.keys.requires_grad
+        rows = [held] if ragged is None else [held, ragged.keys]
+        needs_gradients = any(each.requires_grad for each in (query, *rows))
         # Backward passes need keys and values unmoved; a storage compares rows by their place.
         in_place = not needs_gradients and session.storage is None
         query = query.detach()
@@ -172,13 +172,13 @@ class Forward:
         runs = session.policy.running_scorer is not None
         evicted = False
         if runs or queries is not None:
-            shown = self._shown(module, self.seen_by(query), logits)
-            if runs:
-                accumulate(session.policy, contents, keys, shown)
-            if queries is not None:
-                shown = attrs.evolve(shown, queries=self.seen_by(queries))
-                # Gradients flow through the rows that are kept, if they are needed at all.
-                with torch.set_grad_enabled(needs_gradients):
+            shown = self._shown(module, self.seen_by(query) if runs else query, logits)
+            # Gradients flow through the rows that are kept, if they are needed at all.
+            with collected(session.guard.doubts), torch.set_grad_enabled(needs_gradients):
+                if runs:
+                    accumulate(session.policy, contents, keys, shown)
+                if queries is not None:
+                    shown = attrs.evolve(shown, queries=self.seen_by(queries))
                     evicted = self._evict(keys, shown, in_place=in_place)
                 if session.policy.per_turn:
                     (self.memory.contents or contents).slots.settle()

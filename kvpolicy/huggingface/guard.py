@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kvpolicy.errors import CacheStateError
+from kvpolicy.pipeline.doubts import Doubts
 
 
 class Guard:
@@ -18,6 +19,7 @@ class Guard:
     def __init__(self) -> None:
         """Start with nothing wrong."""
         self.failure: str | None = None
+        self.doubts = Doubts()
 
     def failed(self, error: BaseException) -> None:
         """Remember an exception that ended a change early."""
@@ -35,12 +37,19 @@ class Guard:
     def clear(self) -> None:
         """Forget what went wrong, because the cache was emptied."""
         self.failure = None
+        self.doubts.clear()
 
-    def check(self) -> None:
-        """Raise CacheStateError if an earlier change did not complete."""
+    def settle(self, *, patient: bool = False) -> None:
+        """Read what earlier forwards left in doubt, and raise the error of what was wrong."""
+        with self.changing():
+            self.doubts.settle(patient=patient)
+
+    def check(self, *, patient: bool = False) -> None:
+        """Raise CacheStateError if an earlier change did not complete; then settle doubts."""
         if self.failure is not None:
             raise CacheStateError(
                 f"an earlier forward or change of this cache failed ({self.failure}), so its "
                 "layers may hold different tokens. Call cache.reset() and start over; the model is "
                 "unchanged."
             )
+        self.settle(patient=patient)

@@ -67,6 +67,7 @@ class Session:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """Return a session of the same policy and model, for a copy of the cache."""
+        self.guard.settle()
         twin = attrs.evolve(
             self,
             guard=Guard(),

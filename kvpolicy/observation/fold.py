@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import attrs
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,17 +23,35 @@ class Fold:
 
     temporal: Reduce
     weights: Callable[[int], Tensor] | None = None
+    _sent: dict[tuple[int, torch.device], Tensor] = attrs.field(
+        factory=dict, init=False, eq=False, repr=False
+    )
+
+    def weights_on(self, device: torch.device, window: int) -> Float[Tensor, " W"] | None:
+        """Return the weights of W queries on a device, in float32; they are sent there once."""
+        if self.weights is None:
+            return None
+        # On a CPU nothing is sent.
+        known = None if device.type == "cpu" else self._sent.get((window, device))
+        if known is None:
+            known = self.weights(window).to(device, torch.float32, non_blocking=True)
+            self._sent[window, device] = known
+        return known
 
     def __call__(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
         """Fold the rows of the window's queries, oldest first, into one row."""
         return self.temporal(values)
 
 
-def weights_of(reduce: Reduce, window: int) -> Float[Tensor, " W"] | None:
+def weights_of(
+    reduce: Reduce, window: int, device: torch.device | None = None
+) -> Float[Tensor, " W"] | None:
     """Return the weights with which `reduce` sums W queries; None if it is no weighted sum.
+
+    With a `device` they are there, in float32.
 
     >>> weights_of(lambda values: values.amax(-2), 4)
     """
-    if isinstance(reduce, Fold) and reduce.weights is not None:
-        return reduce.weights(window)
-    return None
+    if not isinstance(reduce, Fold) or reduce.weights is None:
+        return None
+    return reduce.weights(window) if device is None else reduce.weights_on(device, window)

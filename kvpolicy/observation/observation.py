@@ -104,13 +104,13 @@ class Observation:
 
         If `reduce` is a weighted sum, the attention [B, H, W, S] is never stored as a whole.
         """
-        weights = weights_of(reduce, self.window)
+        weights = weights_of(reduce, self.window, self.queries.device)
         if weights is None:
             return reduce(self.attention)
         return window_attention(
             self.queries,
             self.keys,
-            weights.to(self.queries.device, torch.float32),
+            weights,
             scaling=self.scaling,
             softcap=self.softcap,
             sinks=self.sink_logits,

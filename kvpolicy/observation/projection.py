@@ -10,6 +10,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from kvpolicy_kernels import head_factors
 
 _factors: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_fingerprints: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""Of weights on a GPU that were factorised; not read until a conversation begins."""
 
 
 def output_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float[Tensor, "H R Dv"]:
@@ -18,19 +20,40 @@ def output_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float[Tens
     `heads` divides the columns: the number of query heads gives a factor for each of them, the
     number of key/value heads gives one for each group. Factors are kept as long as `weight` exists.
 
-    A weight whose numbers have changed is factorised again. A fingerprint finds the change: merging
-    adapters writes through `.data`, which leaves the version counter as it was.
+    A weight whose numbers have changed is factorised again. On a CPU a fingerprint finds the
+    change: merging adapters writes through `.data`, which leaves the version counter as it was. To
+    read a fingerprint of a GPU would be a wait for each layer. There the version counter and the
+    place of the weight must do, and `check_factors` compares fingerprints when a cache is made.
     """
-    mark = (weight.dtype, weight.device, _fingerprint(weight.detach()))
+    mark = _mark(weight)
     remembered = _factors.setdefault(weight, {})
     known = remembered.get(heads)
     if known is None or known[0] != mark:
         known = remembered[heads] = (mark, head_factors(weight.detach(), heads))
+        if weight.device.type != "cpu":
+            _fingerprints[weight] = _fingerprint(weight.detach())
     factors: Tensor = known[1]
     return factors
 
 
-def _fingerprint(weight: Float[Tensor, "M columns"]) -> float:
+def check_factors(weight: Float[Tensor, "M columns"]) -> None:
+    """Forget the factors of a weight on a GPU whose numbers have changed. Waits for the device."""
+    if weight.device.type == "cpu":
+        return
+    known = _fingerprints.get(weight)
+    if known is not None and not torch.equal(known, _fingerprint(weight.detach())):
+        _factors.pop(weight, None)
+
+
+def _mark(weight: Float[Tensor, "M columns"]) -> tuple[object, ...]:
+    """Return what says that the numbers of a weight are those that were factorised."""
+    if weight.device.type == "cpu":
+        return weight.dtype, weight.device, float(_fingerprint(weight.detach()))
+    version = 0 if weight.is_inference() else weight._version
+    return weight.dtype, weight.device, weight.data_ptr(), version
+
+
+def _fingerprint(weight: Float[Tensor, "M columns"]) -> Float[Tensor, ""]:
     """Return a sum in which every entry has a factor of its own."""
     rows, columns = (
         torch.linspace(1, 2, size, device=weight.device, dtype=torch.float32)
@@ -38,4 +61,4 @@ def _fingerprint(weight: Float[Tensor, "M columns"]) -> float:
     )
     # Blocks of rows, so that a half-precision weight is never copied whole to float32.
     products = [block.float() @ columns for block in weight.split(512)]
-    return float(rows @ torch.cat(products))
+    return rows @ torch.cat(products)

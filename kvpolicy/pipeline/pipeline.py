@@ -24,10 +24,11 @@ from kvpolicy.pipeline.checks import (
     checked_fold,
     checked_layer_budgets,
     checked_scores,
-    checked_selection,
     checked_state,
+    doubt_numbers,
 )
 from kvpolicy.pipeline.describe import described
+from kvpolicy.pipeline.selections import checked_selection
 from kvpolicy.pipeline.title import Titles, title_of
 from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.stages.compaction import Compactor
@@ -145,6 +146,7 @@ class Pipeline:
     def rank(self, observation: Observation) -> Float[Tensor, "B N S"]:
         """Score every position for every key/value head. Protected positions get +inf."""
         scores = self.group_scores(observation)
+        doubt_numbers(scores, observation)
         recent = self.recent_of(observation.budget)
         return protect(scores, observation, sinks=self.sinks, recent=recent)
 
@@ -186,24 +188,34 @@ class Pipeline:
         return checked_state(self.titles["scorer"], state, observation)
 
     def allocate(
-        self, scores: Float[Tensor, "B N S"], observation: Observation
+        self,
+        scores: Float[Tensor, "B N S"],
+        observation: Observation,
+        held: Sequence[int] | None = None,
     ) -> Int[Tensor, "B N"]:
-        """Return how many positions each head of one layer keeps."""
+        """Return how many positions each head of one layer keeps, on the CPU.
+
+        `held` are the positions that each head holds; None if all hold S.
+        """
         with at_work(self.titles["allocator"], scores, observation):
             budgets = self.allocator.allocate(scores, observation, observation.budget)
-        return checked_budgets(self.titles["allocator"], budgets, scores)
+        held = held or [scores.shape[-1]]
+        return checked_budgets(self.titles["allocator"], budgets, scores, held)
 
     def allocate_layers(
-        self, scores: Sequence[Float[Tensor, "B N _"]], observations: Sequence[Observation]
+        self,
+        scores: Sequence[Float[Tensor, "B N _"]],
+        observations: Sequence[Observation],
+        held: Sequence[Sequence[int]],
     ) -> list[Int[Tensor, "B N"]]:
-        """Return how many positions each head of every layer keeps."""
+        """Return how many positions each head of every layer keeps, on the CPU."""
         if self.model_allocator is None:
-            return [self.allocate(*each) for each in zip(scores, observations, strict=True)]
+            return [self.allocate(*each) for each in zip(scores, observations, held, strict=True)]
         with at_work(self.titles["allocator"], *scores, *observations):
             budgets = self.model_allocator.allocate_layers(
                 scores, observations, observations[0].budget
             )
-        return checked_layer_budgets(self.titles["allocator"], budgets, scores)
+        return checked_layer_budgets(self.titles["allocator"], budgets, scores, held)
 
     def choose(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
         """Select as many positions for each head as its budget says."""

@@ -32,6 +32,11 @@ class Title:
         return f"{self.kind} {self.name!r} of plugin {self.plugin!r} ({self.release})"
 
     @property
+    def is_proved(self) -> bool:
+        """Whether the tests of kvpolicy itself prove the promises of the part."""
+        return self.distribution == "kvpolicy"
+
+    @property
     def release(self) -> str:
         """The distribution and version, for example "kvpolicy 0.1.0"."""
         return f"{self.distribution} {self.version}"

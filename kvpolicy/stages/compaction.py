@@ -101,4 +101,4 @@ def gathered(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], selection: Selection
 ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
     """Return copies of the kept rows. Beyond a head's length they repeat row S - 1."""
-    return gather_kv(keys, values, selection.indices.clamp(max=keys.shape[2] - 1))
+    return gather_kv(keys, values, selection.rows(keys.shape[2]))

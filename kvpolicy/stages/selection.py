@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -22,6 +23,17 @@ class Selection:
 
     indices: Int[Tensor, "B N K"]
     lengths: Int[Tensor, "B N"]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all K indices of every head are known to be valid, without a wait for a GPU."""
+        return self.lengths.device.type == "cpu" and bool(
+            (self.lengths == self.indices.shape[-1]).all()
+        )
+
+    def rows(self, length: int) -> Int[Tensor, "B N K"]:
+        """Return indices that all are rows among `length`; fillers become the last row."""
+        return self.indices if self.is_full else self.indices.clamp(max=length - 1)
 
     def evicted(self, length: int) -> Int[Tensor, "B N E"]:
         """Return those of `length` rows that are not kept, in ascending order.
@@ -76,6 +88,11 @@ def protect(
     scores: Float[Tensor, "B N S"], observation: Observation, *, sinks: int, recent: int
 ) -> Float[Tensor, "B N S"]:
     """Set the scores of the first `sinks` and the last `recent` tokens to +inf."""
-    positions = observation.positions
-    protected = (positions < sinks) | (positions >= observation.seen - recent)
-    return scores.masked_fill(protected, torch.inf)
+    positions, masks = observation.positions, []
+    if sinks:
+        masks.append(positions < sinks)
+    if recent:
+        masks.append(positions >= observation.seen - recent)
+    if not masks:
+        return scores
+    return scores.masked_fill(functools.reduce(torch.bitwise_or, masks), torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
@@ -29,8 +30,12 @@ def attention_drift(observation: Observation) -> Float64[Tensor, "B H"] | None:
     )
     # Sums of integers are exact in any order, so equal halves have a drift of exactly 0.
     sums = (means * count).round()
-    front, rear = sums[..., : window // 2], sums[..., window // 2 :]
-    return (front.mean(-1) - rear.mean(-1)) / count
+    if window % 2 == 0:
+        front, rear = sums.unflatten(-1, (2, -1)).mean(-1).unbind(-1)
+    else:
+        front, rear = (half.mean(-1) for half in sums.tensor_split([window // 2], -1))
+    drift: Float64[Tensor, "B H"] = (front - rear) / count
+    return drift
 
 
 def adaptive_pooling(
@@ -48,6 +53,7 @@ def adaptive_pooling(
     >>> adaptive_pooling(drift, width=3, scale=2.0)
     (tensor([[7, 3, 3, 7]]), tensor([[-3,  1,  1,  3]]))
     """
-    widths = 2 * (drift.abs() / scale).floor().long() + 1
-    shifts = (drift / scale).floor().long() + (drift <= 0)
+    steps = drift / scale
+    widths = torch.rsub(steps.long().abs(), 1, alpha=-2)  # 1 + 2 |steps|, in one operation
+    shifts = steps.floor().long() + (drift <= 0)
     return widths.clamp(min=width), shifts

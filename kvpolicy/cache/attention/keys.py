@@ -8,6 +8,9 @@ as the authors of StreamingLLM do. So angles stay small, however far a stream ha
 
 from __future__ import annotations
 
+import weakref
+from typing import TypeAlias
+
 import attrs
 import torch
 from jaxtyping import Float, Int
@@ -15,9 +18,19 @@ from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy_kernels import rerotate_keys
+
+Tables: TypeAlias = tuple[Tensor, Tensor]
+"""The cosines and sines of positions."""
+
+REMEMBERED = 8192
+"""The most slots whose cosines and sines are kept for the next layer and token."""
+_known: weakref.WeakKeyDictionary[Rotary, tuple[tuple[int, int, torch.device], Tables]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -38,22 +51,57 @@ class AttendedKeys:
 class Rotation:
     """Rotates vectors of the dense tokens from their rotary positions to their slots.
 
-    `old` are rotary positions, which all heads share for queries; `new` are slots.
+    `old` are the cosines and sines of rotary positions, which all heads share for queries; `new`
+    are those of slots.
     """
 
-    old: Int[
-        Tensor,
-        (
-            B  # N T
-        ),
-    ]
-    new: Int[Tensor, " T"]
-    rotary: Rotary
+    old: Tables
+    new: Tables
+    interleaved: bool
+
+    @classmethod
+    def between(
+        cls, old: Int[Tensor, "#B #N S"], new: Int[Tensor, " S"], rotary: Rotary
+    ) -> Rotation:
+        """Look the cosines and sines up."""
+        after = rotary.tables(new[None, None])
+        return cls(old=_old_tables(old, rotary), new=after, interleaved=rotary.interleaved)
+
+    @classmethod
+    def to_slots(
+        cls, old: Int[Tensor, "#B #N S"], first: int, device: torch.device, rotary: Rotary
+    ) -> Rotation:
+        """Look the cosines and sines up for slots that count up from `first`."""
+        after = _slot_tables(first, old.shape[-1], device, rotary)
+        return cls(old=_old_tables(old, rotary), new=after, interleaved=rotary.interleaved)
+
+    def of_all(self, vectors: Float[Tensor, "B N S D"]) -> Float[Tensor, "B N S D"]:
+        """Rotate the vectors of all tokens."""
+        return rerotate_keys(vectors, self.old, self.new, interleaved=self.interleaved)
 
     def of_last(self, vectors: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
         """Rotate the vectors of the last Q tokens, which all heads hold."""
-        count = vectors.shape[2]
-        return _rotated(vectors, self.old[:, :1, -count:], self.new[-count:], self.rotary)
+        last = slice(self.new[0].shape[2] - vectors.shape[2], None)
+        cosines, sines = (table[:, :1, last] for table in self.old)
+        after = self.new[0][:, :, last], self.new[1][:, :, last]
+        return rerotate_keys(vectors, (cosines, sines), after, interleaved=self.interleaved)
+
+
+def _old_tables(old: Int[Tensor, "#B #N S"], rotary: Rotary) -> Tables:
+    # Padding has no position; any will do, since no token sees it.
+    return rotary.tables(old.clamp(min=0))
+
+
+def _slot_tables(first: int, count: int, device: torch.device, rotary: Rotary) -> Tables:
+    """Return the cosines and sines of slots; every layer and every decoded token needs the same."""
+    key = (first, count, device)
+    known = _known.get(rotary)
+    if known is None or known[0] != key:
+        places = torch.arange(first, first + count, device=device)[None, None]
+        known = key, rotary.tables(places)
+        if count <= REMEMBERED:
+            _known[rotary] = known
+    return known[1]
 
 
 def attended(
@@ -69,44 +117,39 @@ def attended(
     if slot_rotary is None or not (slots.moved or ragged is not None):
         return AttendedKeys(dense=keys, ragged=None if ragged is None else ragged.keys)
     device, first = keys.device, 0 if ragged is None else ragged.longest
-    offsets = torch.tensor(slots.offsets, device=device)
-    old = slots.positions + offsets[:, None, None]
+    old = _rotary_positions(slots, device)
     if new is not None:
         new = new.to(device)[:, None].expand(-1, old.shape[1], -1)
         old = torch.cat([old[..., : slots.held - new.shape[-1]], new], -1)
-    rotation = Rotation(
-        old=old,
-        new=torch.arange(first, first + slots.held, device=device),
-        rotary=slot_rotary,
-    )
+    rotation = Rotation.to_slots(old, first, device, slot_rotary)
     return AttendedKeys(
-        dense=_rotated(keys, rotation.old, rotation.new, slot_rotary),
+        dense=rotation.of_all(keys),
         ragged=None if ragged is None else _ragged_by_slot(ragged, slots, slot_rotary),
         queries=rotation,
         renumbered=first + slots.held,
     )
 
 
+def _rotary_positions(slots: Slots, device: torch.device) -> Int[Tensor, "B N S"]:
+    """Return the rotary position of every slot."""
+    if len(set(slots.offsets)) > 1:
+        return slots.positions + sent(slots.offsets, device)[:, None, None]
+    offset = slots.offsets[0]
+    return slots.positions + offset if offset else slots.positions
+
+
 def _ragged_by_slot(ragged: RaggedRows, slots: Slots, rotary: Rotary) -> Float[Tensor, "R D"]:
     """Rotate every head's rows to the slots right before the dense tokens of its row."""
-    offsets = torch.tensor(slots.offsets, device=ragged.keys.device)
+    offsets = slots.offsets
     firsts = [ragged.longest + slots.held - length for length in slots.lengths]
     places = [
         torch.arange(rows.start - rows.stop, 0, device="cpu") + firsts[row]
         for row, _, rows in ragged.heads()
     ]
-    lengths = ragged.lengths.sum(1).to(offsets.device)
-    old = ragged.positions.long() + offsets.repeat_interleave(lengths)
-    new = torch.cat(places).to(offsets.device)
-    return _rotated(ragged.keys[None, None], old[None, None], new, rotary)[0, 0]
-
-
-def _rotated(
-    vectors: Float[Tensor, "B N S D"],
-    old: Int[Tensor, "#B #N S"],
-    new: Int[Tensor, " S"],
-    rotary: Rotary,
-) -> Float[Tensor, "B N S D"]:
-    # Padding has no position; any will do, since no token sees it.
-    before, after = rotary.tables(old.clamp(min=0)), rotary.tables(new[None, None])
-    return rerotate_keys(vectors, before, after, interleaved=rotary.interleaved)
+    device, old = ragged.positions.device, ragged.positions.long()
+    if any(offsets):
+        of_rows = torch.tensor(offsets, device="cpu").repeat_interleave(ragged.lengths.sum(1))
+        old = old + of_rows.to(device, non_blocking=True)
+    new = torch.cat(places).to(device, non_blocking=True)
+    rotation = Rotation.between(old[None, None], new, rotary)
+    return rotation.of_all(ragged.keys[None, None])[0, 0]

@@ -14,7 +14,7 @@ from kvpolicy.observation.shard import Shard
 from kvpolicy.pipeline.pipeline import Pipeline
 
 Budgets = Int[Tensor, "b N"] | None
-"""Positions that each head keeps; None keeps all."""
+"""Positions that each head keeps, on the CPU; None keeps all."""
 
 
 def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
@@ -22,7 +22,7 @@ def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
     scores = ranked.scores_of_layer
     if scores is None:
         return None
-    budgets = pipeline.allocate(scores, ranked.observation)
+    budgets = pipeline.allocate(scores, ranked.observation, ranked.competing)
     return _agreed(pipeline, budgets, ranked.shard)
 
 
@@ -34,8 +34,9 @@ def budgets_of_layers(pipeline: Pipeline, layers: Sequence[Ranked]) -> list[Budg
         return [None] * len(layers)
     # Layers may be on different devices: they are compared on the first layer's.
     together = [each.to(known[0].device) for each in known]
-    found = pipeline.allocate_layers(together, [each.observation for each in layers])
-    budgets = [each.to(own.device) for each, own in zip(found, known, strict=True)]
+    shown = [each.observation for each in layers]
+    held = [each.competing for each in layers]
+    budgets = pipeline.allocate_layers(together, shown, held)
     return [
         _agreed(pipeline, of_layer, layer.shard)
         for of_layer, layer in zip(budgets, layers, strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.errors import InvalidComponentError
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.capabilities import across_heads
+from kvpolicy.pipeline.doubts import is_patient
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.selection import Selection
@@ -94,8 +94,7 @@ def _chosen(pipeline: Pipeline, group: Ranked, budgets: Budgets) -> list[Piece] 
     selection = pipeline.choose(group.scores, group.own(budgets))
     if len({length for row in of_layer for length in row}) > 1:
         _check_uneven(pipeline, of_layer)
-    # `tolist` has waited for the device: from here on the lengths are read on the CPU.
-    lengths = group.own(torch.tensor(of_layer, device="cpu"))
+    lengths = group.own(budgets)
     if len(group.views) == 1:
         return [_compacted(pipeline, group.views[0], group.observations[0], selection, lengths)]
     pieces = []
@@ -113,9 +112,12 @@ def _moved(pipeline: Pipeline, contents: Contents, group: Ranked, budgets: Budge
     """Move the kept rows to the front of their memory; False if they must not move.
 
     Rows move where few of them go, as in decoding: what is left of a prompt would hold on to the
-    memory of all of it. A part that raises does so before any row has moved.
+    memory of all of it. A part that raises does so before any row has moved. So rows of a selector
+    whose faults are read later do not move.
     """
     if group.scores is None or budgets is None or type(pipeline.compactor) is not GatherCompactor:
+        return False
+    if is_patient(group.scores.device) and not pipeline.titles["selector"].is_proved:
         return False
     if len(group.views) > 1 or group.views[0].keys.shape[2] < contents.slots.held:
         return False
@@ -162,7 +164,7 @@ def _compacted(
     selection, lengths = _behind_settled(selection, lengths, view)
     keys, values = pipeline.compact(view.keys, view.values, selection, observation)
     # Rows beyond a head's length are fillers, which assembly cuts off.
-    rows = selection.indices.to(view.positions.device).clamp(max=view.keys.shape[2] - 1)
+    rows = selection.rows(view.keys.shape[2]).to(view.positions.device)
     return Piece(
         keys=keys,
         values=values,

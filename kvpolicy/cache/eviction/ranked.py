@@ -88,9 +88,18 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
     scores = [pipeline.rank(observation) for observation in observations]
     if pipeline.per_turn:
         scores = [each[..., -views[0].newest :] for each in scores]
-    longest = max(unranked.competing)
+    competing = unranked.competing
+    return attrs.evolve(unranked, observations=observations, scores=_joined(scores, competing))
+
+
+def _joined(
+    scores: Sequence[Float[Tensor, "b _ _"]], held: Sequence[int]
+) -> Float[Tensor, "b n S"]:
+    """Return the scores of all heads, filled up to the length of the longest."""
+    if len(scores) == 1 and scores[0].shape[-1] == max(held):
+        return scores[0]
     filled = [
-        torch.nn.functional.pad(each, (0, longest - each.shape[-1]), value=-torch.inf)
+        torch.nn.functional.pad(each, (0, max(held) - each.shape[-1]), value=-torch.inf)
         for each in scores
     ]
-    return attrs.evolve(unranked, observations=observations, scores=torch.cat(filled, 1))
+    return torch.cat(filled, 1)

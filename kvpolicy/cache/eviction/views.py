@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.observation.shard import Shard
 
 
@@ -44,21 +45,28 @@ def views_of(
 ) -> list[list[View]]:
     """Return a layer in groups of rows; each group is one view, or one view for each head.
 
-    Rows that differ in what they hold or have seen are groups of their own; with `by_row` every row
-    is. The heads of a row get views of their own if they are uneven, whatever the other rows hold.
+    Neighbouring rows that hold and have seen equally many tokens are one group; with `by_row` every
+    row is one. The heads of a row get views of their own if they are uneven, whatever the other
+    rows hold.
     """
     if contents.ragged is not None:
         rows = _views_of_heads(contents, keys)
         held = _held_by_row(rows, shard)
         return [_joined_if_even(*each) for each in zip(rows, held, strict=True)]
     slots = contents.slots
-    alike = len(set(slots.seen)) == len(set(slots.settled)) == 1
-    if not by_row and not slots.is_padded and alike:
-        return [[_view_of_rows(contents, keys, slice(0, slots.batch), 0)]]
     return [
-        [_view_of_rows(contents, keys, slice(row, row + 1), slots.held - length)]
-        for row, length in enumerate(slots.lengths)
+        [_view_of_rows(contents, keys, rows, slots.held - slots.lengths[rows.start])]
+        for rows in _alike(slots, by_row=by_row)
     ]
+
+
+def _alike(slots: Slots, *, by_row: bool) -> Iterator[slice]:
+    """Yield the rows that are shown together."""
+    both, first = list(zip(slots.lengths, slots.seen, slots.settled, strict=True)), 0
+    for row in range(1, slots.batch + 1):
+        if row == slots.batch or by_row or both[row] != both[first]:
+            yield slice(first, row)
+            first = row
 
 
 def _view_of_rows(contents: Contents, keys: AttendedKeys, rows: slice, first: int) -> View:

@@ -52,7 +52,7 @@ class Piece:
             kept = (
                 torch.arange(self.longest, dtype=torch.long, device="cpu") < self.lengths[..., None]
             )
-            rows = kept.flatten().nonzero()[:, 0].to(self.keys.device)
+            rows = kept.flatten().nonzero()[:, 0].to(self.keys.device, non_blocking=True)
         joined = {name: table.flatten(0, 2) for name, table in tables.items()}
         return {name: flat if rows is None else flat[rows] for name, flat in joined.items()}
 

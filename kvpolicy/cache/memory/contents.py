@@ -133,14 +133,17 @@ class Contents:
         self.values.append(values)
         self.slots.append(keys.shape[2])
 
-    def mark_padding(self, real: Bool[Tensor, "B Q"], first: int) -> bool:
+    def mark_padding(
+        self, real: Bool[Tensor, "B Q"], first: int, pads: list[int] | None = None
+    ) -> bool:
         """Correct the tokens added last: some are padding. Return whether older rows have moved.
 
         Padding that stands behind older tokens of its row moves before them, in new memory. The new
-        tokens begin at column `first` of the batch, padding included. Raises InvalidValueError for
-        padding behind a new token, and for a row without a new token.
+        tokens begin at column `first` of the batch, padding included. `pads` are the counts of
+        padding where they are known. Raises InvalidValueError for padding behind a new token, and
+        for a row without a new token.
         """
-        count, pads = real.shape[1], padding_counts(real)
+        count, pads = real.shape[1], padding_counts(real) if pads is None else pads
         gap = any(pad and seen > count for pad, seen in zip(pads, self.slots.seen, strict=True))
         if gap:
             check_some_real(pads, count)

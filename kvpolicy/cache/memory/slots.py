@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from kvpolicy.cache.memory.saved import SAVED
+from kvpolicy.cache.memory.sent import sent
 from kvpolicy.errors import CacheStateError
 from kvpolicy.observation.shard import Exchange
 
@@ -95,12 +96,20 @@ class Slots:
     @property
     def positions(self) -> Int[Tensor, "B N S"]:
         """The position of every slot; -1 is padding, leftmost."""
-        added = self.held - self.known.shape[-1]
-        last = torch.tensor(self.seen, device=self.known.device, dtype=torch.long)
-        new = torch.arange(-added, 0, device=last.device) + last[:, None, None]
-        known = self.known.expand(-1, max(self.known.shape[1], new.shape[1]), -1)
-        positions = torch.cat([known, new.expand(-1, known.shape[1], -1)], -1)
+        known, added = self.known, self.held - self.known.shape[-1]
+        if not added:
+            return known.long().expand(-1, self.heads, -1)
+        new = self._newest(added).expand(self.batch, known.shape[1], -1)
+        positions = torch.cat([known, new], -1) if known.shape[-1] else new
         return positions.expand(-1, self.heads, -1)
+
+    def _newest(self, count: int) -> Int[Tensor, "#B 1 count"]:
+        """Return the positions of each row's last `count` tokens."""
+        device, seen = self.known.device, set(self.seen)
+        if len(seen) == 1:
+            (last,) = seen
+            return torch.arange(last - count, last, device=device)[None, None]
+        return torch.arange(-count, 0, device=device) + sent(self.seen, device)[:, None, None]
 
     def append(self, count: int) -> None:
         """Add slots of real tokens."""
@@ -116,12 +125,16 @@ class Slots:
         return torch.nn.functional.pad(self.columns[:, :count], (0, max(0, later)), value=True)
 
     def mark_padding(self, pads: list[int], count: int) -> None:
-        """Correct the last `count` slots: the first `pads` of them are padding."""
-        positions = self.positions[:, : self.known.shape[1]].clone()
-        slots = torch.arange(count, device=positions.device)
-        padding = torch.tensor(pads, device=positions.device)[:, None]
-        new = positions[..., -count:] - padding[..., None]
-        positions[..., -count:] = new.masked_fill((slots < padding)[:, None], -1)
+        """Correct the `count` slots added last: each row begins with `pads` of padding."""
+        slots = torch.arange(count, device=self.known.device)
+        same = len(set(pads)) == 1
+        padding = pads[0] if same else sent(pads, self.known.device)[:, None, None]
+        if self.held == count and set(self.seen) == {count}:
+            positions = (slots - padding).clamp(min=-1).expand(self.batch, 1, -1)
+        else:
+            positions = self.positions[:, : self.known.shape[1]].clone()
+            new = positions[..., -count:] - padding
+            positions[..., -count:] = new.masked_fill(slots < padding, -1)
         self.known = positions.int()
         self.lengths = [length - pad for length, pad in zip(self.lengths, pads, strict=True)]
         self.seen = [seen - pad for seen, pad in zip(self.seen, pads, strict=True)]
@@ -181,7 +194,7 @@ class Slots:
         """
         self.check_seen(count)
         positions = self.positions
-        start = torch.tensor([seen - count for seen in self.seen], device=positions.device)
+        start = sent([seen - count for seen in self.seen], positions.device)
         held = (positions >= start[:, None, None]).sum(-1)
         if exchange is not None:
             held = torch.cat(list(exchange(held)), 1)

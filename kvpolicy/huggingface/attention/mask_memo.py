@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
+from kvpolicy.cache.memory.padding import padding_counts
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.graphs import between_graphs
@@ -49,6 +50,7 @@ class MaskMemo:
         self._is_plain = False
         self._judged = 0
         self._real: Bool[Tensor, "B Q"] | None = None
+        self._counted: tuple[Bool[Tensor, "B Q"], list[int]] | None = None
 
     def expect(self) -> None:
         """Take a note of the mask that is built next in this thread."""
@@ -89,6 +91,15 @@ class MaskMemo:
             self._check_rows(mask, slots, judged)
             self._judged = judged
         return self._real
+
+    def padding(self, real: Bool[Tensor, "B Q"]) -> list[int]:
+        """Return how many of the new tokens of each row are padding, counted once for a mask.
+
+        Raises InvalidValueError as `padding_counts` does.
+        """
+        if self._counted is None or self._counted[0] is not real:
+            self._counted = real, padding_counts(real)
+        return self._counted[1]
 
     def _check_rows(self, mask: Any, slots: Slots, judged: int) -> None:
         """Compare the last rows of a mask whole."""

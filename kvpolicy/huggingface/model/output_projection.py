@@ -14,6 +14,7 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.adapters import check_one_adapter
 from kvpolicy.huggingface.model.architectures import ATTENTION, OUTPUT_PROJECTIONS
 from kvpolicy.huggingface.model.devices import device_of, weight_of, weights_present
+from kvpolicy.observation.projection import check_factors
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4}
 """How far a projection may be from linear, as a share of its largest output; 2 % in half precision,
@@ -43,7 +44,8 @@ def output_weight(
 def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:
     """Raise UnsupportedModelError if the output projection of one of these layers cannot be read.
 
-    `who` is the part that needs it.
+    What was computed of a weight on a GPU is forgotten if its numbers have changed. `who` is the
+    part that needs it.
     """
     for module in model.modules():
         layer = getattr(module, "layer_idx", None)
@@ -57,6 +59,8 @@ def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:
                 f"layer {layer} of {type(model).__name__} cannot be read (it is {kind}). Use "
                 "another scorer, such as 'snapkv'."
             )
+        if _is_plain(projection):
+            check_factors(weight_of(projection))
 
 
 def _projection(module: nn.Module) -> nn.Module | None:

@@ -27,7 +27,7 @@ _known: weakref.WeakKeyDictionary[PreTrainedModel, dict[int, ModelRotary | None]
 )
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen
 class ModelRotary:
     """The tables of a model's rotary module, of unit norm, for one attention layer."""
 
@@ -66,7 +66,9 @@ def rotaries(
     known = _known.setdefault(model, {})
     for layer in layers:
         if layer not in known:
-            known[layer] = _rotary_of(model, config, layer)
+            found = _rotary_of(model, config, layer)
+            # Layers that share a module share its tables.
+            known[layer] = next((each for each in known.values() if each == found), found)
     return [known[layer] for layer in layers]
 
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.graphs import between_graphs
@@ -124,18 +125,19 @@ class RotaryPositions:
         axes = self._new if self._new is not None else new
         real = slots.positions[:, 0, -count:] >= 0
         if new_real is not None:
-            behind = torch.tensor(new_real, device=real.device)[:, None]
+            behind = sent(new_real, real.device)[:, None]
             real = torch.arange(count, device=real.device) >= count - behind
+        real = real.to(new.device)
         steps = torch.arange(1 - count, 1, device=new.device)
         differ = (new != new[:, -1:] + steps) | (axes != new).reshape(-1, *new.shape).any(0)
-        gaps = (differ & real.to(new.device)).any(1).tolist()
-        last: list[int] = new[:, -1].tolist()
-        has_new = real.any(1).tolist()
+        # One tensor, so that the host waits once.
+        found = torch.stack([(differ & real).sum(1), new[:, -1], real.sum(1)])
+        gaps, last, reals = found.tolist()
         offsets = list(slots.offsets)
         for row, seen in enumerate(slots.seen):
-            if not has_new[row]:
+            if not reals[row]:
                 continue
-            offset, has_old = last[row] - (seen - 1), seen > int(real[row].sum())
+            offset, has_old = last[row] - (seen - 1), seen > reals[row]
             if gaps[row] or (has_old and offset != slots.offsets[row]):
                 raise InvalidValueError(
                     f"the model gave the tokens of row {row} rotary positions that do not count "

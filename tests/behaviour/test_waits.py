@@ -1,0 +1,132 @@
+"""On a GPU faults are read one forward later, and are named before their result is used."""
+
+import attrs
+import pytest
+import torch
+
+import kvpolicy
+from benchmarks.waits.forwards import counting, model_on_gpu
+from benchmarks.waits.pretended import Pretended
+from kvpolicy import Selection
+from kvpolicy.errors import InvalidComponentError, UnsupportedModelError
+from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.selection import TopKSelector
+
+
+@attrs.frozen(kw_only=True)
+class OfNaN:
+    window = 8
+
+    def score(self, observation, reduce):
+        scores = observation.folded_attention(reduce)
+        return scores * torch.nan
+
+
+@attrs.frozen(kw_only=True)
+class Repeating(TopKSelector):
+    def select(self, scores, budgets):
+        return Selection(indices=super().select(scores, budgets).indices * 0, lengths=budgets)
+
+
+@attrs.frozen(kw_only=True)
+class OutOfRange(TopKSelector):
+    def select(self, scores, budgets):
+        return Selection(indices=super().select(scores, budgets).indices + 1000, lengths=budgets)
+
+
+@attrs.frozen(kw_only=True)
+class Spoiling(GatherCompactor):
+    def compact(self, keys, values, selection, observation):
+        keys, values = super().compact(keys, values, selection, observation)
+        return keys, values / 0
+
+
+FAULTS = {
+    "scorer": (OfNaN(), "scorer OfNaN returned scores that are NaN"),
+    "selector": (Repeating(), "selector Repeating returned rows that repeat"),
+    "selector of other rows": (OutOfRange(), "selector OutOfRange returned rows that repeat"),
+    "compactor": (Spoiling(), "compactor Spoiling returned numbers that are NaN"),
+}
+
+
+def prompt():
+    return Pretended(torch.arange(3, 63)[None] % 100)
+
+
+def token():
+    return Pretended(torch.tensor([[5]]))
+
+
+@pytest.fixture
+def counts():
+    with counting() as found:
+        yield found
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_part_is_named_when_the_next_forward_begins(name, counts):
+    part, message = FAULTS[name]
+    kind = name.split(maxsplit=1)[0]
+    model = model_on_gpu(2)
+    parts = {"scorer": "snapkv", "budget": 40} | {kind: part}
+    cache = kvpolicy.compose(**parts).cache(model)
+    model(prompt(), past_key_values=cache)
+    assert counts.total("waits") == 0
+    with pytest.raises(InvalidComponentError, match=message):
+        model(token(), past_key_values=cache)
+    with pytest.raises(kvpolicy.errors.CacheStateError, match=message):
+        model(token(), past_key_values=cache)
+    cache.reset()
+
+
+@pytest.mark.parametrize("copy", [lambda cache: cache.clone(), lambda cache: cache.save("nowhere")])
+def test_a_faulty_part_is_named_before_its_cache_is_copied_or_saved(copy, counts):
+    model = model_on_gpu(2)
+    cache = kvpolicy.compose(scorer=OfNaN(), budget=40).cache(model)
+    model(prompt(), past_key_values=cache)
+    with pytest.raises(InvalidComponentError, match="scorer OfNaN"):
+        copy(cache)
+
+
+def test_a_model_of_nan_is_named_after_its_prompt(counts):
+    model = model_on_gpu(2)
+    cache = kvpolicy.recipe("snapkv", budget=40).cache(model)
+    model.model.layers[1].self_attn.v_proj.weight.numbers.fill_(torch.nan)
+    model(prompt(), past_key_values=cache)
+    with pytest.raises(UnsupportedModelError, match="values are NaN or infinite in attention lay"):
+        model(token(), past_key_values=cache)
+
+
+def test_a_model_that_begins_to_compute_nan_is_named_within_16_tokens(counts):
+    model = model_on_gpu(2)
+    cache = kvpolicy.recipe("tova", budget=40).cache(model)
+    model(prompt(), past_key_values=cache)
+    model(token(), past_key_values=cache)
+    model.model.layers[1].self_attn.k_proj.weight.numbers.fill_(torch.nan)
+
+    def go_on():
+        for _ in range(17):
+            model(token(), past_key_values=cache)
+
+    with pytest.raises(UnsupportedModelError, match="queries, keys or values are NaN"):
+        go_on()
+
+
+def test_a_weight_changed_in_place_is_factorised_anew_by_the_next_cache(counts):
+    model = model_on_gpu(2)
+    policy = kvpolicy.recipe("restkv", budget=40)
+
+    def kept():
+        cache = policy.cache(model)
+        model(prompt(), past_key_values=cache)
+        return [each.numbers.tolist() for each in cache.positions]
+
+    before = kept()
+    for layer in model.model.layers:
+        # What merging adapters does: the version counter stays as it is.
+        weight = layer.self_attn.o_proj.weight.numbers
+        weight.copy_(weight.roll(1, 1) * torch.linspace(0.1, 9, weight.shape[1]))
+    after = kept()
+    assert after != before
+    model(prompt(), past_key_values=policy.cache(model))
+    assert kept() == after
