@@ -1,6 +1,7 @@
 """What a layer makes the host of a GPU do does not grow, and the targets that were met stay met."""
 
 import pytest
+import torch
 
 from benchmarks.rows import read
 from benchmarks.waits.__main__ import PATH, counted, recipes
@@ -10,6 +11,15 @@ UNEVEN = {"adakv", "defensivekv", "layerdefensivekv"}
 PLANS_ON_THE_HOST, DRAWS_ON_THE_HOST = {"lacache"}, {"cam", "random"}
 HELD = {(row.name, row.variant, row.benchmark): row for row in read(PATH)}
 BATCH = {batch.name: batch for batch in BATCHES}
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_it():
+    """PyTorch's deterministic algorithms take more operations."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.sampled(5, "recipe", "batch")
