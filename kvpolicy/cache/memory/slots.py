@@ -126,8 +126,7 @@ class Slots:
 
     def mark_padding(self, pads: list[int], count: int) -> None:
         """Correct the `count` slots added last: each row begins with `pads` of padding."""
-        slots = torch.arange(count, device=self.known.device)
-        same = len(set(pads)) == 1
+        slots, same = torch.arange(count, device=self.known.device), len(set(pads)) == 1
         padding = pads[0] if same else sent(pads, self.known.device)[:, None, None]
         if self.held == count and set(self.seen) == {count}:
             positions = (slots - padding).clamp(min=-1).expand(self.batch, 1, -1)
