@@ -26,6 +26,6 @@ def sections(rows: Sequence[Row]) -> Iterator[str]:
         f"budget is {shape['K']}. `unequal rows`: one of them has padding; `padded alike`: all "
         f"have. torch {versions['torch']}, transformers {versions['transformers']}. "
         "`docs/results/waits-before.jsonl` has the counts before faults were read later "
-        "([decision 0028](decisions/0028-faults-on-a-gpu-are-read-one-forward-later.md))."
+        "([decision 0030](decisions/0030-faults-on-a-gpu-are-read-one-forward-later.md))."
     )
     yield table(["recipe", *(f"{phase}, {batch}" for phase, batch in COLUMNS)], cells(found))
