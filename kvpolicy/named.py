@@ -1,4 +1,4 @@
-"""A part from what a user gives: a name, a mapping of a name and options, or the object itself."""
+"""Builds a part from what a user gives: a name, a mapping with a name, or the object itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the layers of a cache may go on, or go back."""
+"""Checks before a forward or a crop: whether the layers of a cache may go on, or go back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cache holds, for people."""
+"""A report of what each layer of a cache holds."""
 
 from __future__ import annotations
 

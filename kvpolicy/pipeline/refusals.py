@@ -1,4 +1,4 @@
-"""How what a part returned is refused: the error names the part and its plugin."""
+"""Errors for faulty results of parts. Each names the part and its plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A layer as parts are shown it: without padding, so row by row or head by head where needed."""
+"""Views of a layer for parts: without padding; rows or heads that differ are shown alone."""
 
 from __future__ import annotations
 

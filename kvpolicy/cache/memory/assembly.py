@@ -1,4 +1,4 @@
-"""From kept pieces to the contents of a layer: dense where heads are even, ragged where not."""
+"""Puts kept pieces together: dense rows if all heads hold equally many, else ragged rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Padding: which new tokens of a batch are none, and how it comes to stand on the left."""
+"""Padding of a batch: which new tokens are padding, and how it is moved to the left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small tables of the host, sent to a device."""
+"""Sends small tables from the host to a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a layer one after another, and where those of another layout of it came from."""
+"""Which rows of one layout of a layer are which rows of another layout."""
 
 from __future__ import annotations
 

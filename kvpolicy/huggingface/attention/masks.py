@@ -1,4 +1,4 @@
-"""Attention masks: which new tokens are padding, and what a shorter layer makes of a mask."""
+"""Attention masks: which new tokens are padding, and a mask cut for a layer with fewer slots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By what a file knows the model that it was saved with."""
+"""The fingerprint of a model. A cache file has that of the model that it was saved with."""
 
 from __future__ import annotations
 

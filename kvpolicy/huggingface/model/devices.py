@@ -1,4 +1,4 @@
-"""Where the parts of a model are that is spread over devices, or whose weights wait elsewhere."""
+"""Where the parts of a model are, if it is spread over devices or its weights are offloaded."""
 
 from __future__ import annotations
 
