@@ -93,16 +93,16 @@ def test_the_recipes_of_the_paper_are_compared_where_none_is_named(small):
 
 
 def test_no_other_recipe_runs_than_those_that_are_named(small, monkeypatch):
-    from kvpolicy.evaluation.runs import grid
+    from kvpolicy.evaluation.runs import engine
 
     policies = []
-    answers = grid.answers
+    answers = engine.answers
 
     def heard(*given):
         policies.append(given[-1])
         return answers(*given)
 
-    monkeypatch.setattr(grid, "answers", heard)
+    monkeypatch.setattr(engine, "answers", heard)
     result, page = small("--recipes", "knorm", "--budgets", "16", "--json")
     assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["full cache", "knorm"]
     assert {policy and policy.titles["scorer"].name for policy in policies} == {None, "knorm"}

@@ -13,7 +13,7 @@ from kvpolicy.errors import InvalidComponentError
 from kvpolicy.observation.shard import Shard
 from kvpolicy.pipeline.pipeline import Pipeline
 
-Budgets = Int[Tensor, "b N"] | None
+Budgets = Int[Tensor, "_ _"] | None
 """Positions that each head keeps, on the CPU; None keeps all."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import kvpolicy
@@ -13,8 +15,10 @@ from kvpolicy.testing import tiny_model
 
 
 def test_a_cache_that_is_collected_while_another_opens_takes_no_wrap_away(monkeypatch):
-    model, policy = tiny_model(), kvpolicy.recipe("streamingllm", budget=16)
-    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    # A name of its own: caches that other tests left open observe the usual ones.
+    AttentionInterface.register("test_attach", sdpa_attention_forward)
+    model = tiny_model(attn_implementation="test_attach")
+    policy = kvpolicy.recipe("streamingllm", budget=16)
     dropped, wrap = [], attach.observed
 
     def collecting(own):
@@ -31,4 +35,4 @@ def test_a_cache_that_is_collected_while_another_opens_takes_no_wrap_away(monkey
         model(torch.arange(1, 33)[None], past_key_values=cache)
         assert cache.nbytes
     assert not dropped
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention
+    assert ALL_ATTENTION_FUNCTIONS["test_attach"] is sdpa_attention_forward

@@ -118,21 +118,22 @@ def test_layers_on_several_devices_share_one_budget():
             return [(each.sum(-1) + total).long() for each in scores]
 
     policy = SimpleNamespace(
-        allocate_layers=lambda scores, seen: Together().allocate_layers(scores, seen, 1)
+        allocate_layers=lambda scores, seen, held: Together().allocate_layers(scores, seen, 1)
     )
     with FakeTensorMode() as mode:
         devices = [torch.device(name) for name in ("cuda:0", "cuda:1", "cpu")]
         seen = observation()
         ranked = [
             Ranked(
-                views=(),
+                views=(SimpleNamespace(held_by_head=None, keys=seen.keys[:, :, :4], newest=4),),
                 observations=(seen,),
                 scores=mode.from_tensor(torch.zeros(1, 2, 4)).to(device),
             )
             for device in devices
         ]
         budgets = budgets_of_layers(policy, ranked)
-    assert [each.device for each in budgets] == devices
+    # The layers are compared on the first one's device. A pipeline then counts on the CPU.
+    assert [each.device for each in budgets] == [devices[0]] * len(devices)
 
 
 def test_rotary_tables_come_to_the_layer_that_asks():
@@ -150,6 +151,5 @@ def test_no_part_is_shown_a_weight_on_the_meta_device():
     model = tiny_model()
     for layer in model.model.layers:
         layer.self_attn.o_proj.to("meta")
-    cache = small_policy("restkv").cache(model)
     with pytest.raises(UnsupportedModelError, match="on the meta device"):
-        read(model, cache, (PROMPT,))
+        small_policy("restkv").cache(model)
