@@ -48,13 +48,16 @@ def minmax(groups: Groups, bits: int) -> Codes:
 
 
 def quanto(groups: Groups, bits: int) -> Codes:
-    """Quantize as transformers' cache does with optimum-quanto, grouped along axis 0."""
-    from optimum.quanto import MaxOptimizer, qint4, quantize_weight
+    """Quantize as transformers' cache does with optimum-quanto, grouped along axis 0.
+
+    Codes are never packed: to unpack them quanto would compile an extension in C++ first.
+    """
+    from optimum.quanto import MaxOptimizer, qint4
 
     size = groups.shape[-1]
     scale, shift = MaxOptimizer()(groups, qint4, 0, size)
-    quantized = quantize_weight(groups, qint4, 0, scale, shift, size, optimized=False)
-    return quantized._data.unpack(), scale, -shift
+    codes = torch.ops.quanto.quantize_affine(groups, qint4.bits, 0, size, scale, shift)
+    return codes, scale, -shift
 
 
 def hqq(groups: Groups, bits: int) -> Codes:

@@ -18,7 +18,7 @@ MODELS = [(family, "eager") for family in FAMILIES] + [
 ]
 
 
-@pytest.mark.sampled(10, "family", "usage")
+@pytest.mark.sampled(20, "family", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize(("family", "attention"), MODELS)
 def test_every_usage_is_exact_on_every_family(family, attention, usage):
@@ -31,7 +31,7 @@ def test_every_usage_is_exact_on_every_family(family, attention, usage):
         assert USAGES[usage](model, policy) <= (0 if usage in BITWISE else LIMIT)
 
 
-@pytest.mark.sampled(4, "policy", "usage")
+@pytest.mark.sampled(8, "policy", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize(
     "policy",
@@ -56,7 +56,7 @@ UNCHANGING = [
 ]
 
 
-@pytest.mark.sampled(10, "recipe", "usage")
+@pytest.mark.sampled(20, "recipe", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize("recipe", UNCHANGING)
 def test_every_usage_is_exact_under_every_recipe(recipe, usage):

@@ -16,6 +16,15 @@ LAYERS, LONG = 4, 100
 """More rows than a layer holds after an eviction, slack included."""
 
 
+@pytest.fixture(autouse=True)
+def only_what_a_test_makes():
+    """Leave what other tests left behind alone: to look at it takes longer than the test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def long_tables():
     """Return the tables of keys or values with many rows that are alive, whoever holds them."""
     gc.collect()

@@ -94,6 +94,7 @@ def assert_readable(html, folder, schemes=browser.SCHEMES):
             assert seen["pale"] == [], f"text is hard to tell from its ground {where}"
 
 
+@pytest.mark.deep
 @needs_chromium
 def test_a_report_of_22_recipes_can_be_read(tmp_path):
     assert_readable(report(RECIPES, BUDGETS, tasks=3), tmp_path)

@@ -20,7 +20,7 @@ def slots(**settings):
     return small_policy("streamingllm", **{"slot_positions": True} | settings)
 
 
-@pytest.mark.sampled(4, "settings", "usage")
+@pytest.mark.sampled(8, "settings", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize(
     ("family", "settings"),

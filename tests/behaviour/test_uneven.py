@@ -48,7 +48,7 @@ def policy(allocator=None, **settings):
     return small_policy("restkv", allocator=allocator or Uneven(), **settings)
 
 
-@pytest.mark.sampled(4, "family", "usage")
+@pytest.mark.sampled(8, "family", "usage")
 @pytest.mark.parametrize("usage", OF_ANY_POLICY)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text"])
 def test_every_usage_is_exact_with_uneven_heads(family, usage):
@@ -60,7 +60,7 @@ def test_every_usage_is_exact_with_uneven_heads(family, usage):
     assert USAGES[usage](model, policy()) <= LIMIT
 
 
-@pytest.mark.sampled(4, "settings", "usage")
+@pytest.mark.sampled(8, "settings", "usage")
 @pytest.mark.parametrize("usage", OF_ANY_POLICY)
 @pytest.mark.parametrize(
     "settings",

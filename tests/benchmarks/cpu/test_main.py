@@ -13,6 +13,9 @@ from benchmarks.cpu.scale import FULL, TOY
 from benchmarks.cpu.targets import TARGETS
 from benchmarks.rows import read
 
+# What a module needs is made once, not by every worker.
+pytestmark = pytest.mark.xdist_group("cpu_benchmark")
+
 ROOT = Path(__file__).parents[3]
 
 

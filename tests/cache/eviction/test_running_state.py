@@ -70,7 +70,7 @@ def marking(**settings):
     )
 
 
-@pytest.mark.sampled(4, "settings", "usage")
+@pytest.mark.sampled(8, "settings", "usage")
 @pytest.mark.parametrize("usage", sorted(set(USAGES) - OF_PLAIN_DATA))
 @pytest.mark.parametrize(
     "settings",

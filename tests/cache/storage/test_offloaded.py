@@ -19,7 +19,7 @@ RECIPES = ["restkv", "adakv", "h2o", "streamingllm"]
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
-@pytest.mark.sampled(4, "recipe", "usage")
+@pytest.mark.sampled(8, "recipe", "usage")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("usage", sorted(USAGES))
 def test_every_usage_is_exact(usage, recipe, monkeypatch):

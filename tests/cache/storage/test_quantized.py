@@ -68,7 +68,7 @@ def lossless(monkeypatch):
     monkeypatch.setattr(RowFormat, "decoded", decoded)
 
 
-@pytest.mark.sampled(4, "recipe", "bits", "usage")
+@pytest.mark.sampled(8, "recipe", "bits", "usage")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("usage", sorted(AGAINST_ITSELF))
@@ -79,7 +79,7 @@ def test_a_cache_that_is_used_otherwise_gives_the_same(usage, recipe, bits, alwa
     assert difference <= (0 if usage in BITWISE else 1e-4)
 
 
-@pytest.mark.sampled(4, "recipe", "usage")
+@pytest.mark.sampled(8, "recipe", "usage")
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("usage", sorted(USAGES))
 def test_rows_stay_with_their_positions_in_every_usage(usage, recipe, always, lossless):
@@ -185,6 +185,7 @@ def test_a_head_of_usual_size_takes_a_third_of_its_bytes():
     )
 
 
+@pytest.mark.sampled(2, "recipe", "dtype", "bits")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("recipe", ["streamingllm", "adakv"])

@@ -10,6 +10,9 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.demo.run import run_demo
 from kvpolicy.evaluation.tasks.needle import NeedleTask
 
+# What a module needs is made once, not by every worker.
+pytestmark = pytest.mark.xdist_group("demo")
+
 SMALL = NeedleTask(length=64, facts=3, num_samples=2)
 
 

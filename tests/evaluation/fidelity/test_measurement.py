@@ -17,6 +17,9 @@ from kvpolicy.evaluation.fidelity.rows import Estimate, Fidelity, FidelityRow
 from kvpolicy.evaluation.measures.reconstruction import reconstruction_error
 from kvpolicy.evaluation.reports.comparison import Refusal
 
+# What a module needs is made once, not by every worker.
+pytestmark = pytest.mark.xdist_group("fidelity")
+
 
 def row(name, *errors, budget=40, **fields):
     return FidelityRow(
