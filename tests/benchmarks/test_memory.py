@@ -11,6 +11,7 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
+# The benchmark reads /proc, which only Linux has.
 @pytest.mark.skipif(sys.platform != "linux", reason="the pages of a process are read from /proc")
 def test_memory_that_a_call_gives_back_counts_at_its_peak():
     def call():

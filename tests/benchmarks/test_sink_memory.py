@@ -7,6 +7,7 @@ import pytest
 from benchmarks import sink_memory
 
 
+# The benchmark reads /proc, which only Linux has.
 @pytest.mark.skipif(sys.platform != "linux", reason="the pages of a process are read from /proc")
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_prompt_is_measured(fused):

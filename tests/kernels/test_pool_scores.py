@@ -231,6 +231,7 @@ def test_scores_of_another_dtype_have_no_kernel(device):
         assert torch.equal(pool_scores(scores, 3), scores)
 
 
+# PyTorch reports waits for CUDA devices only. `python -m benchmarks.waits` counts without one.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CPU is never waited for")
 @pytest.mark.usefixtures("triton_kernels")
 def test_the_kernel_waits_for_nothing(device):

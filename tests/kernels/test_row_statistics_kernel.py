@@ -105,6 +105,7 @@ def test_what_the_kernel_does_not_take_runs_in_pytorch(queries, reason, device):
         assert row_statistics(given, keys, 1, scaling=1.0).item() == 1
 
 
+# PyTorch reports waits for CUDA devices only. `python -m benchmarks.waits` counts without one.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CPU is never waited for")
 def test_waits_for_nothing(device):
     queries, keys = (tensor.to(device) for tensor in example(1, 8, 2, 8, 1000, 64))

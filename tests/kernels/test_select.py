@@ -131,6 +131,7 @@ def test_scores_in_double_precision_have_no_kernel(device):
         assert select(scores, torch.ones(1, 1, device=device).int()).item() == 1
 
 
+# PyTorch reports waits for CUDA devices only. `python -m benchmarks.waits` counts without one.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: a CPU is never waited for")
 @pytest.mark.usefixtures("triton_kernels")
 def test_the_kernel_waits_for_nothing(device):

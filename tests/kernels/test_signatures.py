@@ -47,6 +47,7 @@ def test_every_form_of_an_operation_has_the_signature_of_its_door(room, form):
         assert form == "kernel"
         return
     if form == "kernel" and find_spec("triton") is None:
+        # Triton exists for Linux only, and kvpolicy works without it.
         pytest.skip("Triton is not installed")
     forms = module(room, form)
     for name, door in doors(room).items():

@@ -21,6 +21,7 @@ def shipped():
     """Read a file of lm_eval's tasks: the fields of a .yaml, and where the file is."""
     found = find_spec("lm_eval")
     if found is None:
+        # `make oldest` installs no lm_eval. `make test` does, and compares with its files.
         pytest.skip("lm_eval is not installed: pip install kvpolicy[eval]")
 
     def read(name):

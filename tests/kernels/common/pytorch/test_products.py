@@ -13,6 +13,7 @@ def asked(monkeypatch):
     calls = []
     product = products._by_onednn()
     if not torch.backends.mkldnn.is_available():
+        # PyTorch for some processors has no oneDNN. Where it has, the operator must be used: below.
         pytest.skip("this PyTorch is built without oneDNN, so there is nobody to ask")
     assert product is not None, "PyTorch has oneDNN, but its float32 operator is not used"
 
