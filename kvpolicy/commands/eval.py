@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from kvpolicy.budget import read_budget
+from kvpolicy.commands.options import Attention, Chat, Device, Dtype, Model, TrustRemoteCode
 from kvpolicy.commands.recipes import read_recipes
 from kvpolicy.errors import InvalidValueError, shown, suggest
 
@@ -25,9 +26,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str, typer.Option(help="A folder with a checkpoint, or the id of one on the Hub.")
-    ],
+    model: Model,
     recipes: Annotated[
         str, typer.Option(help="Names, JSON files of policies, or all; see `kvpolicy list recipe`.")
     ],
@@ -52,9 +51,7 @@ def evaluate(
         Literal["inside", "outside"],
         typer.Option(help="Evict context and question, or ask after the context was evicted."),
     ] = "inside",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put prompts into the model's chat template.")
-    ] = False,
+    chat: Chat = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Where samples set no limit.")] = 64,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(min=2, help="Cut longer prompts in the middle.")
@@ -73,19 +70,10 @@ def evaluate(
         bool, typer.Option("--oracle", help="Let an oracle take part, which knows each answer.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
-    ] = "auto",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
-    ] = "auto",
-    attention: Annotated[
-        str | None, typer.Option(help="sdpa, eager, flash_attention_2 ... as in transformers.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
-    ] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attention: Attention = None,
+    trust_remote_code: TrustRemoteCode = False,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Compute in this process or on a Ray cluster.")
     ] = "local",

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvpolicy.budget import read_budget
+from kvpolicy.commands.options import (
+    Attention,
+    Chat,
+    Device,
+    Dtype,
+    Model,
+    PromptFile,
+    TrustRemoteCode,
+)
 from kvpolicy.commands.stdout import plugins_print_to_stderr
 from kvpolicy.compose import recipe as build_recipe
 from kvpolicy.errors import InvalidValueError
@@ -27,9 +36,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def generate(
-    model: Annotated[
-        str, typer.Option(help="A folder with a checkpoint, or the id of one on the Hub.")
-    ],
+    model: Model,
     recipe: Annotated[
         str, typer.Option(help="See `kvpolicy list recipe`; none keeps the full cache.")
     ],
@@ -45,12 +52,8 @@ def generate(
         typer.Option(help="How to keep the cache between forwards; see `kvpolicy list storage`."),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="The text that the model continues.")] = None,
-    prompt_file: Annotated[
-        str | None, typer.Option(help="A file with the prompt; - reads standard input.")
-    ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
-    ] = False,
+    prompt_file: PromptFile = None,
+    chat: Chat = False,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Stop after this many new tokens.")
     ] = 256,
@@ -60,21 +63,10 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**32 - 1, help="Makes sampling repeatable.")
     ] = None,
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="The dtype of the weights; auto is that of the checkpoint."),
-    ] = "auto",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto is a GPU if there is one.")
-    ] = "auto",
-    attention: Annotated[
-        str | None,
-        typer.Option(help="An attention of transformers: sdpa, eager, flash_attention_2, ..."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
-    ] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attention: Attention = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Continue a prompt with a cache that a recipe keeps within a budget.
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from kvpolicy.budget import read_budget
+from kvpolicy.commands.options import (
+    Attention,
+    Chat,
+    Device,
+    Dtype,
+    Model,
+    PromptFile,
+    TrustRemoteCode,
+)
 from kvpolicy.commands.stdout import plugins_print_to_stderr
 from kvpolicy.commands.writing import check_file, write
 from kvpolicy.errors import InvalidValueError
@@ -17,9 +26,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def inspect(
-    model: Annotated[
-        str, typer.Option(help="A folder with a checkpoint, or the id of one on the Hub.")
-    ],
+    model: Model,
     recipe: Annotated[
         str, typer.Option(help="A recipe, or a JSON file of a policy; see `kvpolicy list recipe`.")
     ],
@@ -27,9 +34,7 @@ def inspect(
         str, typer.Option(help="Positions per head (64), or a share of the prompt (25%).")
     ],
     prompt: Annotated[str | None, typer.Option(help="The text that the model reads.")] = None,
-    prompt_file: Annotated[
-        str | None, typer.Option(help="A file with the prompt; - reads standard input.")
-    ] = None,
+    prompt_file: PromptFile = None,
     answer: Annotated[
         str | None, typer.Option(help="What a right answer contains; a wrong one is explained.")
     ] = None,
@@ -37,28 +42,17 @@ def inspect(
         str | None,
         typer.Option(help="The words of the prompt that the answer depends on; else the answer."),
     ] = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
-    ] = False,
+    chat: Chat = False,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Stop after this many new tokens.")
     ] = 32,
     page: Annotated[Path, typer.Option(help="Where to write the page.")] = Path(
         "kvpolicy-inspect.html"
     ),
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
-    ] = "auto",
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU if there is one.")
-    ] = "auto",
-    attention: Annotated[
-        str | None, typer.Option(help="sdpa, eager, flash_attention_2 ... as in transformers.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Run Python code that comes with the model."),
-    ] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    attention: Attention = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show which tokens of a prompt survive, and say why a wrong answer is wrong."""
     from kvpolicy.commands.checkpoints import Checkpoint
