@@ -153,6 +153,9 @@ def _mask(config: PreTrainedConfig, build: Function) -> Function:
 def _is_causal(asked: dict[str, Any]) -> bool:
     """Whether a mask hides nothing but later tokens, those outside of the window, and padding."""
     rule, window = asked.get("mask_function", causal_mask_function), asked.get("local_size")
+    # A static cache has room behind the newest token, which only a whole mask hides.
+    if int(asked["q_offset"]) + asked["q_length"] != asked["kv_offset"] + asked["kv_length"]:
+        return False
     if rule is causal_mask_function:
         return True
     if window is None or asked.get("use_vmap"):

@@ -148,6 +148,21 @@ def test_a_mask_of_another_kind_is_followed(gpt_oss):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_static_cache_has_room_that_is_not_seen(gpt_oss):
+    def generated():
+        return gpt_oss.generate(
+            ids(gpt_oss, 60),
+            max_new_tokens=8,
+            do_sample=False,
+            pad_token_id=0,
+            cache_implementation="static",
+        )
+
+    expected = generated()
+    with kvpolicy.fused_sinks(gpt_oss):
+        assert torch.equal(generated(), expected)
+
+
 def test_gradients_are_those_of_eager_attention(gpt_oss):
     parameters = list(gpt_oss.model.layers[0].self_attn.parameters())
 
