@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvpolicy.errors import InvalidOptionError, InvalidValueError, shown, suggest
-from kvpolicy.kinds import PARTS, SETTINGS
+from kvpolicy.discovery.registry import find
+from kvpolicy.errors import InvalidOptionError, InvalidValueError, KvpolicyError, shown, suggest
+from kvpolicy.kinds import KINDS, PARTS, SETTINGS
 from kvpolicy.named import Named, resolved
 from kvpolicy.stages.scoring import Scorer
 
@@ -23,7 +24,7 @@ def policy_fields(data: Any) -> dict[str, Any]:
             f"a policy is described by a mapping of {', '.join((*PARTS, *SETTINGS))}, "
             f"not by {shown(data)}."
         )
-    given = {"budget": 1024} | _DEFAULTS | checked_names(data, "a policy")
+    given = {"budget": 1024} | _DEFAULTS | checked_names(data, "a policy", data)
     if "scorer" not in given:
         raise InvalidValueError(f"a policy needs a 'scorer'; got {', '.join(data) or 'none'}.")
     named: dict[str, Named] = {kind: resolved(kind, given.pop(kind)) for kind in PARTS}
@@ -35,16 +36,54 @@ def policy_fields(data: Any) -> dict[str, Any]:
     return parts | given | {"titles": {kind: each.title for kind, each in named.items()}}
 
 
-def checked_names(arguments: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Return the arguments; raise InvalidOptionError for one that `compose` does not take."""
+def changed(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of `compose` with changes. A mapping without a name changes options only.
+
+    >>> changed({"scorer": "snapkv", "budget": 64}, {"scorer": {"window": 8}})
+    {'scorer': {'name': 'snapkv', 'window': 8}, 'budget': 64}
+    """
+    result = dict(arguments)
+    for name, value in changes.items():
+        before = {**_DEFAULTS, **arguments}.get(name)
+        if isinstance(before, str):
+            before = {"name": before}
+        options = name in PARTS and isinstance(value, Mapping) and "name" not in value
+        result[name] = {**before, **value} if options and isinstance(before, Mapping) else value
+    return result
+
+
+def checked_names(
+    arguments: Mapping[str, Any], owner: str, parts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments; raise InvalidOptionError for one that `compose` does not take.
+
+    `parts` are the parts that are given: the message says which of them has such an option.
+    """
     choices = (*PARTS, *SETTINGS)
     for name in arguments:
         if not isinstance(name, str) or name not in choices:
+            hint = _hint(name, arguments[name], parts, owner) or suggest(name, choices)
             raise InvalidOptionError(
-                f"{owner} has no setting {shown(name)}.{suggest(name, choices)} "
-                f"It has: {', '.join(choices)}."
+                f"{owner} has no setting {shown(name)}.{hint} It has: {', '.join(choices)}."
             )
     return dict(arguments)
+
+
+def _hint(name: object, value: object, parts: Mapping[str, Any], owner: str) -> str:
+    """Say which part has an option of that name, and how to give it; else nothing."""
+    for kind in PARTS:
+        given = parts.get(kind, _DEFAULTS.get(kind))
+        part = given.get("name") if isinstance(given, Mapping) else given
+        try:
+            known = find(kind, part).options if isinstance(part, str) else {}
+        except KvpolicyError:
+            continue  # it is reported where the part is built
+        if name in known:
+            # A recipe has a part already; `compose` needs its name.
+            given = {} if owner.startswith("recipe") else {"name": part}
+            given |= {name: value}
+            return f" It is an option of {KINDS[kind].title} {part!r}: {kind}={shown(given)}."
+    return ""
 
 
 def _window(scorer: Scorer) -> int:

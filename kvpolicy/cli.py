@@ -3,54 +3,64 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from kvpolicy.errors import KvpolicyError
 
 COMMANDS = {
-    "list": "kvpolicy.commands.list",
-    "demo": "kvpolicy.commands.demo",
-    "generate": "kvpolicy.commands.generate",
-    "eval": "kvpolicy.commands.eval",
-    "lm-eval": "kvpolicy.commands.lm_eval",
-    "report": "kvpolicy.commands.report",
-    "inspect": "kvpolicy.commands.inspect",
-    "exactness": "kvpolicy.commands.exactness",
+    "list": "List the parts and recipes that are installed.",
+    "demo": "Compare recipes with the full cache, and show which tokens each one keeps.",
+    "generate": "Continue a prompt with a cache that a recipe keeps within a budget.",
+    "eval": "Compare recipes with the full cache, on your own data or on tasks.",
+    "lm-eval": "Run lm-evaluation-harness, in which --model kvpolicy evicts.",
+    "report": "Write pages, figures and tables of results.",
+    "inspect": "Show which tokens of a prompt survive, and say why a wrong answer is wrong.",
+    "exactness": "Compare evicted caches with full caches that mask the evicted entries.",
 }
-"""Each command and its module. The module's `app` is a Typer with that one command.
+"""Each command and what it does. Its module in kvpolicy.commands has a Typer `app` with it alone.
 
-A module is imported when its command is run or listed. It imports heavy libraries inside its
-function, so that `kvpolicy --help` is fast.
+A module is imported when its command is run, so that `kvpolicy --help` imports no PyTorch.
 """
+INTERRUPTED = 130
+"""The status of a command that ctrl-C ended: 128 and the number of the signal."""
+
+
+class Command(TyperCommand):
+    """A command that is listed by its name and its help, and imported when it is run."""
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        """Return a context of the command itself."""
+        module = import_module(f"kvpolicy.commands.{str(self.name).replace('-', '_')}")
+        command = typer.main.get_command(module.app)
+        command.name = self.name
+        return command.make_context(info_name, args, parent=parent, **extra)
 
 
 class Commands(TyperGroup):
     """The commands by name. A KvpolicyError of a command is printed, and ends it with status 2."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of the commands, in the order of the help page."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return a command; None if there is none of that name."""
-        if cmd_name not in COMMANDS:
-            return None
-        command = typer.main.get_command(import_module(COMMANDS[cmd_name]).app)
-        command.name = cmd_name
-        return command
+    def __init__(self, **options: Any) -> None:
+        """Offer the commands of `COMMANDS`, in their order."""
+        super().__init__(**options)
+        self.commands = {
+            name: Command(name=name, help=summary) for name, summary in COMMANDS.items()
+        }
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, and print a KvpolicyError as a message."""
+        """Run the command. Print a KvpolicyError as a message, and of ctrl-C no traceback."""
         try:
             return super().invoke(ctx)
         except KvpolicyError as error:
             _explain(error)
             raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            _console().print("\n[dim]interrupted[/dim]")
+            raise typer.Exit(INTERRUPTED) from error
 
 
 app = typer.Typer(
@@ -59,11 +69,27 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from kvpolicy import __version__
+
+        typer.echo(f"kvpolicy {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def describe() -> None:
+def describe(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
     """Run and compare KV-cache eviction policies that are composed from plugins."""
 
 
@@ -72,8 +98,12 @@ def main() -> None:
     app()
 
 
+def _console() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
 def _explain(error: KvpolicyError) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = _console()
     console.print(f"[red]{escape(str(error))}[/red]")
     for note in getattr(error, "__notes__", ()):
         console.print(f"[dim]{escape(note)}[/dim]")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from kvpolicy.arguments import policy_fields
+from kvpolicy.expression import expression
 from kvpolicy.named import Part, resolved, title_by_class
+from kvpolicy.notebook import table
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Titles
 
@@ -46,6 +48,22 @@ class Policy(Pipeline):
     Raises InvalidValueError for a value that a setting cannot take, for a budget that cannot hold
     what is always kept, and for parts that do not go together.
     """
+
+    recipe: str | None = attrs.field(default=None, eq=False)
+    """The recipe that it was made of, if `kvpolicy.recipe` made it."""
+
+    def __repr__(self) -> str:
+        """Return the Python expression that builds the policy.
+
+        >>> import kvpolicy
+        >>> kvpolicy.compose(scorer={"name": "snapkv", "window": 8}, budget=64)
+        kvpolicy.compose(scorer={'name': 'snapkv', 'window': 8}, budget=64)
+        """
+        return expression(self, self.recipe)
+
+    def _repr_html_(self) -> str:
+        """Return a small table, for notebooks."""
+        return table({"recipe": self.recipe or "-"} | self.parts | self.settings)
 
     def _complete_titles(self) -> Titles:
         found = Pipeline._complete_titles(self)

@@ -1,13 +1,18 @@
 """`kvpolicy list` shows what is installed; mistakes end in one sentence, not in a traceback."""
 
+import inspect
 import json
 import subprocess
 import sys
+from importlib import import_module
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
 
+import kvpolicy
 from kvpolicy import cli
+from kvpolicy.commands.list import table_lines
 
 
 @pytest.fixture
@@ -86,7 +91,51 @@ def test_a_mistake_is_one_sentence_and_status_2(run):
 
 
 def test_an_unknown_command_is_status_2(run):
-    assert run("lits").exit_code == 2
+    result = run("lits")
+    assert result.exit_code == 2
+    assert "Did you mean 'list'?" in result.output
+
+
+def test_the_help_page_says_of_each_command_what_its_own_page_says(run):
+    for name, summary in cli.COMMANDS.items():
+        module = import_module(f"kvpolicy.commands.{name.replace('-', '_')}")
+        [command] = module.app.registered_commands
+        assert inspect.getdoc(command.callback).splitlines()[0] == summary
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_has_a_page_of_help(run, option):
+    for name in (each for each in cli.COMMANDS if each != "lm-eval"):
+        result = run(name, option)
+        assert (result.exit_code, "Usage:" in result.output) == (0, True)
+
+
+def test_the_version_is_that_of_the_distribution(run):
+    assert run("--version").output == f"kvpolicy {kvpolicy.__version__}\n"
+    assert kvpolicy.__version__ == version("kvpolicy")
+
+
+def test_an_interrupt_is_no_traceback(run, monkeypatch):
+    def interrupt(kind):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvpolicy.commands.list.installed", interrupt)
+    result = run("list")
+    assert (result.exit_code, result.output.strip()) == (130, "interrupted")
+
+
+def test_in_a_pipe_each_part_is_one_line(run):
+    lines = run("list", "scorer").output.splitlines()
+    assert len(lines) == 1 + len(kvpolicy.installed("scorer"))
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_terminal_shows_options_in_its_width(width):
+    options = ", ".join(f"option{at}={at}" for at in range(12))
+    lines = table_lines([("kind", "name", "options"), ("scorer", "x" * 30, options)], width)
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    assert words == ["kind", "name", "options", "scorer", "x" * 30, *options.split()]
 
 
 def test_without_a_command_it_says_what_there_is(run):

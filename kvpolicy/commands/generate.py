@@ -18,7 +18,7 @@ from kvpolicy.commands.options import (
     TrustRemoteCode,
 )
 from kvpolicy.commands.stdout import plugins_print_to_stderr
-from kvpolicy.compose import recipe as build_recipe
+from kvpolicy.composition import recipe as build_recipe
 from kvpolicy.errors import InvalidValueError
 
 if TYPE_CHECKING:

@@ -42,6 +42,8 @@ def _memory(report: CacheReport) -> str:
     held, full = readable_bytes(report.nbytes), readable_bytes(report.full_nbytes)
     if all(layer.held == layer.seen for layer in report.layers):
         return f"{held}; nothing was evicted"
+    if report.nbytes >= report.full_nbytes:
+        return f"{held}; the text is too short to save memory, a full cache takes {full}"
     return f"{held} instead of {full}: {1 - report.nbytes / report.full_nbytes:.0%} saved".replace(
         "%", " %"
     )

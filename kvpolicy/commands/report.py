@@ -38,7 +38,9 @@ def report(
         str | None, typer.Option(help="Which model, if there are rows of several.")
     ] = None,
 ) -> None:
-    """Write pages, figures and tables of results. Nothing is run, and no file of results changes.
+    """Write pages, figures and tables of results.
+
+    Nothing is run, and no file of results changes.
 
     Without any of the options it writes kvpolicy-report.html.
     """

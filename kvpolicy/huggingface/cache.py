@@ -22,7 +22,8 @@ from kvpolicy.huggingface.model.adapters import plain_model
 from kvpolicy.huggingface.opening import opened
 from kvpolicy.huggingface.positions import positions_of
 from kvpolicy.huggingface.read_tokens import ReadTokens
-from kvpolicy.huggingface.report import CacheReport, report_of
+from kvpolicy.huggingface.report import CacheReport, holdings, report_of
+from kvpolicy.notebook import table
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
 from kvpolicy.prefill.pattern import PrefillPattern
@@ -135,6 +136,15 @@ class PolicyCache(Cache):
     def report(self) -> CacheReport:
         """Say what every layer has seen and holds; `print` it."""
         return report_of(self)
+
+    def __repr__(self) -> str:
+        """Return the policy, the tokens seen, the positions held and the bytes."""
+        said = ", ".join(f"{name} {value}" for name, value in holdings(self.report()).items())
+        return f"<{type(self).__name__}: {said}, {self.policy!r}>"
+
+    def _repr_html_(self) -> str:
+        """Return a small table, for notebooks."""
+        return table({"policy": repr(self.policy)} | holdings(self.report()))
 
     @between_graphs
     def update(

@@ -119,6 +119,21 @@ def _layer_report(index: int, layer: Any) -> LayerReport:
     )
 
 
+def holdings(report: CacheReport) -> dict[str, str]:
+    """Return in words what a cache has seen and holds, and the bytes that it takes.
+
+    >>> layer = LayerReport(layer=0, evicts=True, seen=99, held=25, nbytes=512, full_nbytes=2048)
+    >>> holdings(CacheReport(layers=(layer,)))
+    {'seen': '99', 'held': '25', 'bytes': '512 B'}
+    """
+    held = sorted({layer.held for layer in report.layers})
+    return {
+        "seen": f"{report.seen:,}",
+        "held": " to ".join(f"{each:,}" for each in sorted({*held[:1], *held[-1:]})) or "0",
+        "bytes": readable_bytes(report.nbytes),
+    }
+
+
 def readable_bytes(count: float) -> str:
     """Return a size in the unit that fits it.
 
@@ -151,4 +166,7 @@ def _line(name: str, seen: int, held: int, nbytes: int, full: int) -> str:
 
 
 def _share(share: float | None) -> str:
-    return ("-" if share is None else f"{share:.1%}".replace("%", " %")).rjust(8)
+    """Write a share. What a cache holds besides rows may exceed a full cache of few tokens."""
+    if share is None:
+        return "-".rjust(8)
+    return (">100 %" if share > 1 else f"{share:.1%}".replace("%", " %")).rjust(8)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import kvpolicy
+
 HEAVY = ("transformers", "triton", "hypothesis", "pytest", "matplotlib", "typer", "rich")
 
 
@@ -24,6 +26,29 @@ def test_composing_loads_nothing_heavy():
     loaded = loaded_by("import kvpolicy; kvpolicy.recipe('restkv', budget=64)")
     assert "kvpolicy_restkv" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_importing_loads_no_pytorch_until_a_name_is_used():
+    assert "torch" not in loaded_by("import kvpolicy; dir(kvpolicy), kvpolicy.__version__")
+    assert "torch" in loaded_by("import kvpolicy; kvpolicy.recipe")
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_pytorch(option):
+    assert "torch" not in loaded_by(
+        f"import sys; sys.argv[1:] = [{option!r}]\n"
+        "from kvpolicy.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass"
+    )
+
+
+def test_dir_has_the_public_names_only():
+    for name in dir(kvpolicy):
+        assert getattr(kvpolicy, name) is not None
+    assert sorted(dir(kvpolicy)) == sorted(kvpolicy.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'recipes'"):
+        _ = kvpolicy.recipes
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)

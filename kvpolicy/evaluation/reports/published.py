@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from kvpolicy.budget import Budget
-from kvpolicy.compose import recipe
+from kvpolicy.composition import recipe
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.evaluation.reports.loading import model_of
 from kvpolicy.evaluation.runs.entrant import FULL

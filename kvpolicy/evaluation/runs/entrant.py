@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from kvpolicy.budget import Budget, checked_budget
-from kvpolicy.compose import recipe
+from kvpolicy.composition import recipe
 from kvpolicy.discovery.registry import find, installed
 from kvpolicy.errors import InvalidValueError, KvpolicyError, shown
 from kvpolicy.evaluation.runs.identity import code_of

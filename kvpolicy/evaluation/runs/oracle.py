@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kvpolicy.budget import Budget
-from kvpolicy.compose import compose
+from kvpolicy.composition import compose
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.caches import opened_cache
 from kvpolicy.evaluation.recording import record

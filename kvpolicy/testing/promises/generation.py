@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from kvpolicy.compose import compose
+from kvpolicy.composition import compose
 from kvpolicy.policy import Policy
 from kvpolicy.testing.models import tiny_model
 from kvpolicy.testing.promises.promise import Draw, promise

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kvpolicy.compose import compose
+from kvpolicy.composition import compose
 from kvpolicy.policy import Policy
 from kvpolicy.testing.promises.promise import Draw, promise
 

@@ -28,6 +28,22 @@ def test_a_recipe_may_be_changed_in_part():
     assert policy == kvpolicy.compose(scorer="snapkv", smoother="mean", budget=64)
 
 
+def test_a_mapping_without_a_name_changes_options_of_the_recipes_own_part():
+    policy = kvpolicy.recipe("snapkv", scorer={"window": 64}, budget=128)
+    assert policy == kvpolicy.recipe("snapkv", scorer={"name": "snapkv", "window": 64}, budget=128)
+    assert policy.recent == 64
+    with pytest.raises(errors.InvalidOptionError, match="scorer 'snapkv' has no option 'widnow'"):
+        kvpolicy.recipe("snapkv", scorer={"widnow": 64})
+
+
+def test_an_option_that_is_given_as_a_setting_is_answered_with_the_right_form():
+    with pytest.raises(errors.InvalidOptionError, match=r"scorer 'restkv': scorer={'window': 64}"):
+        kvpolicy.recipe("restkv", window=64)
+    right = r"smoother 'pooling': smoother={'name': 'pooling', 'width': 3}"
+    with pytest.raises(errors.InvalidOptionError, match=right):
+        kvpolicy.compose(scorer="snapkv", smoother="pooling", width=3)
+
+
 @pytest.mark.parametrize(
     "policy",
     [

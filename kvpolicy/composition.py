@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Never
+from typing import Never, TypedDict, Unpack
 
-from kvpolicy.arguments import checked_names
+from kvpolicy.arguments import changed, checked_names, policy_fields
 from kvpolicy.budget import Budget
 from kvpolicy.discovery.registry import find
 from kvpolicy.named import Part
@@ -15,6 +15,27 @@ from kvpolicy.stages.grouping import Group, GroupOrder
 from kvpolicy.stages.scoring import Scorer
 from kvpolicy.stages.selection import Selector
 from kvpolicy.stages.smoothing import Smoother
+
+
+class Settings(TypedDict, total=False):
+    """The arguments of `compose`, each of which may be left out; see `Policy` for what they mean.
+
+    A part may also be a mapping of options without a name: it changes these options only.
+    """
+
+    scorer: Part[Scorer]
+    smoother: Part[Smoother]
+    allocator: Part[Allocator]
+    selector: Part[Selector]
+    compactor: Part[Compactor]
+    budget: Budget
+    group: Group
+    group_order: GroupOrder | None
+    sinks: int
+    recent: int | float | None
+    every: int | None
+    per_turn: bool
+    slot_positions: bool
 
 
 def compose(
@@ -49,29 +70,32 @@ def compose(
     or a setting that does not exist, InvalidValueError for a value that is refused and for parts
     that do not go together, InvalidComponentError for an object that is no such part.
     """
-    checked_names(unknown, "a policy")
-    return Policy.from_dict(
-        {
-            "scorer": scorer,
-            "smoother": smoother,
-            "allocator": allocator,
-            "selector": selector,
-            "compactor": compactor,
-            "budget": budget,
-            "group": group,
-            "group_order": group_order,
-            "sinks": sinks,
-            "recent": recent,
-            "every": every,
-            "per_turn": per_turn,
-            "slot_positions": slot_positions,
-        }
-    )
+    arguments = {
+        "scorer": scorer,
+        "smoother": smoother,
+        "allocator": allocator,
+        "selector": selector,
+        "compactor": compactor,
+        "budget": budget,
+        "group": group,
+        "group_order": group_order,
+        "sinks": sinks,
+        "recent": recent,
+        "every": every,
+        "per_turn": per_turn,
+        "slot_positions": slot_positions,
+    }
+    checked_names(unknown, "a policy", arguments)
+    return Policy.from_dict(arguments)
 
 
-def recipe(name: str, /, **changes: Any) -> Policy:
+def recipe(name: str, /, **changes: Unpack[Settings]) -> Policy:
     """Build the method of that name, with some arguments of `compose` changed.
 
+    A mapping without a name changes options of the recipe's own part.
+
+    >>> recipe("restkv", budget=128, scorer={"window": 16})
+    kvpolicy.recipe('restkv', scorer={'window': 16}, budget=128)
     >>> recipe("restkv", budget=128) == compose(
     ...     scorer="restkv", smoother="spatiotemporal", budget=128)
     True
@@ -79,4 +103,5 @@ def recipe(name: str, /, **changes: Any) -> Policy:
     Raises what `compose` raises.
     """
     arguments = find("recipe", name).build()
-    return compose(**arguments | checked_names(changes, f"recipe {name!r}"))
+    checked_names(changes, f"recipe {name!r}", arguments)
+    return Policy(**policy_fields(changed(arguments, changes)), recipe=name)
