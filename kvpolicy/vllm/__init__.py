@@ -1,0 +1,1 @@
+"""Eviction inside vLLM: `additional_config={"kvpolicy": {"recipe": "restkv", "budget": 1024}}`."""

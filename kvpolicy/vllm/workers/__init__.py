@@ -1,0 +1,1 @@
+"""Workers of vLLM whose attention layers evict."""
