@@ -35,7 +35,9 @@ class EvictingBuilder:
         """Keep attention out of CUDA graphs: what it evicts differs from step to step."""
         return AttentionCGSupport.NEVER
 
-    def build(self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """Build the parent's metadata for the tokens held."""
         parent: Any = super()
         step = self.kvpolicy_host.step(common_attn_metadata, self.kv_cache_spec.block_size)

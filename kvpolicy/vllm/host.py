@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from kvpolicy.vllm.prompts import Prompts
 from kvpolicy.vllm.rounding import Rounding
 from kvpolicy.vllm.step import Row, Step, step_of
 
+Listener: TypeAlias = Callable[[str, int, Tensor], None]
+"""Is told the request, the layer's index and the positions [N K] that the layer keeps."""
+
 
 class Host:
     """One for each engine and process; `facts` are those of its layers, by name."""
@@ -28,6 +31,7 @@ class Host:
         self.rounding = Rounding.of(asked.policy)
         self.prompts = Prompts(asked.policy)
         self.pages: dict[str, Pages] = {}
+        self.listeners: list[Listener] = []
         self._is_running = False
 
     @contextmanager
@@ -49,7 +53,13 @@ class Host:
         return None if found.is_plain else found
 
     def observe(
-        self, impl: Any, layer: Any, step: Step, tables: Tensor, batch: tuple[Tensor, ...], cache: Tensor
+        self,
+        impl: Any,
+        layer: Any,
+        step: Step,
+        tables: Tensor,
+        batch: tuple[Tensor, ...],
+        cache: Tensor,
     ) -> None:
         """Remember the queries of prompts that go on, and evict those that end.
 
@@ -69,7 +79,13 @@ class Host:
         return self.prompts.read(row.request, facts.index, own, first=row.before == 0)
 
     def _evict(
-        self, impl: Any, layer: Any, row: Row, table: Tensor, batch: tuple[Tensor, ...], cache: Tensor
+        self,
+        impl: Any,
+        layer: Any,
+        row: Row,
+        table: Tensor,
+        batch: tuple[Tensor, ...],
+        cache: Tensor,
     ) -> None:
         facts, block = self.facts[layer.layer_name], cache.shape[2]
         queries, *rows = batch
@@ -82,6 +98,8 @@ class Host:
         observation = facts.observation(self._queries(row, facts, queries), keys, values)
         kept = self.rounding.kept(row.prompt, block=block)
         contents = kept_rows(self.policy, observation, kept)
+        for listener in self.listeners:
+            listener(row.request, facts.index, contents.positions[0])
         full, last = kept // block, row.prompt // block
         places = torch.cat([table[:full], table[last : last + 1]])
         write(impl, layer, cache, (contents.keys.view, contents.values.view), places)

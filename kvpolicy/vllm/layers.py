@@ -56,7 +56,9 @@ class LayerFacts:
         )
 
 
-def facts_of(policy: Pipeline, model: nn.Module, layers: Mapping[str, Any]) -> dict[str, LayerFacts]:
+def facts_of(
+    policy: Pipeline, model: nn.Module, layers: Mapping[str, Any]
+) -> dict[str, LayerFacts]:
     """Return the facts of every attention layer, by its name in vLLM.
 
     Raises UnsupportedModelError for layers that cannot be served exactly, and for what a part of
@@ -102,9 +104,7 @@ def _facts(attention: nn.Module, layer: Any, index: int, needs: set[str]) -> Lay
     columns = layer.num_heads * layer.head_size_v
     softcap = getattr(impl, "logits_soft_cap", None) or getattr(impl, "logits_softcap", None)
     weight = output_weight(attention, columns) if "output_weight" in needs else None
-    rotary = (
-        rotary_of(attention, layer.num_heads, layer.head_size) if "rotary" in needs else None
-    )
+    rotary = rotary_of(attention, layer.num_heads, layer.head_size) if "rotary" in needs else None
     return LayerFacts(
         index=index,
         num_layers=1,

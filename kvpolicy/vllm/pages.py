@@ -24,8 +24,8 @@ _BASE = 128
 class Pages:
     """Where in a block each number of its keys and values stands."""
 
-    keys: Int[Tensor, "C"]
-    values: Int[Tensor, "Dv"]
+    keys: Int[Tensor, " C"]
+    values: Int[Tensor, " Dv"]
     heads: int
     block: int
 
@@ -62,7 +62,9 @@ def _places(
     slots = torch.arange(block, 2 * block, dtype=torch.long, device=cache.device)
     while weight < count:
         numbers = torch.arange(count, device=cache.device) // weight % _BASE + 1
-        rows = [torch.zeros(block, heads, dim, dtype=cache.dtype, device=cache.device) for dim in dims]
+        rows = [
+            torch.zeros(block, heads, dim, dtype=cache.dtype, device=cache.device) for dim in dims
+        ]
         rows[part] = numbers.view(block, heads, -1).to(cache.dtype)
         scratch = torch.empty_strided(
             (2, *cache.shape[1:]), cache.stride(), dtype=cache.dtype, device=cache.device
@@ -76,7 +78,7 @@ def _places(
     order = codes[places].argsort()
     if not torch.equal(codes[places][order], torch.arange(count, device=cache.device)):
         raise UnsupportedModelError(
-            f"{type(impl).__mro__[2].__name__} does not keep keys and values as they are, so rows "
+            f"{layer.attn_backend.get_name()} does not keep keys and values as they are, so rows "
             "cannot be moved exactly. Use another attention backend."
         )
     return places[order]

@@ -86,4 +86,5 @@ def _turned(
     """Return keys of one token behind the module, at a position."""
     rows = row[None].to(module.cos_sin_cache.dtype)
     _, keys = module.forward_native(place, rows.clone(), rows.clone())
-    return keys.float().view(1, -1, 1, dim)
+    turned: Tensor = keys.float().view(1, -1, 1, dim)
+    return turned

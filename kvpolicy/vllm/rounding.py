@@ -52,6 +52,5 @@ class Rounding:
         """
         if isinstance(self.budget, int):
             return f"{self.budget:,} to {self.budget + block - 1:,} positions"
-        return f"{self.budget:.4g} %".replace(
-            f"{self.budget:.4g}", f"{self.budget * 100:.4g}"
-        ) + f" of the prompt and at most {block - 1} positions more"
+        share = f"{self.budget * 100:.4g} %"
+        return f"{share} of the prompt and at most {block - 1} positions more"

@@ -42,9 +42,7 @@ class EvictedManager(FullAttentionManager):
 KVCacheSpecRegistry._ensure_registered()
 
 
-@register_kv_cache_spec(
-    manager_class=EvictedManager, uniform_type_base_spec=FullAttentionSpec
-)
+@register_kv_cache_spec(manager_class=EvictedManager, uniform_type_base_spec=FullAttentionSpec)
 @dataclass(frozen=True, kw_only=True)
 class EvictedSpec(FullAttentionSpec):
     """Full attention whose prompts are evicted."""

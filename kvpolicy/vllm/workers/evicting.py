@@ -30,12 +30,13 @@ class Evicting:
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the weights, and let the attention layers evict."""
-        config, parent = self.vllm_config, super()
+        config = self.vllm_config
+        parent: Any = super()
         asked = asked_in(config.additional_config)
         if asked is None:
             raise UnsupportedModelError("this worker evicts, but no policy was asked for.")
         check_engine(asked, config)
-        parent.load_model(*args, **kwargs)  # type: ignore[misc]
+        parent.load_model(*args, **kwargs)
         layers = self._kvpolicy_layers()
         self.kvpolicy_asked = asked
         facts = facts_of(asked.policy, self.model_runner.get_model(), layers)

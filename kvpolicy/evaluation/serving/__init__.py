@@ -1,0 +1,1 @@
+"""Whether vLLM gives what a `PolicyCache` gives: kept positions, tokens and log probabilities."""
