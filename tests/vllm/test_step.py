@@ -36,14 +36,17 @@ def test_the_last_chunk_attends_to_all_and_ends_the_prompt():
 
 def test_an_answered_token_attends_to_what_is_held():
     step = _step(_row(230, 1))
-    assert not step.reading and not step.ending and not step.is_plain
+    assert not step.reading
+    assert not step.ending
+    assert not step.is_plain
     # 4 of 7 blocks went; the prompt's last, partial block stays where it is.
     assert step.pieces == [Piece(row=0, queries=1, seen=102, start=2, gone=4)]
 
 
 def test_a_preempted_request_is_read_again_in_two_pieces():
     step = _step(_row(230, 230))
-    assert step.ending == [0] and step.split == [0]
+    assert step.ending == [0]
+    assert step.split == [0]
     assert step.pieces == [
         Piece(row=0, queries=200, seen=200),
         Piece(row=0, queries=30, seen=102, start=2, gone=4),
@@ -54,7 +57,8 @@ def test_a_preempted_request_is_read_again_in_two_pieces():
 def test_a_step_knows_its_requests_apart():
     step = _step(_row(201, 1), _row(40, 40, 40, first=1), _row(200, 120, first=41))
     assert [piece.row for piece in step.pieces] == [0, 1, 2]
-    assert step.ending == [2] and step.reading == []
+    assert step.ending == [2]
+    assert step.reading == []
     assert step.rows[2].before == 80
 
 
