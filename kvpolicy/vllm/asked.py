@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from kvpolicy.arguments import checked_names, policy_fields
+from kvpolicy.arguments import changed, checked_names, policy_fields
 from kvpolicy.discovery.registry import find
 from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.pipeline.pipeline import Pipeline
@@ -68,5 +68,5 @@ def _policy(given: dict[str, Any]) -> tuple[Pipeline, str]:
     if not isinstance(name, str):
         raise InvalidValueError(f"'recipe' must be the name of a recipe, not {shown(name)}.")
     arguments = find("recipe", name).build()
-    changes = checked_names(given, f"recipe {name!r}")
-    return Pipeline(**policy_fields({**arguments, **changes})), f"recipe {name!r}"
+    checked_names(given, f"recipe {name!r}", arguments)
+    return Pipeline(**policy_fields(changed(arguments, given))), f"recipe {name!r}"

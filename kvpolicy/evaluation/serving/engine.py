@@ -53,6 +53,8 @@ class Served:
     kept: list[dict[int, Int[Tensor, "N K"]]] = attrs.field(factory=list)
     """For each time that the prompt was read; a preempted request reads it again."""
 
+    preemptions: int = 0
+
 
 @contextmanager
 def engine(folder: Path, policy: Mapping[str, Any] | None, **options: Any) -> Iterator[Any]:
@@ -105,6 +107,8 @@ def serve(llm: Any, arrivals: Sequence[Arrival]) -> list[Served]:
         for output in llm.llm_engine.step():
             if output.finished:
                 _finish(found[output.request_id], output.outputs[0])
+        for name, request in core_of(llm).scheduler.requests.items():
+            found[_own_name(name)].preemptions = request.num_preemptions
         step += 1
     if host is not None:
         host.listeners.clear()
@@ -112,11 +116,15 @@ def serve(llm: Any, arrivals: Sequence[Arrival]) -> list[Served]:
 
 
 def _note(found: Mapping[str, Served], request: str, layer: int, kept: Int[Tensor, "N K"]) -> None:
-    # vLLM adds a random ending to the name of a request.
-    served = found[request.partition("-")[0]]
+    served = found[_own_name(request)]
     if layer == 0:
         served.kept.append({})
     served.kept[-1][layer] = kept
+
+
+def _own_name(request: str) -> str:
+    # vLLM adds a random ending to the name of a request.
+    return request.partition("-")[0]
 
 
 def _finish(served: Served, answer: Any) -> None:

@@ -49,6 +49,13 @@ def _many_tokens(vocabulary: int) -> list[Arrival]:
     return [Arrival(prompt=each, tokens=110) for each in found]
 
 
+def _mixed_with_long_answers(vocabulary: int) -> list[Arrival]:
+    return [attrs.evolve(each, tokens=60) for each in _mixed(vocabulary)]
+
+
+TIGHT = {"num_gpu_blocks_override": 17, "max_model_len": 512}
+"""A pool of 16 blocks, which is what one request of the longest kind needs."""
+
 SITUATIONS: Mapping[str, Situation] = {
     "one batch": Situation(arrivals=_at_once),
     "mixed arrivals": Situation(arrivals=_mixed),
@@ -56,7 +63,12 @@ SITUATIONS: Mapping[str, Situation] = {
     "chunks of 11 tokens": Situation(arrivals=_at_once, options={"max_num_batched_tokens": 11}),
     "preemption": Situation(
         arrivals=_many_tokens,
-        options={"num_gpu_blocks_override": 17, "max_model_len": 512},
+        options=TIGHT,
+        preempts=True,
+    ),
+    "all together": Situation(
+        arrivals=_mixed_with_long_answers,
+        options={**TIGHT, "max_num_batched_tokens": 48},
         preempts=True,
     ),
 }
