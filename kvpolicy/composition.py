@@ -11,7 +11,7 @@ from kvpolicy.named import Part
 from kvpolicy.policy import Policy
 from kvpolicy.stages.allocation import Allocator
 from kvpolicy.stages.compaction import Compactor
-from kvpolicy.stages.grouping import Group, GroupOrder
+from kvpolicy.stages.grouping import Group, GroupOrder, LayerGroup
 from kvpolicy.stages.scoring import Scorer
 from kvpolicy.stages.selection import Selector
 from kvpolicy.stages.smoothing import Smoother
@@ -31,6 +31,7 @@ class Settings(TypedDict, total=False):
     budget: Budget
     group: Group
     group_order: GroupOrder | None
+    layer_group: LayerGroup | None
     sinks: int
     recent: int | float | None
     every: int | None
@@ -48,6 +49,7 @@ def compose(
     budget: Budget = 1024,
     group: Group = "mean",
     group_order: GroupOrder | None = None,
+    layer_group: LayerGroup | None = None,
     sinks: int = 0,
     recent: int | float | None = None,
     every: int | None = None,
@@ -79,6 +81,7 @@ def compose(
         "budget": budget,
         "group": group,
         "group_order": group_order,
+        "layer_group": layer_group,
         "sinks": sinks,
         "recent": recent,
         "every": every,

@@ -17,6 +17,7 @@ _MISSING = object()
 _HIDDEN: Mapping[str, Any] = {
     "sinks": 0,
     "every": None,
+    "layer_group": None,
     "per_turn": False,
     "slot_positions": False,
     "group": "mean",
@@ -51,11 +52,15 @@ def _written(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
 
 
+_IMPLIED = ("recent", "group_order")
+"""Settings for which None means what follows from others."""
+
+
 def _settings(policy: Pipeline, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return the budget, and the settings that differ from what is known."""
     window = policy.scorer.window
     implied = {"recent": window if type(window) is int else 0} | {
-        name: value for name, value in known.items() if value is not None or name == "every"
+        name: value for name, value in known.items() if value is not None or name not in _IMPLIED
     }
     if "group_order" not in implied:
         implied["group_order"] = "before" if policy.group == "max" else "after"

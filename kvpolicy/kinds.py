@@ -77,6 +77,7 @@ PARTS = ("scorer", "smoother", "allocator", "selector", "compactor")
 """The kinds that a policy is composed of."""
 
 SETTINGS = (
-    *("budget", "group", "group_order", "sinks", "recent", "every", "per_turn", "slot_positions"),
+    *("budget", "group", "group_order", "layer_group", "sinks", "recent"),
+    *("every", "per_turn", "slot_positions"),
 )
 """The other arguments of `compose`."""

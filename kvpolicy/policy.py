@@ -36,6 +36,8 @@ class Policy(Pipeline):
     - `group`: how the scores of the query heads that share a key/value head are reduced.
     - `group_order`: "before" reduces them before scores are smoothed over positions, "after" behind
       that. The default is "before" for a maximum, as SnapKV's authors do, and "after" otherwise.
+    - `layer_group`: how the scores of layers that share keys and values are reduced, "mean" or
+      "max", after `group` has reduced the heads of each. None: all their heads are one group.
     - `sinks`: how many of the first tokens are always kept.
     - `recent`: how many of the last tokens are always kept; a float is a share of the budget.
     - `every`: evict again after so many decoded tokens; None evicts only when a prompt ends.

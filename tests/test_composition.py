@@ -69,6 +69,7 @@ def test_a_description_spells_out_every_option():
         "budget": 64,
         "group": "mean",
         "group_order": "after",
+        "layer_group": None,
         "sinks": 0,
         "recent": 32,
         "every": None,

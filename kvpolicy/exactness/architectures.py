@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LARGEST = 20_000_000
 """A model with more parameters does not count as tiny."""
 LAYERS = 4
+SHARED = "num_kv_shared_layers"
+"""The setting of types whose layers can share keys and values."""
 
 _MORE_SIZES: Mapping[str, Any] = {
     "ffn_hidden_size": 48,
@@ -66,7 +68,13 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
         "activation_sparsity_pattern": None,
         "num_kv_shared_layers": 0,
     },
-    "gemma4_text": {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128},
+    # These do not scale their logits down, which multiplies rounding.
+    "gemma4_text": {
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 128,
+        "initializer_range": 0.05,
+    },
+    "gemma4_unified_text": {"initializer_range": 0.05},
     "gpt_neo": {"attention_types": [[["global"], LAYERS]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     # Small weights keep rounding small. These two models multiply it: the first runs each layer
@@ -101,7 +109,22 @@ def model_types() -> list[str]:
     ]
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
+def variants(model_type: str) -> dict[str, dict[str, Any]]:
+    """Return how a type is built, by the subject of its line: where layers can share keys, twice.
+
+    >>> variants("llama")
+    {'llama': {}}
+    """
+    from transformers import AutoConfig
+
+    text = AutoConfig.for_model(model_type).get_text_config(decoder=True)
+    found: dict[str, dict[str, Any]] = {model_type: {}}
+    if text.model_type == model_type and SHARED in text.to_dict():
+        found[f"{model_type}, layers share"] = {SHARED: LAYERS // 2}
+    return found
+
+
+def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
     """Return a small configuration of the decoder of a model type."""
     from transformers import AutoConfig
 
@@ -118,7 +141,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     small |= (
         _layers_of_every_kind(text) | _latent_heads(text) | dict(SPECIAL.get(text.model_type, {}))
     )
-    return AutoConfig.for_model(text.model_type, **small)
+    return AutoConfig.for_model(text.model_type, **small | changes)
 
 
 def _layers_of_every_kind(config: PreTrainedConfig) -> dict[str, Any]:
@@ -147,16 +170,18 @@ def _latent_heads(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def tiny_architecture(
-    model_type: str, *, seed: int = 0, attn_implementation: str = "sdpa"
+    model_type: str, *, seed: int = 0, attn_implementation: str = "sdpa", **changes: Any
 ) -> PreTrainedModel:
     """Return a random model of a type: float32, on the CPU, in evaluation mode.
+
+    `changes` are fields of its configuration.
 
     Raises ValueError if even the smallest model of the type is not tiny, and what transformers
     raises if it cannot build the type.
     """
     from transformers import AutoModelForCausalLM
 
-    config = tiny_config(model_type)
+    config = tiny_config(model_type, **changes)
     with torch.device("meta"):
         size = AutoModelForCausalLM.from_config(config).num_parameters()
     if size > LARGEST:

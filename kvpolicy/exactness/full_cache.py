@@ -19,10 +19,20 @@ class FullCache(DynamicCache):
     """Remembers which layer was updated last: the attention of that layer follows at once.
 
     A module that runs several times in a forward has a layer of the cache for each run, so its
-    own index does not say which layer it attends to.
+    own index does not say which layer it attends to. Layers that share keys are given those that
+    another layer got, in the same tensor.
     """
 
     last_updated = -1
+
+    def layer_of(self, key: Tensor) -> int:
+        """Return the layer that handed out these keys: the last one, if not another did."""
+        own = (layer for layer, each in self._handed_out().items() if each is key)
+        return next(own, self.last_updated)
+
+    def _handed_out(self) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = self.__dict__.setdefault("handed_out", {})
+        return found
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -32,6 +42,7 @@ class FullCache(DynamicCache):
         found: tuple[Tensor, Tensor] = super().update(
             key_states, value_states, layer_idx, *args, **kwargs
         )
+        self._handed_out()[layer_idx] = found[0]
         return found
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -65,7 +76,7 @@ def masked_attention(
         attention_mask: Tensor,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        layer = full.last_updated
+        layer = full.layer_of(key)
         if layer not in evicting:
             eager = sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
             own: tuple[Tensor, Tensor | None] = eager(
@@ -75,7 +86,9 @@ def masked_attention(
         if frequencies is not None:
             key = at_their_slots(key, forward, layer, frequencies)
         groups = query.shape[1] // key.shape[1]
-        seen = _seen(forward, layer, key.shape[1]).repeat_interleave(groups, 1)
+        # Layers that share keys may compute the last tokens only.
+        seen = _seen(forward, layer, key.shape[1])[:, :, -query.shape[2] :]
+        seen = seen.repeat_interleave(groups, 1)
         key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
         weights = _softmax(query @ key.mT, seen, query.shape[-1], **kwargs)
         return (weights @ value).transpose(1, 2).contiguous(), None

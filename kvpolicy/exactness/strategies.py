@@ -102,6 +102,7 @@ def _settings(budgets: tuple[int, int]) -> st.SearchStrategy[dict[str, Any]]:
             "every": st.sampled_from([None, 1, 2, 5, 16]),
             "group": st.sampled_from(["mean", "max", "sum"]),
             "group_order": st.sampled_from(["before", "after"]),
+            "layer_group": st.sampled_from([None, "mean", "max"]),
             "slot_positions": st.booleans(),
         },
     )

@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from kvpolicy import installed
-from kvpolicy.exactness.architectures import model_types, tiny_architecture
+from kvpolicy.exactness.architectures import model_types, tiny_architecture, variants
 from kvpolicy.exactness.cells import Line, measure
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.testing.models import FAMILIES, tiny_model
@@ -27,7 +27,8 @@ LAYERS = 4
 def architectures() -> Iterator[Task]:
     """Give every model type of transformers, with ReST-KV."""
     for name in model_types():
-        yield partial(_architecture, name)
+        for subject, changes in _variants(name).items():
+            yield partial(_architecture, name, subject, changes)
 
 
 def recipes() -> Iterator[Task]:
@@ -77,7 +78,14 @@ def _run(task: Task) -> Line:
     return task()
 
 
-def _architecture(name: str) -> Line:
+def _variants(name: str) -> dict[str, dict[str, Any]]:
+    try:
+        return variants(name)
+    except Exception:  # noqa: BLE001 - to build the type fails later, and its line says why
+        return {name: {}}
+
+
+def _architecture(name: str, subject: str, changes: dict[str, Any]) -> Line:
     """Measure a model type in the first of three ways that works; else in the last.
 
     sdpa, then eager attention, then eager attention with errors in value space: ReST-KV does not
@@ -86,9 +94,9 @@ def _architecture(name: str) -> Line:
     for attention, projection in (("sdpa", "output"), ("eager", "output"), ("eager", "value")):
         scorer = {"name": "restkv", "window": 8, "projection": projection}
         policy = small_policy("restkv", scorer=scorer)
-        build = partial(tiny_architecture, name, attn_implementation=attention)
+        build = partial(tiny_architecture, name, attn_implementation=attention, **changes)
         note = attention if projection == "output" else f"{attention}, value space"
-        line = attrs.evolve(measure("architectures", name, build, policy), note=note)
+        line = attrs.evolve(measure("architectures", subject, build, policy), note=note)
         if line.outcomes.get("one prompt") == "exact":
             break
     return line

@@ -32,7 +32,7 @@ def check_training(model: Any) -> None:
 
 def check_observed(layers: Sequence[Any], index: int) -> None:
     """Raise UnsupportedModelError if a layer's keys never came to its attention."""
-    if _is_unobserved(layers[index]):
+    if isinstance(layers[index], PolicyLayer) and layers[index].is_unread:
         raise UnsupportedModelError(
             f"attention layer {index} changed its keys after the cache gave them out (as latent "
             "attention does), or belongs to another model than this cache: it cannot be observed."
@@ -42,7 +42,7 @@ def check_observed(layers: Sequence[Any], index: int) -> None:
 def check_whole(layers: Sequence[Any]) -> None:
     """Raise CacheStateError if an earlier forward stopped before all layers were through."""
     counts = {layer.get_seq_length() for layer in layers if isinstance(layer, CacheLayerMixin)}
-    if len(counts) > 1 or any(_is_unobserved(layer) for layer in layers):
+    if len(counts) > 1 or any(map(_is_unobserved, layers)):
         raise CacheStateError(
             f"an earlier forward stopped on its way: layers have seen {min(counts)} to "
             f"{max(counts)} tokens. Call cache.reset() and start over."
@@ -83,5 +83,4 @@ def check_crop(layers: Sequence[Any], tokens_to_remove: Any) -> None:
 
 
 def _is_unobserved(layer: Any) -> bool:
-    forward = layer.forward if isinstance(layer, PolicyLayer) else None
-    return forward is not None and forward.keys is not None
+    return isinstance(layer, PolicyLayer) and layer.is_unobserved

@@ -25,9 +25,9 @@ from kvpolicy.cache.storage.layer_memory import LayerMemory
 from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.masks import fitted, plainly_causal
-from kvpolicy.huggingface.model.output_projection import output_weight
-from kvpolicy.huggingface.model.ranks import here
+from kvpolicy.huggingface.readings import Reading, joined_queries, shown_of
 from kvpolicy.huggingface.session import ANOTHER_MODEL, Session
+from kvpolicy.huggingface.showing import shown_by
 from kvpolicy.observation.logits import Logits
 from kvpolicy.pipeline.doubts import collected
 
@@ -59,6 +59,10 @@ class Forward:
     """Keys and values in place of those that were handed out, where padding moved to the left."""
     new_real: list[int] | None = None
     """How many new tokens of each row are real, where padding moved to the left."""
+    readers: int = 1
+    """How many attention calls come with these keys, from as many layers of the model."""
+    readings: list[Reading] = attrs.field(factory=list)
+    """The calls that came so far."""
     density: Float64[Tensor, ""] | None = None
     """The share of query-key pairs that was computed; None if all were."""
 
@@ -83,7 +87,16 @@ class Forward:
         self._attended()
         if id(module) not in self.session.modules:
             raise UnsupportedModelError(ANOTHER_MODEL)
-        contents, count = self._own(), query.shape[2]
+        contents = self._own()
+        if not self.readings:
+            self._read_mask(contents, mask, query.shape[2])
+        if contents.ragged is not None:
+            return None
+        fit = fitted if self.moved is None else plainly_causal
+        return fit(mask, contents.slots, query, self.session.attention)
+
+    def _read_mask(self, contents: Contents, mask: Any, count: int) -> None:
+        """Find out which new tokens are padding. Layers that share keys are asked once."""
         masks, slots = self.session.masks, contents.slots
         real = masks.new_real_tokens(
             mask, slots, count, held=self.held, seen=self.seen, judged=self._judged(count)
@@ -93,16 +106,9 @@ class Forward:
         if self.session.rotary_positions is not None:
             self.session.rotary_positions.follow(slots, count, self.new_real)
         if self.new_real is not None:
-            self._hand_out_moved_rows(contents)
-        if contents.ragged is not None:
-            return None
-        fit = fitted if self.moved is None else plainly_causal
-        return fit(mask, slots, query, self.session.attention)
-
-    def _hand_out_moved_rows(self, contents: Contents) -> None:
-        """Have attention see the rows where they are now: padding before all older tokens."""
-        self.keys = attended(contents, self.session.slot_rotary(self.layer))
-        self.moved = (self.keys.dense, contents.values.view)
+            # Attention sees the rows where they are now: padding before all older tokens.
+            self.keys = attended(contents, self.session.slot_rotary(self.layer))
+            self.moved = (self.keys.dense, contents.values.view)
 
     def _judged(self, count: int) -> int:
         """Return how many of the last rows of the mask must be causal.
@@ -158,21 +164,32 @@ class Forward:
         return prompt.output
 
     def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
-        """Take note of the queries that just attended, and evict where the policy says so."""
+        """Take note of the queries that just attended.
+
+        When the last of the layers that attend with these keys has done so, evict where the policy
+        says so.
+        """
         session, keys, self.undo = self.session, self._attended(), None
-        contents = self._own()
+        contents, runs = self._own(), session.policy.running_scorer is not None
+        last = None if runs or self.readers == 1 else session.policy.scorer.window
+        self.readings.append(Reading.of(module, query, logits, last))
+        if len(self.readings) < self.readers:
+            return
         held, ragged = contents.keys.buffer, contents.ragged
         rows = [held] if ragged is None else [held, ragged.keys]
-        needs_gradients = any(each.requires_grad for each in (query, *rows))
+        needs_gradients = any(each.has_gradients for each in self.readings) or any(
+            each.requires_grad for each in rows
+        )
         # Backward passes need keys and values unmoved; a storage compares rows by their place.
         in_place = not needs_gradients and session.storage is None
-        query = query.detach()
-        decoded = query.shape[2] == 1 and self.seen > 1
+        readings = shown_of(self.readings, session.policy, self.seen)
+        query = joined_queries(readings, contents.slots.heads)
+        decoded = self.readings[0].count == 1 and self.seen > 1
         queries = self.schedule.queries_if_due(query, decoded=decoded)
-        runs = session.policy.running_scorer is not None
         evicted = False
         if runs or queries is not None:
-            shown = self._shown(module, self.seen_by(query) if runs else query, logits)
+            seen = self.seen_by(query) if runs else query
+            shown = shown_by(session, self.layer, contents, readings, seen, self.new_real)
             # Gradients flow through the rows that are kept, if they are needed at all.
             with collected(session.guard.doubts), torch.set_grad_enabled(needs_gradients):
                 if runs:
@@ -183,33 +200,12 @@ class Forward:
                 if session.policy.per_turn:
                     (self.memory.contents or contents).slots.settle()
         self.keys = None
+        self.readings.clear()
         if session.policy.model_allocator and session.together.waits_for(self.layer):
             return
         self.contents = None
         if session.storage is not None:
             self.memory.put_away(evicted=evicted or self.moved is not None)
-
-    def _shown(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> Shown:
-        session, contents = self.session, self._own()
-        shard, weight = here(
-            session.ranks,
-            output_weight(module, needed=self.session.needs_output_weight, like=query),
-            session.config,
-            heads=query.shape[1],
-            value_dim=contents.values.buffer.shape[-1],
-        )
-        return Shown(
-            layer=self.layer,
-            num_layers=session.num_layers,
-            kv_heads=contents.slots.heads,
-            queries=query,
-            logits=logits,
-            output_weight=weight,
-            rotary=session.rotaries[self.layer],
-            shard=shard,
-            of_prompt=query.shape[2] > 1,
-            new_real=self.new_real,
-        )
 
     def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:
         """Evict at once, or when all layers have been ranked; return whether rows have gone."""

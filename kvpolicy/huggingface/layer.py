@@ -106,6 +106,7 @@ class PolicyLayer(DynamicLayer):
             contents=contents,
             keys=keys,
             undo=undo,
+            readers=len(self.session.readers[self.index]),
         )
         return mark(keys.dense, self.forward), contents.values.view
 
@@ -226,8 +227,13 @@ class PolicyLayer(DynamicLayer):
 
     @property
     def is_unobserved(self) -> bool:
-        """Whether keys were handed out and no attention has shown its queries yet."""
+        """Whether keys were handed out, and not all attention has shown its queries yet."""
         return self.forward is not None and self.forward.keys is not None
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether keys were handed out, and no attention has shown its queries yet."""
+        return self.is_unobserved and not (self.forward and self.forward.readings)
 
     @property
     def density(self) -> Float64[Tensor, ""] | None:

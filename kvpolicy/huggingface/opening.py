@@ -12,6 +12,7 @@ from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.model.fit import fitting_rotaries
 from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
+from kvpolicy.huggingface.model.shared_layers import readers_of, refuse_shards
 from kvpolicy.huggingface.model.support import plain_layers, supported_config
 from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.pipeline import Pipeline
@@ -28,7 +29,9 @@ def opened(
     config = supported_config(model)
     layers, ranks = plain_layers(model, config), ranks_of(model, config)
     evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
-    rotaries = fitting_rotaries(policy, model, config, evicting)
+    readers = readers_of(type(model).__name__, config)
+    refuse_shards(type(model).__name__, readers, ranks)
+    rotaries = fitting_rotaries(policy, model, config, evicting, readers)
     watched = RotaryPositions.of(policy, rotaries)
     attached = attachment(model, watched.modules if watched else ())
     session = Session(
@@ -36,6 +39,7 @@ def opened(
         config=config,
         attention=attached.attention,
         rotaries=rotaries,
+        readers=[readers.get(layer, [layer]) for layer in evicting],
         rotary_positions=watched,
         ranks=ranks,
         modules=frozenset(map(id, model.modules())),

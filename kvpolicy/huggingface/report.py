@@ -18,7 +18,9 @@ class LayerReport:
     """One layer: tokens seen, slots held by a head on average, bytes allocated.
 
     `full_nbytes` is what a full cache would need for the tokens seen. `density` is the share of the
-    first prompt's causal query-key pairs that attention looked at; None: all of them.
+    first prompt's causal query-key pairs that attention looked at; None: all of them. `readers` are
+    the other layers that attend with these keys. While a prompt is read, the layer holds all of it
+    until the last of them has attended: `full_nbytes`.
     """
 
     layer: int
@@ -28,6 +30,7 @@ class LayerReport:
     nbytes: int
     full_nbytes: int
     density: float | None = None
+    readers: tuple[int, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -84,6 +87,7 @@ class CacheReport:
                 _share(each) for each in (*(each.density for each in self.layers), self.density)
             ]
             lines = [" ".join(each) for each in zip(lines, ["   pairs", *shares], strict=True)]
+        lines += [_shared(layer) for layer in self.layers if layer.readers]
         return "\n".join(lines)
 
 
@@ -104,6 +108,7 @@ def _layer_report(index: int, layer: Any) -> LayerReport:
             nbytes=layer.nbytes,
             full_nbytes=layer.full_nbytes,
             density=None if layer.density is None else float(layer.density),
+            readers=tuple(layer.session.readers[layer.index][1:]),
         )
     keys: Tensor | None = getattr(layer, "keys", None)
     held = 0 if keys is None else keys.shape[-2]
@@ -163,6 +168,14 @@ def _head(name: str) -> str:
 def _line(name: str, seen: int, held: int, nbytes: int, full: int) -> str:
     share = _share(nbytes / full if full else None)
     return f"{name:>5} {seen:>5} {held:>5} {readable_bytes(nbytes):>9} {share}"
+
+
+def _shared(layer: LayerReport) -> str:
+    others = ", ".join(map(str, layer.readers))
+    return (
+        f"layer {layer.layer} shares its keys and values with {others}: it holds a whole prompt "
+        f"until layer {layer.readers[-1]} has read it"
+    )
 
 
 def _share(share: float | None) -> str:

@@ -14,6 +14,7 @@ from kvpolicy.huggingface.attention.mask_memo import MaskMemo
 from kvpolicy.huggingface.guard import Guard
 from kvpolicy.huggingface.model.ranks import Ranks
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
+from kvpolicy.huggingface.readings import JoinedWeights, queries_to_keep
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.pipeline.capabilities import needs_of
 from kvpolicy.pipeline.pipeline import Pipeline
@@ -39,6 +40,8 @@ class Session:
     config: PreTrainedConfig
     attention: str
     rotaries: Sequence[Rotary | None]
+    readers: Sequence[Sequence[int]]
+    """By layer that evicts: the indices of all layers that attend with its keys, itself first."""
     modules: frozenset[int]
     """The `id` of every module of the model; the cache holds a weak reference to the model."""
     prefill: PrefillPattern | None = None
@@ -50,6 +53,7 @@ class Session:
     rotary_positions: RotaryPositions | None = attrs.field()
     """None where no part of the policy computes with rotary positions."""
     together: Together = attrs.field()
+    weights: JoinedWeights = attrs.field(factory=JoinedWeights)
     needs_output_weight: bool = attrs.field(init=False)
     """Whether a part cannot do without the weight of the output projection."""
 
@@ -82,6 +86,13 @@ class Session:
     def num_layers(self) -> int:
         """How many layers evict."""
         return len(self.rotaries)
+
+    def queries_to_keep(self, seen: int, logits: int) -> int:
+        """Return of how many last tokens layers that share keys compute queries; 0: of all.
+
+        `seen` tokens were read, and the model computes the `logits` of the last ones.
+        """
+        return queries_to_keep(self.policy, seen, logits)
 
     def slot_rotary(self, layer: int) -> Rotary | None:
         """Return by what a layer's keys are rotated to their slots; None if they are not."""

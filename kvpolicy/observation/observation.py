@@ -34,6 +34,9 @@ class Observation:
     - `output_weight` is the output projection of the whole layer. The H query heads shown are the
       heads from `first_head` on.
     - `rotary` is the model's rotary embedding; None if it is not known.
+    - `readers` counts the layers that attended with these keys. If several did, the query heads of
+      a key/value head are those of the first layer, then those of the next. `output_weight` has
+      columns for all of them, each of its own layer.
     - `sink_logits` are the learned sinks, one for each query head; None if the model has none.
     - `shard` is set if several processes share the model. Everything here then covers the heads of
       this process. `of_all_heads` collects those of all processes.
@@ -58,6 +61,7 @@ class Observation:
     budget: int = attrs.field()
     state: Float[Tensor, "B H S *rest"] | None = attrs.field(default=None, repr=_shape)
     first_head: int = 0
+    readers: int = 1
     rotary: Rotary | None = attrs.field(default=None, repr=False)
     shard: Shard | None = attrs.field(default=None, repr=False)
 

@@ -25,7 +25,7 @@ def output_factors(weight: Float[Tensor, "M columns"], heads: int) -> Float[Tens
     read a fingerprint of a GPU would be a wait for each layer. There the version counter and the
     place of the weight must do, and `check_factors` compares fingerprints when a cache is made.
     """
-    mark = _mark(weight)
+    mark = mark_of(weight)
     remembered = _factors.setdefault(weight, {})
     known = remembered.get(heads)
     if known is None or known[0] != mark:
@@ -45,7 +45,7 @@ def check_factors(weight: Float[Tensor, "M columns"]) -> None:
         _factors.pop(weight, None)
 
 
-def _mark(weight: Float[Tensor, "M columns"]) -> tuple[object, ...]:
+def mark_of(weight: Float[Tensor, "M columns"]) -> tuple[object, ...]:
     """Return what says that the numbers of a weight are those that were factorised."""
     if weight.device.type == "cpu":
         return weight.dtype, weight.device, float(_fingerprint(weight.detach()))

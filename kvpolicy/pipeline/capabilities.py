@@ -78,7 +78,8 @@ class ModelFacts:
     """What a part may need to know about a model before any work is done.
 
     `layers` counts the layers that evict, `heads` the query heads of a layer, and `kv_heads` its
-    key/value heads. `has_rotary` says whether the model's rotary embedding is known.
+    key/value heads. `has_rotary` says whether the model's rotary embedding is known. `readers` is
+    the largest number of layers that attend with the same keys and values.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ModelFacts:
     heads: int
     kv_heads: int
     has_rotary: bool
+    readers: int = 1
 
 
 @runtime_checkable

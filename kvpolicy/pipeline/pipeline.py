@@ -30,9 +30,10 @@ from kvpolicy.pipeline.checks import (
 from kvpolicy.pipeline.describe import described
 from kvpolicy.pipeline.selections import checked_selection
 from kvpolicy.pipeline.title import Titles, title_of
+from kvpolicy.stages import grouping
 from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.stages.compaction import Compactor
-from kvpolicy.stages.grouping import Group, GroupOrder, order_of, reduce_groups, spread_groups
+from kvpolicy.stages.grouping import Group, GroupOrder, LayerGroup, order_of
 from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
 from kvpolicy.stages.smoothing import Smoother, fold_of
@@ -55,6 +56,7 @@ class Pipeline:
     budget: Budget = attrs.field(converter=checked_budget)
     group: Group = attrs.field(default="mean", validator=one_of("mean", "max", "sum"))
     group_order: GroupOrder = attrs.field(validator=one_of("before", "after"))
+    layer_group: LayerGroup | None = attrs.field(default=None, validator=grouping.layer_group)
     sinks: int = attrs.field(default=0, validator=natural)
     recent: int | float = attrs.field(default=0, validator=natural_or_share)
     every: int | None = attrs.field(default=None, validator=optional(count))
@@ -97,7 +99,7 @@ class Pipeline:
     def settings(self) -> dict[str, object]:
         """All arguments of `compose` that are not parts, by name."""
         names = (
-            *("budget", "group", "group_order", "sinks", "recent"),
+            *("budget", "group", "group_order", "layer_group", "sinks", "recent"),
             *("every", "per_turn", "slot_positions"),
         )
         return {name: getattr(self, name) for name in names}
@@ -152,12 +154,13 @@ class Pipeline:
 
     def group_scores(self, observation: Observation) -> Float[Tensor, "B N S"]:
         """Score every position for every key/value head, and smooth the scores."""
-        kv_heads = observation.keys.shape[1]
+        heads, readers = observation.keys.shape[1], observation.readers
+        how = (heads, readers, self.group, self.layer_group)
         if self.group_order == "after":
-            return reduce_groups(self.score(observation), kv_heads, self.group)
-        grouped = reduce_groups(self._scored(observation), kv_heads, self.group)
-        spread = spread_groups(grouped, observation.queries.shape[1])
-        return reduce_groups(self._smoothed(spread, observation), kv_heads, "mean")
+            return grouping.reduce_readers(self.score(observation), *how)
+        grouped = grouping.reduce_readers(self._scored(observation), *how)
+        spread = grouping.spread_groups(grouped, observation.queries.shape[1])
+        return grouping.reduce_groups(self._smoothed(spread, observation), heads, "mean")
 
     def score(self, observation: Observation) -> Float[Tensor, "B H S"]:
         """Score every position for every query head, and smooth the scores."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
+from attrs.validators import optional
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.options import one_of
 from kvpolicy_kernels import sums_dtype
 
 Group = Literal["mean", "max", "sum"]
 """How the scores of a group of query heads are reduced to one."""
+
+LayerGroup = Literal["mean", "max"]
+"""How the scores of layers that share keys and values are reduced to one."""
+
+layer_group = optional(one_of("mean", "max"))
+"""Validates a `LayerGroup`, or None."""
 
 GroupOrder = Literal["before", "after"]
 """Whether groups are reduced before or after scores are smoothed over positions."""
@@ -55,3 +63,24 @@ def reduce_groups(
     wide = sums_dtype(scores.device)
     reduced = grouped.mean(2, dtype=wide) if group == "mean" else grouped.sum(2, dtype=wide)
     return reduced.to(scores.dtype)
+
+
+def reduce_readers(
+    scores: Float[Tensor, "B H S"],
+    heads: int,
+    readers: int,
+    group: Group,
+    layer_group: LayerGroup | None,
+) -> Float[Tensor, "B N S"]:
+    """Reduce the query heads of all `readers`, the layers that attend with the same keys.
+
+    `layer_group` reduces the layers behind the heads of each; None: all heads are one group.
+
+    >>> import torch
+    >>> scores = torch.tensor([[[1.0], [3.0], [5.0], [5.0]]])
+    >>> reduce_readers(scores, 1, 2, "mean", "max")
+    tensor([[[5.]]])
+    """
+    if layer_group is None or readers == 1:
+        return reduce_groups(scores, heads, group)
+    return reduce_groups(reduce_groups(scores, heads * readers, group), heads, layer_group)

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError, shown
 from kvpolicy.evaluation.recording import Future
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import count
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_kernels import joint_reconstruction_error
 
 LEAST_REST = 2.0**-50
@@ -64,6 +65,14 @@ class OracleScorer:
 
     future: Foresight = attrs.field(validator=_foresight)
     window: int = attrs.field(default=1, validator=count)
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Raise UnsupportedModelError if layers share keys: a recording has one layer's queries."""
+        if model.readers > 1:
+            raise UnsupportedModelError(
+                f"scorer 'oracle' knows the future queries of one layer, but in {model.name} "
+                f"{model.readers} layers attend with the same keys and values. Use 'restkv'."
+            )
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the mean of the errors over the future queries. `reduce` is not used."""

@@ -6,9 +6,11 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, one_of
+from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_kernels import joint_reconstruction_error, odds
 from kvpolicy_restkv.projection import PROJECTIONS, Projection, group_factors, needs
 from kvpolicy_restkv.scoring import output_of
@@ -43,6 +45,15 @@ class JointReconstructionScorer:
     def needs(self) -> tuple[str, ...]:
         """What the model must show: its output projection, unless errors are those of values."""
         return needs(self.projection)
+
+    def check_model(self, model: ModelFacts) -> None:
+        """Raise UnsupportedModelError if layers share keys: their outputs are no joint output."""
+        if model.readers > 1:
+            raise UnsupportedModelError(
+                f"scorer 'jointrestkv' measures the joint output of a group of heads, but in "
+                f"{model.name} {model.readers} layers attend with the same keys and values, and "
+                "each has an output of its own. Use 'restkv'."
+            )
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, also those of the window. `reduce` averages the attention.

@@ -46,6 +46,7 @@ def evicted(policy: Pipeline, observation: Observation) -> Contents:
         output_weight=observation.output_weight,
         rotary=observation.rotary,
         shard=observation.shard,
+        readers=observation.readers,
     )
     found = evict(policy, contents, attended(contents), shown)
     return contents if found is None else found

@@ -30,6 +30,9 @@ class Shown:
     output_weight: Float[Tensor, "M columns"] | None = None
     rotary: Rotary | None = None
     shard: Shard | None = None
+    readers: int = 1
+    """How many layers attended with these keys; `queries` are those of all of them."""
+
     of_prompt: bool = False
     """Whether several tokens were read at once; then numbers that are not finite are looked for."""
 
@@ -61,6 +64,7 @@ class Shown:
             budget=pipeline.positions(view.newest),
             state=view.state,
             first_head=heads.start,
+            readers=self.readers,
             rotary=self._rotary_of(view),
             shard=self._shard_of(view),
         )

@@ -27,13 +27,11 @@ class Together:
         self._waiting: dict[int, Waiting] = {}
 
     def add(self, layer: int, waiting: Waiting) -> None:
-        """Collect layer number `layer`; after the last one every layer keeps its share."""
-        if layer == 0:
-            self._waiting.clear()
+        """Collect layer number `layer`; when none is missing, every layer keeps its share."""
         self._waiting[layer] = waiting
-        if layer < self._num_layers - 1:
+        if len(self._waiting) < self._num_layers:
             return
-        layers, self._waiting = list(self._waiting.values()), {}
+        layers, self._waiting = [each for _, each in sorted(self._waiting.items())], {}
         by_row = zip(*(each.groups for each in layers), strict=True)
         budgets = [budgets_of_layers(self._pipeline, row) for row in by_row]
         for each, of_layer in zip(layers, zip(*budgets, strict=True), strict=True):

@@ -25,8 +25,10 @@ from kvpolicy.huggingface.attention.points import (
 )
 from kvpolicy.huggingface.generation import checked_generate, checked_inputs
 from kvpolicy.huggingface.model.adapters import model_inside
+from kvpolicy.huggingface.model.architectures import DROPS_QUERIES
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.rotary_positions import noted_positions
+from kvpolicy.huggingface.model.shared_layers import keeping_outputs, keeping_queries
 
 _lock = threading.RLock()
 _open: weakref.WeakKeyDictionary[Any, Attachment] = weakref.WeakKeyDictionary()
@@ -90,6 +92,7 @@ def is_open(cache: object) -> bool:
 
 
 _INPUTS, _GENERATE = partial(checked_inputs, is_open), partial(checked_generate, is_open)
+_QUERIES, _OUTPUTS = partial(keeping_queries, is_open), partial(keeping_outputs, is_open)
 
 
 def attachment(model: PreTrainedModel, rotaries: Sequence[nn.Module] = ()) -> Attachment:
@@ -107,7 +110,13 @@ def attachment(model: PreTrainedModel, rotaries: Sequence[nn.Module] = ()) -> At
     ]
     name = config._attn_implementation or "eager"
     positions = [(method_point(type(each), "forward"), noted_positions) for each in rotaries]
-    return Attachment(config, name, (*attention, *masks, *generation, *positions))
+    dropping = {type(each) for each in model.modules() if hasattr(each, DROPS_QUERIES)}
+    queries = [
+        (method_point(each, name), wrap)
+        for each in dropping
+        for name, wrap in ((DROPS_QUERIES, _QUERIES), ("forward", _OUTPUTS))
+    ]
+    return Attachment(config, name, (*attention, *masks, *generation, *positions, *queries))
 
 
 def restore(model: Any) -> None:

@@ -99,8 +99,9 @@ def _fill(
     host = [torch.device("cpu")] * len(cache.layers)
     devices = layer_devices(model, len(cache.layers))
     _restore(cache, text["layers"], tensors, host)
-    for layer in cache.policy_layers:
-        check_policy_layer(layer, cache.session.config.num_attention_heads)
+    heads = cache.session.config.num_attention_heads
+    for layer, readers in zip(cache.policy_layers, cache.session.readers, strict=True):
+        check_policy_layer(layer, heads * len(readers))
     check_layers(cache.layers)
     if devices != host:
         # What is checked on the host makes no device wait.

@@ -21,6 +21,9 @@ KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")
 MLPS = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 """The attributes of decoder layers that may be their MLP."""
 
+DROPS_QUERIES = "_maybe_slice_kv_shared_inputs"
+"""The method by which models drop queries before layers that share keys and values."""
+
 VARYING_ROTARY = ("dynamic", "longrope")
 """Kinds of rotary embedding whose tables depend on the length of what was read."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.output_projection import check_readable
 from kvpolicy.huggingface.model.rotary import rotaries
+from kvpolicy.huggingface.model.shared_layers import all_readers
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts, needs_of
 from kvpolicy.pipeline.checks import at_work
@@ -16,10 +17,15 @@ from kvpolicy.pipeline.pipeline import Pipeline
 
 
 def fitting_rotaries(
-    pipeline: Pipeline, model: PreTrainedModel, config: PreTrainedConfig, layers: list[int]
+    pipeline: Pipeline,
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    layers: list[int],
+    readers: Mapping[int, list[int]],
 ) -> Sequence[Rotary | None]:
     """Return the rotary embedding of each layer that evicts, and let every part check the model.
 
+    `readers` are the layers that attend with the keys of a layer, where there are several.
     It is looked for only if the policy renumbers slots, or a part needs it or checks models: others
     do not use it. Raises UnsupportedModelError where the policy needs what the model does not show,
     and what the parts raise.
@@ -33,7 +39,7 @@ def fitting_rotaries(
         for need in needs_of(part)
     }
     if "output_weight" in needs:
-        check_readable(model, layers, str(needs["output_weight"]))
+        check_readable(model, all_readers(readers, layers), str(needs["output_weight"]))
     if not checking and not pipeline.slot_positions and "rotary" not in needs:
         return [None] * len(layers)
     known = rotaries(model, config, layers)
@@ -43,6 +49,7 @@ def fitting_rotaries(
         heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         has_rotary=all(each is not None for each in known),
+        readers=max((len(readers.get(layer, [layer])) for layer in layers), default=1),
     )
     if pipeline.slot_positions and not facts.has_rotary:
         raise UnsupportedModelError(

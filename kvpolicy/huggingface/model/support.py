@@ -107,11 +107,6 @@ def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
     Raises UnsupportedModelError if there is none, or if there is one that can neither be evicted
     nor left alone.
     """
-    if getattr(config, "kv_sharing_modes", None) or getattr(config, "num_kv_shared_layers", 0):
-        raise UnsupportedModelError(
-            f"layers of {type(model).__name__} share keys and values with others, which would "
-            "attend to what the first of them has evicted."
-        )
     layers = list(DynamicCache(config=config).layers)
     for index, layer in enumerate(layers):
         # Older transformers have no layers without attention.
