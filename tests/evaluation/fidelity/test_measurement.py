@@ -198,8 +198,22 @@ def test_settings_are_compared_prompt_by_prompt_in_the_notes():
     ]
 
 
+ASKED = {"prompts": 2, "tokens": 64, "facts": 4, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Two budgets of one recipe, measured once for all styles of the table."""
+    return fidelity_table.measure(["streamingllm"], [12, 24], **ASKED)
+
+
 @pytest.mark.parametrize("style", ["--json", "--markdown", None])
-def test_the_command_prints_every_row(style):
+def test_the_command_prints_every_row(style, measured, monkeypatch):
+    def measure(names, budgets, **asked):
+        assert (names, budgets, asked) == (["streamingllm"], [12, 24], ASKED)
+        return measured
+
+    monkeypatch.setattr(fidelity_table, "measure", measure)
     app = typer.Typer()
     app.command()(fidelity_table.main)
     options = "--recipe streamingllm --budgets 12,24 --prompts 2 --tokens 64 --facts 4".split()
