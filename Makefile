@@ -12,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 
-.PHONY: help demo test check oldest needle-model bench deep ray exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles clean
+.PHONY: help demo test check oldest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,14 @@ deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES
 
 ray: $(READY) ## Run the tests that start a Ray cluster on this machine (minutes).
 	@$(BIN)/pytest -q -m ray tests/evaluation/runs/test_cluster.py
+
+quantizers: $(READY) ## Read the output projections that torchao, hqq and bitsandbytes quantise (they get an environment of their own).
+	@test -d .venv-quantizers || $(BIN)/python -m venv .venv-quantizers
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	    $$(.venv-quantizers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/kvpolicy-environment.pth
+	@.venv-quantizers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    torchao==0.18.0 hqq==0.2.8.post1 bitsandbytes==0.50.2 termcolor==3.3.0
+	@.venv-quantizers/bin/python -W ignore -m pytest -q -W ignore tests/behaviour/test_quantized_projections.py
 
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md
