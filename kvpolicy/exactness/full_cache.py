@@ -127,7 +127,8 @@ def _seen(forward: Forward, layer: int, heads: int) -> Bool[Tensor, "B N Q T"]:
     batch = real.shape[0]
     held = torch.zeros((batch, heads, forward.seen + 1), dtype=torch.bool)
     if forward.seen:
-        positions = forward.positions[layer]
+        # Latents have one head, and what is made of them has all.
+        positions = forward.positions[layer].expand(-1, heads, -1)
         column = columns_of(positions, real)
         held.scatter_(2, column.masked_fill(positions < 0, forward.seen), True)
     new = torch.ones((forward.length, forward.length), dtype=torch.bool).tril()

@@ -11,7 +11,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from kvpolicy.cache.attention.keys import AttendedKeys, attended
-from kvpolicy.cache.attention.sparse import read_sparsely
 from kvpolicy.cache.attention.uneven import attend_uneven
 from kvpolicy.cache.eviction.budgets import Budgets
 from kvpolicy.cache.eviction.evict import evict, kept
@@ -24,7 +23,9 @@ from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.layer_memory import LayerMemory
 from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.huggingface.attention.first_prompt import first_prompt
 from kvpolicy.huggingface.attention.masks import fitted, plainly_causal
+from kvpolicy.huggingface.model.architectures import EXPANSION
 from kvpolicy.huggingface.readings import Reading, joined_queries, shown_of
 from kvpolicy.huggingface.session import ANOTHER_MODEL, Session
 from kvpolicy.huggingface.showing import shown_by
@@ -89,17 +90,17 @@ class Forward:
             raise UnsupportedModelError(ANOTHER_MODEL)
         contents = self._own()
         if not self.readings:
-            self._read_mask(contents, mask, query.shape[2])
+            self._read_mask(contents, module, mask, query.shape[2])
         if contents.ragged is not None:
             return None
         fit = fitted if self.moved is None else plainly_causal
         return fit(mask, contents.slots, query, self.session.attention)
 
-    def _read_mask(self, contents: Contents, mask: Any, count: int) -> None:
+    def _read_mask(self, contents: Contents, module: nn.Module, mask: Any, count: int) -> None:
         """Find out which new tokens are padding. Layers that share keys are asked once."""
         masks, slots = self.session.masks, contents.slots
         real = masks.new_real_tokens(
-            mask, slots, count, held=self.held, seen=self.seen, judged=self._judged(count)
+            mask, slots, count, held=self.held, seen=self.seen, policy=self.session.policy
         )
         if real is not None and contents.mark_padding(real, self.seen - count, masks.padding(real)):
             self.new_real = [count - pad for pad in masks.padding(real)]
@@ -109,22 +110,15 @@ class Forward:
             # Attention sees the rows where they are now: padding before all older tokens.
             self.keys = attended(contents, self.session.slot_rotary(self.layer))
             self.moved = (self.keys.dense, contents.values.view)
+            if self.session.is_latent:
+                self.moved = getattr(module, EXPANSION)(*self.moved)
+                self.learn_expanded(*self.moved)
 
-    def _judged(self, count: int) -> int:
-        """Return how many of the last rows of the mask must be causal.
-
-        Before any eviction the model's own mask is used as it is. Then only the queries that the
-        scorer is shown must see what the scorer computes that they see.
-        """
-        policy, slots = self.session.policy, self._own().slots
-        if self.has_evicted:
-            return count
-        if all(map(policy.keeps_all, slots.newest if policy.per_turn else slots.seen)):
-            return 0
-        window = policy.scorer.window
-        if window is None or policy.running_scorer is not None:
-            return count
-        return min(window, count)
+    def learn_expanded(
+        self, keys: Float[Tensor, "B H S D"], values: Float[Tensor, "B H S Dv"]
+    ) -> None:
+        """Learn what attention sees in place of the latents that were handed out."""
+        self.keys = attrs.evolve(self._attended(), dense=keys, values=values)
 
     def seen_by(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
         """Return the model's queries, rotated to their slots if the keys are."""
@@ -144,22 +138,20 @@ class Forward:
             return attend_uneven(query, contents, self._attended(), logits)
         if pattern is None or self.seen > query.shape[2]:
             return None
-        if logits.sinks is not None:
-            raise UnsupportedModelError(
-                f"attention layer {self.layer} uses learned attention sinks (s_aux); sparse "
-                "prefill does not support them. Use prefill=None."
-            )
-        lengths = contents.slots.lengths
-        if max(lengths) <= pattern.dense_up_to:
+        keys = self._attended()
+        values = contents.values.view if keys.values is None else keys.values
+        prompt = first_prompt(
+            pattern,
+            call,
+            (query, keys.dense, values),
+            mask,
+            logits,
+            slots=contents.slots,
+            masks=self.session.masks,
+            layer=self.layer,
+        )
+        if prompt is None:
             return None
-        call.refuse_what_is_not_computed()
-        if query.requires_grad and torch.is_grad_enabled():
-            raise UnsupportedModelError(
-                "sparse prefill has no gradients. Run under torch.no_grad(), or use prefill=None."
-            )
-        self.session.masks.check_causal(mask, lengths)
-        keys, values = self._attended().dense, contents.values.view
-        prompt = read_sparsely(pattern, query.detach(), keys, values, lengths, logits)
         self.density = prompt.density
         return prompt.output
 

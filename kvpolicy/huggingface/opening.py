@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from kvpolicy.huggingface.attention.attach import Attachment, attachment
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.model.fit import fitting_rotaries
+from kvpolicy.huggingface.model.latents import check_latents, expanding_modules
 from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.model.shared_layers import readers_of, refuse_shards
@@ -31,9 +32,12 @@ def opened(
     evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
     readers = readers_of(type(model).__name__, config)
     refuse_shards(type(model).__name__, readers, ranks)
+    expanding = expanding_modules(model, config, evicting)
+    if expanding:
+        check_latents(policy, model)
     rotaries = fitting_rotaries(policy, model, config, evicting, readers)
     watched = RotaryPositions.of(policy, rotaries)
-    attached = attachment(model, watched.modules if watched else ())
+    attached = attachment(model, watched.modules if watched else (), expanding)
     session = Session(
         policy=policy,
         config=config,
@@ -42,6 +46,7 @@ def opened(
         readers=[readers.get(layer, [layer]) for layer in evicting],
         rotary_positions=watched,
         ranks=ranks,
+        is_latent=bool(expanding),
         modules=frozenset(map(id, model.modules())),
         **options,
     )

@@ -48,6 +48,8 @@ class Session:
     storage: AnyStorage | None = None
     storage_title: Title | None = None
     ranks: Ranks | None = None
+    is_latent: bool = False
+    """Whether layers hold latents, of which the model makes the keys and values of all heads."""
     guard: Guard = attrs.field(factory=Guard)
     masks: MaskMemo = attrs.field(factory=MaskMemo)
     rotary_positions: RotaryPositions | None = attrs.field()

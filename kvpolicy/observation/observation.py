@@ -38,6 +38,8 @@ class Observation:
       a key/value head are those of the first layer, then those of the next. `output_weight` has
       columns for all of them, each of its own layer.
     - `sink_logits` are the learned sinks, one for each query head; None if the model has none.
+    - `kept_together` says that all heads keep a position or none does, since they share latents.
+      Keys, values and scores have all heads; the policy reduces the scores to one head.
     - `shard` is set if several processes share the model. Everything here then covers the heads of
       this process. `of_all_heads` collects those of all processes.
 
@@ -63,6 +65,7 @@ class Observation:
     first_head: int = 0
     readers: int = 1
     rotary: Rotary | None = attrs.field(default=None, repr=False)
+    kept_together: bool = False
     shard: Shard | None = attrs.field(default=None, repr=False)
 
     @scaling.default

@@ -153,9 +153,12 @@ class Pipeline:
         return protect(scores, observation, sinks=self.sinks, recent=recent)
 
     def group_scores(self, observation: Observation) -> Float[Tensor, "B N S"]:
-        """Score every position for every key/value head, and smooth the scores."""
-        heads, readers = observation.keys.shape[1], observation.readers
-        how = (heads, readers, self.group, self.layer_group)
+        """Score every position for every key/value head, and smooth the scores.
+
+        N is 1 for a layer whose heads keep a position all together.
+        """
+        heads = 1 if observation.kept_together else observation.keys.shape[1]
+        how = (heads, observation.readers, self.group, self.layer_group)
         if self.group_order == "after":
             return grouping.reduce_readers(self.score(observation), *how)
         grouped = grouping.reduce_readers(self._scored(observation), *how)

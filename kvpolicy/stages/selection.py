@@ -88,7 +88,8 @@ def protect(
     scores: Float[Tensor, "B N S"], observation: Observation, *, sinks: int, recent: int
 ) -> Float[Tensor, "B N S"]:
     """Set the scores of the first `sinks` and the last `recent` tokens to +inf."""
-    positions, masks = observation.positions, []
+    # Where all heads keep a position or none does, scores have one head.
+    positions, masks = observation.positions[:, : scores.shape[1]], []
     if sinks:
         masks.append(positions < sinks)
     if recent:

@@ -10,13 +10,13 @@ from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.turns import second_turn_by_forward
 
 SERVED = """
-    cohere cohere2 exaone4 gemma gemma2 gemma3_text glm4 gpt2 gpt_neox gpt_oss granite jamba llama
-    llama4_text ministral mistral mixtral olmo olmo2 phi phi3 qwen2 qwen2_moe qwen3 qwen3_moe
-    qwen3_next smollm3 stablelm starcoder2
+    cohere cohere2 deepseek_v3 exaone4 gemma gemma2 gemma3_text glm4 gpt2 gpt_neox gpt_oss
+    granite jamba llama llama4_text ministral mistral mixtral olmo olmo2 phi phi3 qwen2
+    qwen2_moe qwen3 qwen3_moe qwen3_next smollm3 stablelm starcoder2
 """.split()
 REFUSED = {
     "bloom": "does not call its attention",
-    "deepseek_v3": "latent attention",
+    "deepseek_v32": "an indexer",
     "diffllama": "attends twice",
     "falcon": "does not call its attention",
     "falcon_h1": "LinearAttentionAndFullAttentionLayer",

@@ -4,6 +4,7 @@ import attrs
 import pytest
 import torch
 
+from kvpolicy.exactness.architectures import tiny_architecture
 from kvpolicy.exactness.forwards import recorded
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.replay import max_logit_difference
@@ -25,6 +26,19 @@ def test_a_position_that_is_off_by_one_is_seen():
     cache, forwards = recorded_turns(model, small_policy("restkv"), 60, 5)
     positions = [held.clone() for held in forwards[1].positions]
     positions[0][0, 0, 3] += 1
+    moved = [forwards[0], attrs.evolve(forwards[1], positions=positions)]
+
+    assert max_logit_difference(model, forwards, cache) <= LIMIT
+    assert max_logit_difference(model, moved, cache) > 10 * LIMIT
+
+
+def test_a_latent_that_is_off_by_one_is_seen():
+    model = tiny_architecture("deepseek_v3")
+    cache, forwards = recorded_turns(model, small_policy("restkv"), 60, 5)
+    positions = [held.clone() for held in forwards[1].positions]
+    assert positions[0].shape == (1, 1, 24)
+    gap = int((positions[0][0, 0].diff() > 1).nonzero()[0])
+    positions[0][0, 0, gap] += 1
     moved = [forwards[0], attrs.evolve(forwards[1], positions=positions)]
 
     assert max_logit_difference(model, forwards, cache) <= LIMIT

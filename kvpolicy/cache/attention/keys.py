@@ -45,6 +45,8 @@ class AttendedKeys:
     ragged: Float[Tensor, "R D"] | None = None
     queries: Rotation | None = None
     renumbered: int | None = None
+    values: Float[Tensor, "B N T Dv"] | None = None
+    """The values that attention sees where a layer holds latents; None: those that it holds."""
 
 
 @attrs.frozen(kw_only=True, eq=False)

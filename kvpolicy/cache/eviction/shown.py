@@ -49,17 +49,18 @@ class Shown:
             available = min(available, self.new_real[view.rows.start])
         count = available if window is None else min(window, available)
         logits = self.logits.of_heads(heads)
+        values = view.values if view.shown_values is None else view.shown_values
         return Observation(
             queries=self.queries[view.rows, heads, self.queries.shape[2] - count :],
             keys=view.attended,
-            values=view.values,
+            values=values,
             layer=self.layer,
             num_layers=self.num_layers,
             scaling=logits.scaling,
             softcap=logits.softcap,
             sink_logits=logits.sinks,
             output_weight=self.output_weight,
-            positions=view.positions,
+            positions=view.positions.expand(-1, values.shape[1], -1),
             seen=view.seen,
             budget=pipeline.positions(view.newest),
             state=view.state,
@@ -67,6 +68,7 @@ class Shown:
             readers=self.readers,
             rotary=self._rotary_of(view),
             shard=self._shard_of(view),
+            kept_together=view.shown_values is not None,
         )
 
     def _rotary_of(self, view: View) -> Rotary | None:

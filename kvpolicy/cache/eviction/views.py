@@ -21,15 +21,17 @@ class View:
     """Rows and heads of a layer that hold equally many tokens and have seen equally many.
 
     `keys` are the stored keys, `attended` the keys that attention sees: they differ in rotary
-    position where slots are renumbered. Where the heads of a row are uneven, each head has a view
-    of its own, and `held_by_head` says how many tokens each head of the row holds, heads of other
-    processes included. `renumbered` is the slot behind the newest token where slots are renumbered.
+    position where slots are renumbered. Where a layer holds latents, `keys` and `values` have one
+    head for all, and `attended` and `shown_values` have all heads. Where the heads of a row are
+    uneven, each head has a view of its own, and `held_by_head` says how many tokens each head of
+    the row holds, heads of other processes included. `renumbered` is the slot behind the newest
+    token where slots are renumbered.
     """
 
     rows: slice
     heads: slice
     keys: Float[Tensor, "b n S D"]
-    attended: Float[Tensor, "b n S D"]
+    attended: Float[Tensor, "b _ S _"]
     values: Float[Tensor, "b n S Dv"]
     positions: Int[Tensor, "b n S"]
     seen: int
@@ -38,6 +40,8 @@ class View:
     state: Float[Tensor, "b h S *rest"] | None = None
     held_by_head: Sequence[int] = ()
     renumbered: int | None = None
+    shown_values: Float[Tensor, "b _ S _"] | None = None
+    """The values that attention sees, where they are not those that are stored."""
 
 
 def views_of(
@@ -82,6 +86,7 @@ def _view_of_rows(contents: Contents, keys: AttendedKeys, rows: slice, first: in
         newest=slots.seen[rows.start] - slots.settled[rows.start],
         state=None if state is None else state[rows, :, first:],
         renumbered=keys.renumbered,
+        shown_values=None if keys.values is None else keys.values[rows, :, first:],
     )
 
 

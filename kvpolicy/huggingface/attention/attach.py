@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
 from kvpolicy.huggingface.attention.call import observed
+from kvpolicy.huggingface.attention.expansion import marked_expansion
 from kvpolicy.huggingface.attention.mask_memo import noted
 from kvpolicy.huggingface.attention.points import (
     Point,
@@ -25,7 +26,7 @@ from kvpolicy.huggingface.attention.points import (
 )
 from kvpolicy.huggingface.generation import checked_generate, checked_inputs
 from kvpolicy.huggingface.model.adapters import model_inside
-from kvpolicy.huggingface.model.architectures import DROPS_QUERIES
+from kvpolicy.huggingface.model.architectures import DROPS_QUERIES, EXPANSION
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.rotary_positions import noted_positions
 from kvpolicy.huggingface.model.shared_layers import keeping_outputs, keeping_queries
@@ -95,10 +96,15 @@ _INPUTS, _GENERATE = partial(checked_inputs, is_open), partial(checked_generate,
 _QUERIES, _OUTPUTS = partial(keeping_queries, is_open), partial(keeping_outputs, is_open)
 
 
-def attachment(model: PreTrainedModel, rotaries: Sequence[nn.Module] = ()) -> Attachment:
+def attachment(
+    model: PreTrainedModel,
+    rotaries: Sequence[nn.Module] = (),
+    expanding: Sequence[nn.Module] = (),
+) -> Attachment:
     """Return where a model's attention can be observed; nothing is changed yet.
 
-    The positions that `rotaries` are called with are noted too.
+    The positions that `rotaries` are called with are noted too. `expanding` are modules that make
+    keys and values of latents.
     """
     config = decoder_config(model)
     attention = [(point, observed) for point in attention_points(model.modules(), config)]
@@ -116,7 +122,13 @@ def attachment(model: PreTrainedModel, rotaries: Sequence[nn.Module] = ()) -> At
         for each in dropping
         for name, wrap in ((DROPS_QUERIES, _QUERIES), ("forward", _OUTPUTS))
     ]
-    return Attachment(config, name, (*attention, *masks, *generation, *positions, *queries))
+    expansions = [
+        (method_point(each, EXPANSION), marked_expansion)
+        for each in dict.fromkeys(map(type, expanding))
+    ]
+    return Attachment(
+        config, name, (*attention, *masks, *generation, *positions, *queries, *expansions)
+    )
 
 
 def restore(model: Any) -> None:

@@ -25,6 +25,9 @@ class Listener(Protocol):
     def failed(self, error: BaseException) -> None:
         """Learn that the call failed: the cache refuses to go on, unless nothing was changed."""
 
+    def learn_expanded(self, keys: Float[Tensor, "B H S D"], values: Float[Tensor, ...]) -> None:
+        """Learn what attention sees in place of the latents that were handed out."""
+
     def mask_for(self, module: nn.Module, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
         """Return the mask that the model built, as it fits the slots of this layer."""
 

@@ -21,6 +21,7 @@ from kvpolicy.huggingface.attention.masks import (
     check_given_mask,
     new_real_tokens,
 )
+from kvpolicy.pipeline.pipeline import Pipeline
 
 _thread = threading.local()
 
@@ -57,7 +58,7 @@ class MaskMemo:
         _thread.memo = weakref.ref(self)
 
     def new_real_tokens(
-        self, mask: Any, slots: Slots, length: int, *, held: int, seen: int, judged: int
+        self, mask: Any, slots: Slots, length: int, *, held: int, seen: int, policy: Pipeline
     ) -> Bool[Tensor, "B Q"] | None:
         """Return which of the `length` new tokens are real; None if all are.
 
@@ -65,7 +66,7 @@ class MaskMemo:
         head, and `seen` the tokens of the layer, new ones included.
 
         Raises InvalidValueError for a mask that contradicts how earlier tokens were read, and for
-        one whose last `judged` rows are not plainly causal.
+        one whose last rows are not plainly causal, where `policy` needs them to be.
         """
         before = [count - length for count in slots.seen]
         note = next((each for each in reversed(self.notes) if each.is_of(mask)), None)
@@ -87,9 +88,11 @@ class MaskMemo:
             if self._real is not None and not self._is_plain and any(before):
                 raise InvalidValueError(NEEDS_2D)
         # Layers that share a mask may have evicted or not.
-        if judged > self._judged and not self._is_plain:
-            self._check_rows(mask, slots, judged)
-            self._judged = judged
+        if not self._is_plain:
+            judged = judged_rows(policy, slots, length, has_evicted=held < seen)
+            if judged > self._judged:
+                self._check_rows(mask, slots, judged)
+                self._judged = judged
         return self._real
 
     def padding(self, real: Bool[Tensor, "B Q"]) -> list[int]:
@@ -116,6 +119,22 @@ class MaskMemo:
         if mask is not None and (self._causal is None or self._causal() is not mask):
             check_causal(mask, lengths, "sparse prefill", "Use prefill=None.")
             self._causal = weakref.ref(mask)
+
+
+def judged_rows(policy: Pipeline, slots: Slots, count: int, *, has_evicted: bool) -> int:
+    """Return how many of the last rows of a mask for `count` new tokens must be causal.
+
+    Before any eviction the model's own mask is used as it is. Then only the queries that the scorer
+    is shown must see what the scorer computes that they see.
+    """
+    if has_evicted:
+        return count
+    if all(map(policy.keeps_all, slots.newest if policy.per_turn else slots.seen)):
+        return 0
+    window = policy.scorer.window
+    if window is None or policy.running_scorer is not None:
+        return count
+    return min(window, count)
 
 
 def noted(build: Callable[..., Any]) -> Callable[..., Any]:

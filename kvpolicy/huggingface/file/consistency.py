@@ -42,12 +42,14 @@ def check_policy_layer(layer: PolicyLayer, query_heads: int) -> None:
     contents = memory.loaded()
     if contents is None:
         _require(layer.seen == 0, "it has seen tokens, and holds nothing")
-        _check_schedule(layer.schedule, None, query_heads)
+        _check_schedule(layer.schedule, None, (query_heads, None))
         return
     _require(contents.is_consistent(layer.seen), "its tensors do not fit one another")
     _check_slots(contents.slots, layer.seen)
     _check_contents(contents, query_heads)
-    _check_schedule(layer.schedule, contents, query_heads)
+    # Queries have the channels of keys, but not those of latents.
+    channels = None if layer.session.is_latent else contents.keys.view.shape[3]
+    _check_schedule(layer.schedule, contents, (query_heads, channels))
     residual = getattr(memory.stored, "residual", None)
     if isinstance(residual, Residual):
         _check_residual(residual, contents)
@@ -130,15 +132,18 @@ def _check_residual(residual: Residual, contents: Contents) -> None:
     _require(residual.count <= contents.held, "more residual rows than slots")
 
 
-def _check_schedule(schedule: Schedule, contents: Contents | None, query_heads: int) -> None:
+def _check_schedule(
+    schedule: Schedule, contents: Contents | None, sizes: tuple[int, int | None]
+) -> None:
+    """Check the queries that are remembered; `sizes` are their heads and channels, if known."""
     due, queries = schedule.every or 1, schedule.queries
     _require(0 <= schedule.decoded < due, f"{schedule.decoded} tokens since an eviction")
     if queries is None:
         return
     _require(contents is not None, "it remembers queries, and holds nothing")
     if contents is not None:
-        keys = contents.keys.view
-        shape = (keys.shape[0], query_heads, keys.shape[3])
+        heads, channels = sizes
+        shape = (contents.slots.batch, heads, channels or queries.shape[3])
         found = (queries.shape[0], queries.shape[1], queries.shape[3])
         _require(found == shape and queries.shape[2] > 0, "queries of another shape")
     most = schedule.window

@@ -12,11 +12,23 @@ REFUSED: Mapping[str, str] = {
 }
 """Model types whose attention does what no configuration says, and why they are refused."""
 
+STATES: Mapping[str, str] = {
+    "DynamicIndexedLayer": "an indexer chooses by keys of its own which positions attention reads, "
+    "so a policy would be shown another attention than the model's",
+}
+"""Kinds of transformers' cache layers that are refused for a reason of their own."""
+
 OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj")
 """The attributes of attention modules that may be their output projection."""
 
 KEY_PROJECTIONS = ("k_proj", "qkv_proj", "query_key_value")
 """The names of projections that make keys, alone or fused with queries and values."""
+
+LATENT_SIZE = "kv_lora_rank"
+"""The setting of a config that says how large the latents of its attention are."""
+
+EXPANSION = "expand_kv"
+"""The method of attention modules that makes keys and values of latents and rotary keys."""
 
 MLPS = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 """The attributes of decoder layers that may be their MLP."""

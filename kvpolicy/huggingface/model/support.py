@@ -13,7 +13,7 @@ from transformers.cache_utils import (
 )
 
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.huggingface.model.architectures import ATTENTION, REFUSED
+from kvpolicy.huggingface.model.architectures import ATTENTION, REFUSED, STATES
 from kvpolicy.huggingface.model.config import decoder_config
 
 _LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer)
@@ -40,11 +40,6 @@ def supported_config(model: Any) -> PreTrainedConfig:
         )
     config = decoder_config(model)
     _refuse_more_than_causal_attention(model, config)
-    if config.to_dict().get("kv_lora_rank") is not None:
-        raise UnsupportedModelError(
-            f"{name} has latent attention: it caches what keys are made of, all heads at once, so "
-            "there is no key that a head could keep."
-        )
     if (reason := REFUSED.get(config.model_type)) is not None:
         raise UnsupportedModelError(f"{name} {reason}.")
     if (config._attn_implementation or "").startswith("paged|"):
@@ -112,6 +107,8 @@ def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
         # Older transformers have no layers without attention.
         nothing = type(layer).__name__ == "DummyLayer"
         if type(layer) is not DynamicLayer and type(layer) not in _LEFT_ALONE and not nothing:
+            if (reason := STATES.get(type(layer).__name__)) is not None:
+                raise UnsupportedModelError(f"in layer {index} of {type(model).__name__} {reason}.")
             raise UnsupportedModelError(
                 f"layer {index} of {type(model).__name__} keeps its state in a "
                 f"{type(layer).__name__}, which policies cannot evict from yet. Served are full "
