@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
 from typing import Any, TypeAlias
@@ -13,6 +14,9 @@ Budget: TypeAlias = int | float
 
 LARGEST = 2**53
 """Up to here floats, JSON and tensors count alike."""
+
+_log = logging.getLogger("kvpolicy")
+_SAID: set[tuple[float, int]] = set()
 
 
 def checked_budget(budget: Any) -> Budget:
@@ -90,4 +94,18 @@ def positions_of(budget: Budget, seen: int, *, protected: int) -> int:
     if isinstance(budget, int):
         return budget
     # 0.29 * 100 is 28.999999999999996: a share of 29 % of 100 positions is 29.
-    return max(1, protected, math.floor(budget * seen + 1e-9))
+    share = math.floor(budget * seen + 1e-9)
+    if share < protected < seen:
+        _say_once(budget, seen, share, protected)
+    return max(1, protected, share)
+
+
+def _say_once(budget: float, seen: int, share: int, protected: int) -> None:
+    """Log that a share is raised to what is always kept; once for each share in a process."""
+    if (budget, protected) not in _SAID:
+        _SAID.add((budget, protected))
+        _log.warning(
+            "a budget of %g %% of %d tokens is %d positions, but sinks and recent tokens protect "
+            "%d: these are kept. Give a larger share, or a smaller `recent` or window.",
+            *(100 * budget, seen, share, protected),
+        )

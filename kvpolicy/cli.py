@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
+from kvpolicy.commands.interrupts import ends_at_once
 from kvpolicy.errors import KvpolicyError
 
 COMMANDS = {
@@ -35,7 +36,8 @@ class Command(TyperCommand):
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
         """Return a context of the command itself."""
-        module = import_module(f"kvpolicy.commands.{str(self.name).replace('-', '_')}")
+        with ends_at_once():
+            module = import_module(f"kvpolicy.commands.{str(self.name).replace('-', '_')}")
         command = typer.main.get_command(module.app)
         command.name = self.name
         return command.make_context(info_name, args, parent=parent, **extra)

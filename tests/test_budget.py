@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvpolicy
+from kvpolicy import budget as budget_module
 from kvpolicy.budget import checked_budget, positions_of
 from kvpolicy.errors import InvalidValueError
 
@@ -59,3 +60,13 @@ def test_a_budget_must_hold_what_is_protected():
     with pytest.raises(InvalidValueError, match=r"the 36 positions .* sinks 4 \+ recent 32"):
         kvpolicy.compose(scorer="snapkv", sinks=4, budget=35)
     assert kvpolicy.compose(scorer="snapkv", sinks=4, budget=36).protected == 36
+
+
+def test_a_share_that_is_too_small_for_what_is_protected_is_said_once(caplog, monkeypatch):
+    monkeypatch.setattr(budget_module, "_SAID", set())
+    assert [positions_of(0.01, seen, protected=36) for seen in (20, 200, 300)] == [36, 36, 36]
+    [record] = caplog.records
+    assert record.name == "kvpolicy"
+    assert "1 % of 200 tokens is 2 positions, but sinks and recent tokens protect 36" in (
+        record.getMessage()
+    )

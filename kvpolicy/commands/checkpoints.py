@@ -12,15 +12,18 @@ import attrs
 import torch
 from safetensors import SafetensorError
 
-from kvpolicy.errors import InvalidValueError, shown
-from kvpolicy.evaluation import smollm2
+from kvpolicy.commands.hub import check_on_hub, looks_like_a_path
+from kvpolicy.commands.interrupts import ends_at_once
+from kvpolicy.errors import InvalidValueError, shown, suggest
+from kvpolicy.evaluation import needle, smollm2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHOICES = (
-    "Give a folder with config.json, a tokenizer and *.safetensors, a file *.gguf, or the id of a "
-    "model on the Hugging Face Hub, such as organisation/name."
+    "Give a folder with config.json, a tokenizer and *.safetensors, a file *.gguf, the id of a "
+    "model on the Hugging Face Hub, such as organisation/name, or needle, the small model that "
+    "ships."
 )
 
 
@@ -59,8 +62,12 @@ class Checkpoint:
                     f"the folder {shown(self.name)} has no config.json. {CHOICES}"
                 )
             return folder
-        if self.name.startswith((".", "/", "~")) or self.name.count("/") > 1 or not self.name:
-            raise InvalidValueError(f"there is no folder {shown(self.name)}. {CHOICES}")
+        if self.name == needle.NAME:
+            return needle.MODEL
+        if looks_like_a_path(self.name):
+            raise InvalidValueError(
+                f"there is no folder {shown(self.name)}.{_near(folder)} {CHOICES}"
+            )
         return None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -68,10 +75,11 @@ class Checkpoint:
 
         Raises InvalidValueError, with the message of transformers, if that fails.
         """
-        from transformers import AutoTokenizer
+        with ends_at_once():
+            from transformers import AutoTokenizer
 
         address, options = self._source
-        with self._explained():
+        with ends_at_once(), self._explained():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 address, trust_remote_code=self.trust_remote_code, **options
             )
@@ -83,10 +91,11 @@ class Checkpoint:
         Raises InvalidValueError, with the message of transformers, if that fails, and if the device
         does not exist.
         """
-        from transformers import AutoModelForCausalLM
+        with ends_at_once():
+            from transformers import AutoModelForCausalLM
 
         (address, options), device = self._source, self._found_device()
-        with self._explained():
+        with ends_at_once(), self._explained():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 address,
                 dtype=self.dtype,
@@ -105,7 +114,10 @@ class Checkpoint:
         """What transformers loads, and the name of a GGUF file in that folder."""
         file = self._gguf_file
         if file is None:
-            return str(self.folder or self.name), {}
+            folder = self.folder
+            if folder is None:
+                check_on_hub(self.name)
+            return str(folder or self.name), {}
         return str(file.parent), {"gguf_file": file.name}
 
     @property
@@ -145,3 +157,12 @@ class Checkpoint:
         if self.folder is None:
             return f" {CHOICES}"
         return " Weights are read from *.safetensors only." if "safetensors" in said else ""
+
+
+def _near(folder: Path) -> str:
+    """Suggest a folder of a similar name; nothing if there is none."""
+    try:
+        names = [str(each) for each in folder.parent.iterdir() if each.is_dir()]
+    except OSError:
+        return ""
+    return suggest(str(folder), names)

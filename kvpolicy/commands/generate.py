@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from kvpolicy.budget import read_budget
+from kvpolicy.commands.chosen import FULL, chosen
 from kvpolicy.commands.options import (
     Attention,
     Chat,
@@ -18,16 +18,8 @@ from kvpolicy.commands.options import (
     TrustRemoteCode,
 )
 from kvpolicy.commands.stdout import plugins_print_to_stderr
-from kvpolicy.composition import recipe as build_recipe
 from kvpolicy.errors import InvalidValueError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
-    from kvpolicy.policy import Policy
-
-FULL = "none"
 COLDEST = 1e-3
 """The smallest temperature above 0. Logits divided by less would overflow."""
 
@@ -38,11 +30,29 @@ app = typer.Typer(add_completion=False)
 def generate(
     model: Model,
     recipe: Annotated[
-        str, typer.Option(help="See `kvpolicy list recipe`; none keeps the full cache.")
-    ],
+        str | None,
+        typer.Option(help=f"See `kvpolicy list recipe`; {FULL} keeps the full cache."),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="In place of a recipe: a JSON file with what Policy.to_dict returns."),
+    ] = None,
     budget: Annotated[
-        str, typer.Option(help="Positions per head (1024), or a share of the prompt (25%).")
-    ] = "1024",
+        str | None,
+        typer.Option(
+            help="Positions per head (1024), or a share of the prompt (25%). Without it: 1024, or "
+            "that of the file.",
+            show_default=False,
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="An option of a part or a setting: scorer.window=64, storage.bits=4, sinks=4.",
+        ),
+    ] = None,
     prefill: Annotated[
         str | None,
         typer.Option(help="Read a long prompt sparsely; see `kvpolicy list prefill_pattern`."),
@@ -70,15 +80,24 @@ def generate(
 ) -> None:
     """Continue a prompt with a cache that a recipe keeps within a budget.
 
-    Writes the text to standard output, and a report of the cache to standard error.
+    Writes the text to standard output, and a report of the cache to standard error. In a terminal
+    --chat asks for more prompts, until ctrl-D.
     """
     from kvpolicy.commands.checkpoints import Checkpoint
-    from kvpolicy.commands.prompts import encoded, read_prompt
+    from kvpolicy.commands.conversation import Conversation, asked, is_terminal
+    from kvpolicy.commands.prompts import read_prompt
 
     with plugins_print_to_stderr():
-        policy = None if recipe == FULL else build_recipe(recipe, budget=read_budget(budget))
-        extras = _checked_extras(policy, prefill_pattern=prefill, storage=storage)
-    text = read_prompt(prompt, prompt_file)
+        choice = chosen(
+            recipe=recipe,
+            file=policy,
+            budget=budget,
+            changes=changes or [],
+            prefill=prefill,
+            storage=storage,
+        )
+    interactive = chat and prompt_file is None and is_terminal()
+    texts = [] if interactive and prompt is None else [read_prompt(prompt, prompt_file)]
     checkpoint = Checkpoint(
         name=model,
         dtype=dtype,
@@ -86,33 +105,13 @@ def generate(
         attention=attention,
         trust_remote_code=trust_remote_code,
     )
-    tokenizer = checkpoint.tokenizer()
-    tokens = encoded(tokenizer, text, chat=chat)
     sampling = _sampling(temperature, seed) | {"max_new_tokens": max_new_tokens}
-    _stream(checkpoint.model(), tokenizer, tokens, policy, extras, sampling)
-
-
-def _checked_extras(policy: Policy | None, **given: str | None) -> dict[str, str]:
-    """Return the prefill pattern and the storage that are given, by argument of `policy.cache`.
-
-    Raises before anything is loaded if one does not exist or if there is no recipe.
-    """
-    from kvpolicy.kinds import KINDS
-    from kvpolicy.named import resolved
-
-    extras = {}
-    for kind, value in given.items():
-        argument = KINDS[kind].argument
-        if value is None or argument is None:
-            continue
-        resolved(kind, value)
-        if policy is None:
-            raise InvalidValueError(
-                f"--{argument} {value} needs a recipe. With --recipe {FULL} transformers provides "
-                "the cache and the attention."
-            )
-        extras[argument] = value
-    return extras
+    tokenizer = checkpoint.tokenizer()
+    conversation = Conversation(
+        tokenizer=tokenizer, choice=choice, sampling=sampling, in_template=chat
+    )
+    conversation.check(texts)
+    conversation.hold(checkpoint.model(), [*texts] if not interactive else asked(texts))
 
 
 def _sampling(temperature: float, seed: int | None) -> dict[str, Any]:
@@ -129,36 +128,3 @@ def _sampling(temperature: float, seed: int | None) -> dict[str, Any]:
     if temperature == 0:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     return {"do_sample": True, "temperature": temperature}
-
-
-def _stream(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: dict[str, Tensor],
-    policy: Policy | None,
-    extras: dict[str, str],
-    sampling: dict[str, Any],
-) -> None:
-    """Write the text while it is generated, then report what the cache holds."""
-    from rich.console import Console
-    from transformers import TextStreamer
-
-    from kvpolicy.commands.holdings import holdings
-    from kvpolicy.commands.prefill import prefill_progress
-    from kvpolicy.commands.prompts import too_long
-    from kvpolicy.evaluation.caches import opened_cache
-    from kvpolicy.huggingface.report import report_of
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    inputs = {name: tensor.to(model.device) for name, tensor in tokens.items()}
-    read = inputs["input_ids"].shape[1]
-    if note := too_long(model, read):
-        console.print(note)
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    with opened_cache(model, policy, **extras) as cache:
-        with prefill_progress(model, read, console):
-            said = model.generate(
-                **inputs, past_key_values=cache, streamer=streamer, num_beams=1, **sampling
-            )
-        written = said.shape[1] - read
-        console.print(holdings(report_of(cache), read=read, written=written))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jaxtyping import Int
@@ -38,14 +39,16 @@ def read_prompt(text: str | None, file: str | None) -> str:
 
 
 def encoded(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat: bool
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], *, chat: bool
 ) -> dict[str, Int[Tensor, "1 T"]]:
-    """Return the prompt's token ids and attention mask. With `chat` the prompt is a user's turn.
+    """Return the token ids and the attention mask of messages, each with a `role` and a `content`.
+
+    Without `chat` there is one message, and its text is continued.
 
     Raises InvalidValueError if `chat` is set and the tokenizer has no chat template.
     """
     if not chat:
-        tokens = tokenizer(prompt, return_tensors="pt")
+        tokens = tokenizer(messages[-1]["content"], return_tensors="pt")
     elif tokenizer.chat_template is None:
         raise InvalidValueError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Leave out --chat, "
@@ -53,7 +56,7 @@ def encoded(
         )
     else:
         tokens = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
+            [dict(each) for each in messages],
             add_generation_prompt=True,
             return_tensors="pt",
             return_dict=True,

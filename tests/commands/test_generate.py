@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import kvpolicy
 from kvpolicy.commands.prefill import prefill_progress
 from kvpolicy.evaluation import needle
 from kvpolicy.testing.models import tiny_model
@@ -19,8 +20,9 @@ PROMPT = needle.generate_prompts(tokens=96, facts=4, count=1, seed=0)[0].text
 @pytest.fixture
 def generate(run, checkpoint):
     def with_defaults(*more, recipe="streamingllm", **options):
-        arguments = ("--model", str(checkpoint), "--recipe", recipe, "--max-new-tokens", "8")
-        return run("generate", *arguments, *more, **options)
+        arguments = ("--model", str(checkpoint), "--max-new-tokens", "8")
+        named = () if recipe is None else ("--recipe", recipe)
+        return run("generate", *arguments, *named, *more, **options)
 
     return with_defaults
 
@@ -105,6 +107,28 @@ def test_chat_uses_the_template_of_the_tokenizer(generate, checkpoint):
         config.write_text(plain)
 
 
+def test_a_policy_may_come_from_a_file_and_be_changed(generate, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(kvpolicy.recipe("snapkv", budget=40).to_dict()))
+    given = ("--policy", str(file), "--prompt", PROMPT)
+    assert "held    47 of 103" in generate(*given, recipe=None).stderr
+    assert "held    55 of 103" in generate(*given, "--budget", "48", recipe=None).stderr
+    stored = generate(*given, "--storage", "quantized", "--set", "storage.bits=4", recipe=None)
+    assert "held    47 of 103" in stored.stderr
+    assert (
+        "no option 'bit'"
+        in generate(*given, "--storage", "quantized", "--set", "storage.bit=4", recipe=None).stderr
+    )
+
+
+def test_the_small_model_that_ships_has_a_name(run):
+    result = run(
+        *("generate", "--model", "needle", "--recipe", "snapkv", "--prompt", PROMPT),
+        *("--budget", "40", "--max-new-tokens", "1"),
+    )
+    assert "tokens  96 read, 1 written" in result.stderr
+
+
 def test_a_prompt_beyond_what_the_model_was_made_for_is_noted(generate):
     result = generate("--prompt", "ada " * 600, "--budget", "64")
     assert result.exit_code == 0
@@ -124,6 +148,13 @@ def test_a_prompt_beyond_what_the_model_was_made_for_is_noted(generate):
             ("--prompt", "a", "--prefill", "ashape", "--recipe", "none"),
             "--prefill ashape needs a recipe",
         ),
+        (("--prompt", "a", "--policy", "mine.json"), "give either --recipe NAME"),
+        (("--prompt", "a", "--set", "window=4"), "such as --set scorer.window=64"),
+        (("--prompt", "a", "--set", "sinks"), "--set takes NAME=VALUE"),
+        (("--prompt", "a", "--set", "budget=4"), "--set budget=4 is --budget 4"),
+        (("--prompt", "a", "--set", "storage.bits=4"), "needs --storage NAME"),
+        (("--prompt", "a", "--set", "sinks=1", "--recipe", "none"), "--set needs a recipe"),
+        (("--prompt", "a", "--model", "a/b/c"), "there is no folder 'a/b/c'"),
         (("--prompt", "a", "--budget", "0"), "budget must be at least 1 position"),
         (("--prompt", "a", "--budget", "lots"), "budget must be positions (1024) or a share"),
         (("--prompt", "a", "--budget", "150%"), "above 0 and at most 1"),

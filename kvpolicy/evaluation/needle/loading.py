@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+NAME = "needle"
+"""The name of the model for `--model`."""
+
 MODEL = Path(__file__).with_name("model")
 """The folder of the model and its tokenizer, for `from_pretrained`."""
 
