@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kvpolicy.budget import within
     from kvpolicy.cache.memory.contents import Contents
     from kvpolicy.cache.memory.saved import SAVED
     from kvpolicy.cache.storage.protocol import Storage
@@ -64,6 +65,7 @@ _MODULES = {
     "recipe": "kvpolicy.composition",
     "restore": "kvpolicy.public",
     "save": "kvpolicy.public",
+    "within": "kvpolicy.budget",
 }
 """The module of each public name. It is imported when the name is first used, as PyTorch is."""
 
@@ -99,6 +101,7 @@ __all__ = [
     "recipe",
     "restore",
     "save",
+    "within",
 ]
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "lm-eval": "Run lm-evaluation-harness, in which --model kvpolicy evicts.",
     "report": "Write pages, figures and tables of results.",
     "inspect": "Show which tokens of a prompt survive, and say why a wrong answer is wrong.",
+    "calibrate": "Find the smallest budget that keeps a promise on your own prompts.",
     "exactness": "Compare evicted caches with full caches that mask the evicted entries.",
 }
 """Each command and what it does. Its module in kvpolicy.commands has a Typer `app` with it alone.

@@ -25,6 +25,10 @@ class ResultsCutWarning(UserWarning):
     """A file of results ended in the middle of a row, which will be run again."""
 
 
+class NotExchangeableWarning(UserWarning):
+    """Prompts of a calibration differ from one another, or from those to come: no guarantee."""
+
+
 class UnknownComponentError(KvpolicyError, LookupError):
     """No installed plugin offers a component of that kind under that name."""
 

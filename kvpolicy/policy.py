@@ -32,7 +32,8 @@ class Policy(Pipeline):
     `kvpolicy.compose` and `kvpolicy.recipe` build one. It has five parts and these settings:
 
     - `budget`: how many positions each key/value head of a layer may keep, observation window
-      included (an int), or the share of the prompt that is kept (a float in (0, 1]).
+      included (an int), the share of the prompt that is kept (a float in (0, 1]), or the error that
+      a layer may have (`kvpolicy.within`).
     - `group`: how the scores of the query heads that share a key/value head are reduced.
     - `group_order`: "before" reduces them before scores are smoothed over positions, "after" behind
       that. The default is "before" for a maximum, as SnapKV's authors do, and "after" otherwise.

@@ -1,4 +1,6 @@
-"""A budget is a number of positions or a share of the prompt, and nothing else."""
+"""A budget is a number of positions, a share of the prompt or an error, and nothing else."""
+
+import json
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 import kvpolicy
 from kvpolicy import budget as budget_module
-from kvpolicy.budget import checked_budget, positions_of
+from kvpolicy.budget import Within, checked_budget, plain, positions_of, read_budget, written
 from kvpolicy.errors import InvalidValueError
 
 
@@ -70,3 +72,60 @@ def test_a_share_that_is_too_small_for_what_is_protected_is_said_once(caplog, mo
     assert "1 % of 200 tokens is 2 positions, but sinks and recent tokens protect 36" in (
         record.getMessage()
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("within:0.02", Within(0.02)),
+        (" within : 2 % ", Within(0.02)),
+        ("within:0.5:64", Within(0.5, cap=64)),
+        ("within:1%:25%", Within(0.01, cap=0.25)),
+    ],
+)
+def test_an_error_target_is_read_and_written(text, target):
+    assert read_budget(text) == target
+    assert checked_budget(json.loads(json.dumps(plain(target)))) == target
+
+
+def test_an_error_target_is_written_as_people_do():
+    assert written(Within(0.005)) == "within 0.5 %"
+    assert written(Within(0.05, cap=0.25, window=8)) == "within 5 %, at most 25 %, window 8"
+
+
+@pytest.mark.parametrize(
+    "error", [0, 1, 1.0, 0.0, -0.1, 2, float("nan"), float("inf"), "2%", None, True]
+)
+def test_an_error_target_lies_between_0_and_1(error):
+    with pytest.raises(InvalidValueError, match="above 0 and below 1, but is"):
+        kvpolicy.within(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"within": 0.1, "cap": 0}, "at least 1 position, but is 0"),
+        ({"within": 0.1, "cap": {"within": 0.1}}, r"positions \(an int\) or a share"),
+        ({"within": 0.1, "window": 0}, "at least 1, not 0"),
+        ({"within": 0.1, "caps": 9}, "no 'caps'. Did you mean 'cap'?"),
+        ({"cap": 9}, "has 'within', not"),
+    ],
+)
+def test_what_is_no_error_target_is_named(given, message):
+    with pytest.raises(InvalidValueError, match=message):
+        kvpolicy.compose(scorer="snapkv", budget=given)
+
+
+@pytest.mark.parametrize(
+    "text", ["within", "within:", "within:0.02:", "within:lots", "without:0.1"]
+)
+def test_text_that_is_no_error_target_is_refused(text):
+    with pytest.raises(InvalidValueError, match="budget must be positions"):
+        read_budget(text)
+
+
+def test_a_policy_with_an_error_target_goes_to_json_and_back():
+    policy = kvpolicy.recipe("restkv", budget=kvpolicy.within(0.02, cap=512))
+    data = json.loads(json.dumps(policy.to_dict()))
+    assert data["budget"] == {"within": 0.02, "cap": 512, "window": 32}
+    assert kvpolicy.Policy.from_dict(data) == policy

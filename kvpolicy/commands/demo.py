@@ -180,8 +180,10 @@ def _budgets(text: str) -> list[Budget]:
 
 def _check_entrants(recipes: Sequence[str], budgets: Sequence[Budget]) -> None:
     """Raise what is wrong with the names of recipes, before a model is loaded."""
+    from kvpolicy.evaluation.demo.run import check_budgets
     from kvpolicy.evaluation.runs.entrant import entrants
 
+    check_budgets(budgets)
     with plugins_print_to_stderr():
         entrants(recipes, budgets)
 

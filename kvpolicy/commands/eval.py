@@ -31,7 +31,7 @@ def evaluate(
         str, typer.Option(help="Names, JSON files of policies, or all; see `kvpolicy list recipe`.")
     ],
     budgets: Annotated[
-        str, typer.Option(help="Positions per head (64), and shares of the prompt (25%).")
+        str, typer.Option(help="Positions per head (64), shares (25%), errors (within:2%).")
     ] = "",
     data: Annotated[
         Path | None, typer.Option(help="Your own samples, a JSON object a line.")

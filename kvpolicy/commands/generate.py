@@ -40,8 +40,8 @@ def generate(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Positions per head (1024), or a share of the prompt (25%). Without it: 1024, or "
-            "that of the file.",
+            help="Positions per head (1024), a share (25%) or an error (within:2%). Without it: "
+            "1024, or that of the file.",
             show_default=False,
         ),
     ] = None,

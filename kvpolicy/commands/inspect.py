@@ -31,7 +31,7 @@ def inspect(
         str, typer.Option(help="A recipe, or a JSON file of a policy; see `kvpolicy list recipe`.")
     ],
     budget: Annotated[
-        str, typer.Option(help="Positions per head (64), or a share of the prompt (25%).")
+        str, typer.Option(help="Positions per head (64), a share (25%) or an error (within:2%).")
     ],
     prompt: Annotated[str | None, typer.Option(help="The text that the model reads.")] = None,
     prompt_file: PromptFile = None,

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from kvpolicy.budget import Budget, positions_of, read_budget
+from kvpolicy.budget import Budget, positions_of, read_budget, written
 from kvpolicy.errors import (
     InvalidOptionError,
     InvalidValueError,
@@ -58,7 +58,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
 
     - `recipe`: a name (see `kvpolicy list recipe`), a JSON file of a policy, or a policy. Without
       it this is HFLM.
-    - `budget`: positions (1024), or a share of the prompt (0.25 or 25%).
+    - `budget`: positions (1024), a share of the prompt (0.25 or 25%), or an error (within:2%).
     - `chunk`: how many tokens of a rolling text are read at a time, with an eviction after each.
 
     All other options are HFLM's. The batch size must be 1: each request has a cache of its own.
@@ -213,12 +213,12 @@ def _check_context(request: Request, policy: Policy) -> None:
     total = len(context) + len(tokens)
     if texts is None or len(context) > 1 or policy.every is not None:
         return
-    if positions_of(policy.budget, total, protected=0) < total:
+    if policy.target is not None or positions_of(policy.budget, total, protected=0) < total:
         raise InvalidValueError(
             f"the {len(tokens)} tokens of {shown(texts[1])} follow no context, so that nothing is "
-            f"evicted before they are read, though they exceed the budget {policy.budget}. Use a "
-            "task of rolling likelihoods, a policy that evicts while it decodes (every=1), or a "
-            "larger budget."
+            "evicted before they are read, though they exceed the budget "
+            f"{written(policy.budget)}. Use a task of rolling likelihoods, a policy that evicts "
+            "while it decodes (every=1), or a larger budget."
         )
 
 

@@ -163,7 +163,7 @@ class Forward:
         """
         session, keys, self.undo = self.session, self._attended(), None
         contents, runs = self._own(), session.policy.running_scorer is not None
-        last = None if runs or self.readers == 1 else session.policy.scorer.window
+        last = None if runs or self.readers == 1 else session.policy.window
         self.readings.append(Reading.of(module, query, logits, last))
         if len(self.readings) < self.readers:
             return

@@ -42,7 +42,7 @@ class PolicyLayer(DynamicLayer):
         policy = self.session.policy
         self.seen = 0
         self.memory = LayerMemory(self.session.storage)
-        self.schedule = Schedule(policy.every, policy.scorer.window)
+        self.schedule = Schedule(policy.every, policy.window)
         self.forward: Forward | None = None
         self._density: Float64[Tensor, ""] | None = None
 

@@ -89,9 +89,9 @@ def queries_to_keep(policy: Pipeline, seen: int, logits: int) -> int:
     """
     if not queries_used(policy, seen):
         return logits
-    if policy.running_scorer is not None or policy.scorer.window is None:
+    if policy.running_scorer is not None or policy.window is None:
         return 0
-    return max(logits, policy.scorer.window)
+    return max(logits, policy.window)
 
 
 def shown_of(readings: Sequence[Reading], policy: Pipeline, seen: int) -> Sequence[Reading]:

@@ -16,7 +16,6 @@ from kvpolicy.huggingface.model.ranks import Ranks
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.readings import JoinedWeights, queries_to_keep
 from kvpolicy.observation.rotary import Rotary
-from kvpolicy.pipeline.capabilities import needs_of
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
 from kvpolicy.prefill.pattern import PrefillPattern
@@ -57,11 +56,11 @@ class Session:
     together: Together = attrs.field()
     weights: JoinedWeights = attrs.field(factory=JoinedWeights)
     needs_output_weight: bool = attrs.field(init=False)
-    """Whether a part cannot do without the weight of the output projection."""
+    """Whether the policy cannot do without the weight of the output projection."""
 
     @needs_output_weight.default
     def _asked_of_parts(self) -> bool:
-        return any("output_weight" in needs_of(part) for part in self.policy.parts.values())
+        return "output_weight" in self.policy.needs
 
     @rotary_positions.default
     def _none_noted(self) -> RotaryPositions | None:

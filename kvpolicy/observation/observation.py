@@ -97,6 +97,11 @@ class Observation:
     @property
     def attention(self) -> Float[Tensor, "B H W S"]:
         """Causal softmax attention of every query, in float32. `folded_attention` needs less."""
+        return softmax(self.logits, self.sink_logits)
+
+    @property
+    def logits(self) -> Float[Tensor, "B H W S"]:
+        """The attention logits of every query, in float32; -inf for positions after it."""
         groups = self.queries.shape[1] // self.keys.shape[1]
         keys = self.keys.float().repeat_interleave(groups, dim=1)
         logits = self.queries.float() @ keys.mT * self.scaling
@@ -104,7 +109,7 @@ class Observation:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
         future = future.triu(self.length - self.window + 1)
-        return softmax(logits.masked_fill(future, -torch.inf), self.sink_logits)
+        return logits.masked_fill(future, -torch.inf)
 
     def folded_attention(self, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return attention whose W queries `reduce` has folded into one.

@@ -53,6 +53,16 @@ class SaysNeeds(Protocol):
 
 
 @runtime_checkable
+class SaysCountsBudget(Protocol):
+    """A part that computes with the number of positions that the budget allows."""
+
+    @property
+    def counts_budget(self) -> bool:
+        """Whether the part refuses a budget that is an error target."""
+        ...
+
+
+@runtime_checkable
 class ChecksParts(Protocol):
     """A part that works with some other parts only."""
 
@@ -112,6 +122,11 @@ def is_uneven(part: object) -> bool:
 def is_prefill_only(part: object) -> bool:
     """Return whether a part needs the queries of a whole prompt."""
     return isinstance(part, SaysPrefillOnly) and part.prefill_only
+
+
+def counts_budget(part: object) -> bool:
+    """Return whether a part computes with the number of positions that the budget allows."""
+    return isinstance(part, SaysCountsBudget) and part.counts_budget
 
 
 def needs_of(part: object) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from kvpolicy.budget import Within
 from kvpolicy.errors import InvalidValueError, shown
 from kvpolicy.pipeline.capabilities import (
     ChecksParts,
@@ -13,11 +15,28 @@ from kvpolicy.pipeline.capabilities import (
     is_uneven,
 )
 from kvpolicy.pipeline.checks import at_work
+from kvpolicy.pipeline.targets import check_target
 from kvpolicy.pipeline.title import Titles
 from kvpolicy.stages.scoring import Scorer
 
 Parts = Mapping[str, object]
 """The five parts of a policy, by kind."""
+
+
+def check_all(parts: Parts, titles: Titles, settings: Mapping[str, Any], protected: int) -> None:
+    """Raise InvalidValueError for parts and settings that do not go together."""
+    budget, every = settings["budget"], settings["every"]
+    bound = budget.cap if isinstance(budget, Within) else budget
+    if isinstance(bound, int):
+        check_protected(bound, settings["sinks"], protected)
+    if isinstance(budget, Within):
+        check_target(budget, parts, titles, settings)
+    check_heads(parts, titles)
+    if every is not None:
+        check_every(every, parts, titles)
+        check_turns(every, per_turn=settings["per_turn"])
+    check_parts(parts, titles)
+    check_settings(parts, titles, settings)
 
 
 def check_window(scorer: Scorer, titles: Titles) -> None:

@@ -12,7 +12,7 @@ from attrs.validators import optional
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.budget import Budget, checked_budget, positions_of
+from kvpolicy.budget import Budget, Within, checked_budget, plain, positions_of
 from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
@@ -29,6 +29,7 @@ from kvpolicy.pipeline.checks import (
 )
 from kvpolicy.pipeline.describe import described
 from kvpolicy.pipeline.selections import checked_selection
+from kvpolicy.pipeline.targets import needs_of_all
 from kvpolicy.pipeline.title import Titles, title_of
 from kvpolicy.stages import grouping
 from kvpolicy.stages.allocation import Allocator, ModelAllocator
@@ -43,9 +44,9 @@ from kvpolicy.stages.smoothing import Smoother, fold_of
 class Pipeline:
     """Five parts and their settings. It knows neither plugins nor models.
 
-    Every method runs one stage and checks what the part returned. It raises InvalidComponentError
-    if the part returned what its interface forbids, and ComponentFailedError if the part raised.
-    Both errors name the part and its plugin.
+    Every method runs one stage and checks what the part returned. Its errors name the part and its
+    plugin: InvalidComponentError if the part returned what its interface forbids, and
+    ComponentFailedError if it raised.
     """
 
     scorer: Scorer
@@ -72,14 +73,7 @@ class Pipeline:
         """Raise InvalidValueError for parts and settings that do not go together."""
         object.__setattr__(self, "titles", self._complete_titles())
         combination.check_window(self.scorer, self.titles)
-        if isinstance(self.budget, int):
-            combination.check_protected(self.budget, self.sinks, self.protected)
-        combination.check_heads(self.parts, self.titles)
-        if self.every is not None:
-            combination.check_every(self.every, self.parts, self.titles)
-            combination.check_turns(self.every, per_turn=self.per_turn)
-        combination.check_parts(self.parts, self.titles)
-        combination.check_settings(self.parts, self.titles, self.settings)
+        combination.check_all(self.parts, self.titles, self.settings, self.protected)
 
     def _complete_titles(self) -> Titles:
         return {kind: title_of(kind, part, self.titles) for kind, part in self.parts.items()}
@@ -98,11 +92,14 @@ class Pipeline:
     @property
     def settings(self) -> dict[str, object]:
         """All arguments of `compose` that are not parts, by name."""
-        names = (
-            *("budget", "group", "group_order", "layer_group", "sinks", "recent"),
-            *("every", "per_turn", "slot_positions"),
-        )
+        others = (*self.parts, "titles")
+        names = [field.name for field in attrs.fields(Pipeline) if field.name not in others]
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """The optional fields of an observation that must be there, and what needs each."""
+        return needs_of_all(self.parts, self.titles, self.target)
 
     # Layers read these at every token, and isinstance with a Protocol is slow.
     @cached_property
@@ -114,6 +111,17 @@ class Pipeline:
     def model_allocator(self) -> ModelAllocator | None:
         """The allocator if it compares layers, else None."""
         return self.allocator if isinstance(self.allocator, ModelAllocator) else None
+
+    @cached_property
+    def target(self) -> Within | None:
+        """The budget if it is an error target, else None."""
+        return self.budget if isinstance(self.budget, Within) else None
+
+    @cached_property
+    def window(self) -> int | None:
+        """How many of the last queries are shown: to the scorer, or to measure an error target."""
+        least = 0 if self.target is None else self.target.window
+        return None if self.scorer.window is None else max(self.scorer.window, least)
 
     @cached_property
     def fold(self) -> Fold:
@@ -130,7 +138,6 @@ class Pipeline:
 
     def recent_of(self, budget: int) -> int:
         """Return how many of the last tokens are always kept, for a budget in positions."""
-        # 0.29 * 100 is 28.999999999999996: a share of 29 % of 100 positions is 29.
         share = isinstance(self.recent, float)
         return math.floor(self.recent * budget + 1e-9) if share else int(self.recent)
 
@@ -139,11 +146,9 @@ class Pipeline:
         return positions_of(self.budget, seen, protected=self.protected)
 
     def keeps_all(self, seen: int) -> bool:
-        """Return whether nothing is evicted from a sequence of `seen` tokens.
-
-        True if the sequence fits into the budget or is shorter than the scorer's window.
-        """
-        return seen <= self.positions(seen) or seen < (self.scorer.window or 0)
+        """Return whether `seen` tokens fit, or are fewer than the scorer's window."""
+        least = self.positions(seen) if self.target is None else max(1, self.protected)
+        return seen <= least or seen < (self.scorer.window or 0)
 
     def rank(self, observation: Observation) -> Float[Tensor, "B N S"]:
         """Score every position for every key/value head. Protected positions get +inf."""
@@ -242,9 +247,6 @@ class Pipeline:
         return checked_compaction(self.titles["compactor"], compacted, keys, values, selection)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the arguments of `compose` that build this policy, as plain JSON data.
-
-        Raises InvalidComponentError for a part that no installed plugin offers.
-        """
+        """Return compose's arguments as JSON data; InvalidComponentError for parts of no plugin."""
         parts = {kind: described(self.titles[kind], part) for kind, part in self.parts.items()}
-        return parts | self.settings
+        return parts | self.settings | {"budget": plain(self.budget)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kvpolicy.budget import written
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.capabilities import is_uneven
@@ -25,6 +26,11 @@ def check_policy(policy: Pipeline) -> None:
         raise InvalidValueError(
             "slot_positions=True turns keys anew at every token, but vLLM stores keys turned. Add "
             '"slot_positions": false.'
+        )
+    if policy.target is not None:
+        raise InvalidValueError(
+            f"an error target ({written(policy.target)}) gives heads and layers different numbers "
+            "of positions, but they share the blocks of vLLM. Give a number of positions."
         )
     allocator = policy.titles["allocator"]
     if is_uneven(policy.allocator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from kvpolicy.budget import Budget, positions_of
+from kvpolicy.budget import Budget, positions_of, written
 from kvpolicy.pipeline.pipeline import Pipeline
 
 
@@ -52,5 +52,4 @@ class Rounding:
         """
         if isinstance(self.budget, int):
             return f"{self.budget:,} to {self.budget + block - 1:,} positions"
-        share = f"{self.budget * 100:.4g} %"
-        return f"{share} of the prompt and at most {block - 1} positions more"
+        return f"{written(self.budget)} of the prompt and at most {block - 1} positions more"

@@ -48,6 +48,7 @@ class CriticalScorer:
     norm: Literal["l1", "l2"] = attrs.field(default="l1", validator=one_of("l1", "l2"))
 
     needs: ClassVar[tuple[str, ...]] = ("output_weight",)
+    counts_budget: ClassVar[bool] = True
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the same for all query heads of a group.

@@ -47,6 +47,7 @@ class DefensiveScorer:
     mass: float = attrs.field(default=0.9, converter=as_float, validator=share)
 
     needs: ClassVar[tuple[str, ...]] = ("output_weight",)
+    counts_budget: ClassVar[bool] = True
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Score every position, the same for all query heads of a group.

@@ -44,6 +44,7 @@ class LadderScorer:
     """
 
     across_heads: ClassVar[bool] = True
+    counts_budget: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
     span: int | None = attrs.field(default=None, validator=optional(count))

@@ -12,12 +12,13 @@ from kvpolicy.vllm.policies import check_policy
         ("snapkv", {"slot_positions": True}, "slot_positions=True turns keys anew"),
         ("adakv", {}, "heads of a layer different numbers of positions"),
         ("pyramidkv", {}, "layers different numbers of positions.*uniform"),
+        ("snapkv", {"budget": kvpolicy.within(0.1)}, "an error target .* share the blocks"),
         ("layerdefensivekv", {}, "allocator 'layerdefensivekv'.*different numbers of positions"),
         ("lookm", {"every": None}, "compactor 'lookm'.*changes keys or values"),
     ],
 )
 def test_a_policy_that_blocks_cannot_hold_is_refused_by_name(recipe, changes, message):
-    policy = kvpolicy.recipe(recipe, budget=128, **changes)
+    policy = kvpolicy.recipe(recipe, **{"budget": 128} | changes)
     with pytest.raises(InvalidValueError, match=message):
         check_policy(policy)
 

@@ -18,10 +18,12 @@ Budgets = Int[Tensor, "_ _"] | None
 
 
 def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
-    """Let the policy share out one layer's budget among its heads."""
+    """Let the policy share out one layer's budget among its heads, or keep to an error target."""
     scores = ranked.scores_of_layer
     if scores is None:
         return None
+    if ranked.within is not None:
+        return ranked.within
     budgets = pipeline.allocate(scores, ranked.observation, ranked.competing)
     return _agreed(pipeline, budgets, ranked.shard)
 

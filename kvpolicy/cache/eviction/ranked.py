@@ -12,6 +12,7 @@ from torch import Tensor
 from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.eviction.shown import Shown
 from kvpolicy.cache.eviction.views import View, views_of
+from kvpolicy.cache.eviction.within import counts_within
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.shard import Shard
@@ -33,6 +34,8 @@ class Ranked:
     observations: Sequence[Observation] = ()
     scores: Float[Tensor, "b n S"] | None = None
     shard: Shard | None = None
+    within: Int[Tensor, "b N"] | None = None
+    """The counts of all heads of the layer, on the CPU, where the budget is an error target."""
 
     @property
     def observation(self) -> Observation:
@@ -86,10 +89,32 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
         for observation in observations:
             check_numbers(observation)
     scores = [pipeline.rank(observation) for observation in observations]
+    within = _within(pipeline, views, shown, scores)
     if pipeline.per_turn:
         scores = [each[..., -views[0].newest :] for each in scores]
     competing = unranked.competing
-    return attrs.evolve(unranked, observations=observations, scores=_joined(scores, competing))
+    return attrs.evolve(
+        unranked, observations=observations, scores=_joined(scores, competing), within=within
+    )
+
+
+def _within(
+    pipeline: Pipeline,
+    views: Sequence[View],
+    shown: Shown,
+    scores: Sequence[Float[Tensor, "b _ _"]],
+) -> Int[Tensor, "b N"] | None:
+    """Return the counts of an error target; None if the budget is none."""
+    if pipeline.target is None:
+        return None
+    window = pipeline.target.window
+    observations = [shown.observation(pipeline, view, window) for view in views]
+    return counts_within(
+        pipeline.target,
+        list(zip(views, observations, scores, strict=True)),
+        protected=pipeline.protected,
+        shard=shown.shard,
+    )
 
 
 def _joined(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from kvpolicy.budget import Budget, positions_of
+from kvpolicy.budget import Budget, Within, positions_of, written
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.demo.specimen import Specimen, read_specimen
 from kvpolicy.evaluation.needle import NeedlePrompt
@@ -38,6 +38,7 @@ def run_demo(
     A budget that is a share is one of the first prompt. Raises InvalidValueError for prompts that
     cannot be written or are too long for the model, and if nothing can be compared.
     """
+    check_budgets(budgets)
     prompts = _prompts(model, tokenizer, task)
     tokens = _longest(prompts[:1], tokenizer)
     positions = [positions_of(budget, tokens, protected=0) for budget in budgets]
@@ -58,6 +59,16 @@ def run_demo(
         rows[: len(grid.entrants)],
         comparison.telling_budget,
     )
+
+
+def check_budgets(budgets: Iterable[Budget]) -> None:
+    """Raise InvalidValueError for an error target: the demo compares equal positions."""
+    for budget in budgets:
+        if isinstance(budget, Within):
+            raise InvalidValueError(
+                f"the demo compares recipes at equal positions, but {written(budget)} is an error "
+                "target. Give positions or shares, or use `kvpolicy eval`."
+            )
 
 
 def _prompts(

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import Budget, Within, order_of, written
 from kvpolicy.evaluation.pictures.marks import Mark
 from kvpolicy.evaluation.pictures.names import NAMES, height_for, write_names
 from kvpolicy.evaluation.pictures.panel import LEFT, WIDTH, Panel, plain_text
 from kvpolicy.evaluation.pictures.theme import LIGHT, Theme
 from kvpolicy.evaluation.reports.summary import Cell
-from kvpolicy.evaluation.runs.entrant import written
 
 NEAR = 34  # pixels between two ticks, at least
 DODGE = 2.4  # pixels between two intervals at one budget
@@ -51,16 +50,21 @@ def quality_picture(
 def places_of(budgets: set[Budget]) -> dict[Budget, float]:
     """Return where budgets stand, between 0 and 1: by their logarithm, or evenly if mixed.
 
+    Error targets stand evenly: the smallest error, which keeps the most, is last.
+
     >>> places_of({64, 128, 256})
     {64: 0.08, 128: 0.5, 256: 0.92}
     >>> places_of({64, 0.25})
     {64: 0.08, 0.25: 0.92}
     """
-    order = sorted(budgets, key=lambda budget: (isinstance(budget, float), budget))
+    order = sorted(budgets, key=order_of)
     if len(order) == 1:
         return {order[0]: 0.5}
     mixed = len({type(budget) for budget in order}) > 1
-    steps = [float(place) if mixed else math.log(budget) for place, budget in enumerate(order)]
+    steps = [
+        float(place) if mixed or isinstance(budget, Within) else math.log(budget)
+        for place, budget in enumerate(order)
+    ]
     span = steps[-1] - steps[0]
     return {
         budget: round(EDGE + (1 - 2 * EDGE) * (step - steps[0]) / span, 4)

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from kvpolicy.budget import Within
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.measures.interval import Interval, wilson_interval
 from kvpolicy.evaluation.reports.summary import Cell, summary
@@ -177,4 +178,4 @@ def _standing(cell: Cell, protected: Mapping[tuple[str, Any], int]) -> Standing:
 
 
 def _positions(cell: Cell) -> int | None:
-    return None if cell.budget is None else int(cell.budget)
+    return None if cell.budget is None or isinstance(cell.budget, Within) else int(cell.budget)

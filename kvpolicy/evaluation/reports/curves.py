@@ -8,9 +8,8 @@ from statistics import fmean
 
 import attrs
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import Budget, written
 from kvpolicy.evaluation.reports.markdown import columns
-from kvpolicy.evaluation.runs.entrant import written
 from kvpolicy.evaluation.runs.row import Row
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvpolicy.budget import written
 from kvpolicy.evaluation.reports.costs import COSTS
 from kvpolicy.evaluation.reports.curves import by_budget, curves
 from kvpolicy.evaluation.reports.grids import grids
 from kvpolicy.evaluation.reports.markdown import by_task
 from kvpolicy.evaluation.reports.summary import Cell
-from kvpolicy.evaluation.runs.entrant import written
 from kvpolicy.evaluation.runs.row import Row
 
 if TYPE_CHECKING:

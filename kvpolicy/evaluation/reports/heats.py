@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import Budget, order_of, written
 from kvpolicy.evaluation.reports.grids import Grid
 from kvpolicy.evaluation.reports.wording import NOTHING
-from kvpolicy.evaluation.runs.entrant import Entrant, written
+from kvpolicy.evaluation.runs.entrant import Entrant
 
 MOST = 16
 """How many columns a table has at most."""
@@ -17,7 +17,7 @@ MOST = 16
 def heats(grids: Sequence[Grid]) -> list[dict[str, Any]]:
     """Return the tables of each budget; those of the full cache come with the first."""
     budgets = list(dict.fromkeys(grid.budget for grid in grids if grid.budget is not None))
-    order: list[Budget | None] = [*sorted(budgets, key=lambda b: (isinstance(b, float), b))]
+    order: list[Budget | None] = [*sorted(budgets, key=order_of)]
     return [_group(grids, budget, first=at == 0) for at, budget in enumerate(order or [None])]
 
 

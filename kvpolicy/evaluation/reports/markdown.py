@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import Budget, order_of, written
 from kvpolicy.evaluation.reports import wording
 from kvpolicy.evaluation.reports.summary import Cell
-from kvpolicy.evaluation.runs.entrant import written
 
 
 def markdown(cells: Sequence[Cell], *, baseline: str, facts: str = "") -> str:
@@ -30,13 +29,13 @@ def by_task(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
 
 
 def columns(budgets: Iterable[Budget | None]) -> list[Budget | None]:
-    """Return the budgets, positions before shares; [None] where there is only the full cache.
+    """Return the budgets in order; [None] where there is only the full cache.
 
     >>> columns([None, 0.5, 64, 64])
     [64, 0.5]
     """
     found = {budget for budget in budgets if budget is not None}
-    return [*sorted(found, key=lambda budget: (isinstance(budget, float), budget))] or [None]
+    return [*sorted(found, key=order_of)] or [None]
 
 
 def matrix(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:

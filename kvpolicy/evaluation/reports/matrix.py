@@ -7,13 +7,12 @@ from typing import Any
 
 import attrs
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import Budget, written
 from kvpolicy.evaluation.measures.bootstrap import Estimate
 from kvpolicy.evaluation.reports import wording
 from kvpolicy.evaluation.reports.markdown import columns
 from kvpolicy.evaluation.reports.overview import Overall
 from kvpolicy.evaluation.reports.summary import Cell
-from kvpolicy.evaluation.runs.entrant import written
 
 
 @attrs.frozen(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kvpolicy.budget import written
 from kvpolicy.evaluation.reports import wording
 from kvpolicy.evaluation.reports.costs import COSTS, Cost, front
 from kvpolicy.evaluation.reports.curves import Curve, by_budget, curves
@@ -17,7 +18,6 @@ from kvpolicy.evaluation.reports.overview import overview
 from kvpolicy.evaluation.reports.published import Published, published
 from kvpolicy.evaluation.reports.rendering import rendered
 from kvpolicy.evaluation.reports.summary import Cell
-from kvpolicy.evaluation.runs.entrant import written
 from kvpolicy.evaluation.runs.row import Row
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import Budget, plain
 from kvpolicy.errors import InvalidValueError, shown, suggest
 from kvpolicy.evaluation.measures.bootstrap import Estimate, Scores, difference, estimate
 from kvpolicy.evaluation.measures.interval import wilson_interval
@@ -53,8 +53,8 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain JSON data."""
-        plain = attrs.asdict(self, recurse=False)
-        return plain | {name: _plain(plain[name]) for name in ("estimate", "difference")}
+        data = attrs.asdict(self, recurse=False) | {"budget": plain(self.budget)}
+        return data | {name: _plain(data[name]) for name in ("estimate", "difference")}
 
 
 def summary(rows: Iterable[Row], *, baseline: str = FULL) -> list[Cell]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvpolicy.budget import written
 from kvpolicy.evaluation.measures.bootstrap import Estimate
 from kvpolicy.evaluation.reports.summary import Cell
-from kvpolicy.evaluation.runs.entrant import written
 from kvpolicy.huggingface.report import readable_bytes
 
 NOTHING = "-"

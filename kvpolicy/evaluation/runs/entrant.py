@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from kvpolicy.budget import Budget, checked_budget
+from kvpolicy.budget import Budget, checked_budget, plain, written
 from kvpolicy.composition import recipe
 from kvpolicy.discovery.registry import find, installed
 from kvpolicy.errors import InvalidValueError, KvpolicyError, shown
@@ -47,7 +47,7 @@ class Entrant:
     def described(self, metric: Metric) -> Mapping[str, Any] | None:
         """Return the policy as plain data; None for the full cache, and for a refusal."""
         if self.is_oracle:
-            return {"scorer": {"name": ORACLE}, "recent": 0, "budget": self.budget}
+            return {"scorer": {"name": ORACLE}, "recent": 0, "budget": plain(self.budget)}
         policy = suited(self.policy, metric)
         return None if policy is None else policy.to_dict()
 
@@ -71,15 +71,6 @@ def suited(policy: Policy | None, metric: Metric) -> Policy | None:
     if metric.asks == "stream" and metric.chunk == 1 and policy is not None:
         return attrs.evolve(policy, every=1)
     return policy
-
-
-def written(budget: Budget) -> str:
-    """Write a budget as people do.
-
-    >>> written(1024), written(0.125)
-    ('1024', '12.5 %')
-    """
-    return str(budget) if isinstance(budget, int) else f"{100 * budget:.10g} %"
 
 
 def entrants(

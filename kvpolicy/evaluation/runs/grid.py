@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from kvpolicy.budget import plain
 from kvpolicy.errors import ResultsError, told
 from kvpolicy.evaluation.runs.dialogue import dialogue_prompt
 from kvpolicy.evaluation.runs.engine import Engine, Job, Question
@@ -135,7 +136,7 @@ class Grid:
             "sample": asked,
             "extra": digest(dict(sample.extra)),
             "prompt": [ids, split],
-            "entrant": [entrant.name, entrant.budget, policy],
+            "entrant": [entrant.name, plain(entrant.budget), policy],
             "model": self.identity["model"]["digest"],
             "dtype": self.identity["model"]["dtype"],
             "code": entrant.code,

@@ -72,7 +72,7 @@ class Results:
         if self.file is None:
             self.rows[row.key] = row
             return row
-        line = json.dumps(attrs.asdict(row), ensure_ascii=False, default=shown) + "\n"
+        line = json.dumps(row.to_dict(), ensure_ascii=False, default=shown) + "\n"
         try:
             with self.file.open("ab", buffering=0) as opened, _alone(opened):
                 self.refresh()

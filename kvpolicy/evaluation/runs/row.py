@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from kvpolicy.budget import Budget
+from kvpolicy.budget import Budget, Within, checked_budget, plain
 
 
 def texts(given: Iterable[str]) -> tuple[str, ...]:
@@ -18,6 +18,11 @@ def texts(given: Iterable[str]) -> tuple[str, ...]:
 def numbers(given: Iterable[float]) -> tuple[float, ...]:
     """Return numbers as a tuple; JSON has only lists."""
     return tuple(given)
+
+
+def budget(given: Any) -> Any:
+    """Return a budget; JSON has a mapping for an error target."""
+    return checked_budget(given) if isinstance(given, Mapping) else given
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +59,7 @@ class Row:
     question: str
     entrant: str
     asks: str = "text"
-    budget: Budget | None = None
+    budget: Budget | None = attrs.field(default=None, converter=budget)
     policy: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     score: float | None = None
     weight: float = 1.0
@@ -80,3 +85,11 @@ class Row:
     def failed(self) -> bool:
         """Whether there is no score."""
         return self.score is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON data."""
+        return attrs.asdict(self, value_serializer=_plain)
+
+
+def _plain(owner: object, field: object, value: Any) -> Any:
+    return plain(value) if isinstance(value, Within) else value

@@ -131,7 +131,7 @@ def judged_rows(policy: Pipeline, slots: Slots, count: int, *, has_evicted: bool
         return count
     if all(map(policy.keeps_all, slots.newest if policy.per_turn else slots.seen)):
         return 0
-    window = policy.scorer.window
+    window = policy.window
     if window is None or policy.running_scorer is not None:
         return count
     return min(window, count)

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from kvpolicy.budget import written
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.output_projection import check_readable
 from kvpolicy.huggingface.model.rotary import rotaries
 from kvpolicy.huggingface.model.shared_layers import all_readers
 from kvpolicy.observation.rotary import Rotary
-from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts, needs_of
+from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts
 from kvpolicy.pipeline.checks import at_work
 from kvpolicy.pipeline.pipeline import Pipeline
 
@@ -33,13 +34,15 @@ def fitting_rotaries(
     checking = {
         kind: part for kind, part in pipeline.parts.items() if isinstance(part, ChecksModel)
     }
-    needs = {
-        need: pipeline.titles[kind]
-        for kind, part in pipeline.parts.items()
-        for need in needs_of(part)
-    }
+    needs = pipeline.needs
+    if pipeline.target is not None and readers:
+        raise UnsupportedModelError(
+            f"layers of {type(model).__name__} share their keys and values, so that what is kept "
+            f"changes several outputs, but an error target ({written(pipeline.target)}) is that of "
+            "one layer. Give a number of positions."
+        )
     if "output_weight" in needs:
-        check_readable(model, all_readers(readers, layers), str(needs["output_weight"]))
+        check_readable(model, all_readers(readers, layers), needs["output_weight"])
     if not checking and not pipeline.slot_positions and "rotary" not in needs:
         return [None] * len(layers)
     known = rotaries(model, config, layers)

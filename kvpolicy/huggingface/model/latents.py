@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from kvpolicy.budget import written
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.architectures import EXPANSION, LATENT_SIZE
 from kvpolicy.pipeline.capabilities import is_uneven
@@ -42,6 +43,11 @@ def expanding_modules(
 def check_latents(pipeline: Pipeline, model: PreTrainedModel) -> None:
     """Raise UnsupportedModelError if a policy needs heads apart, or changes what is cached."""
     name = type(model).__name__
+    if pipeline.target is not None:
+        raise UnsupportedModelError(
+            f"an error target ({written(pipeline.target)}) gives each head a budget of its own, "
+            f"but {name} caches latents that all heads share. Give a number of positions."
+        )
     if is_uneven(pipeline.allocator):
         raise UnsupportedModelError(
             f"{pipeline.titles['allocator']} gives each head a budget of its own, but {name} "

@@ -60,7 +60,7 @@ def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:
             raise UnsupportedModelError(
                 f"{who} measures what attention gives behind the output projection, but that of "
                 f"layer {layer} of {type(model).__name__} cannot be read (it is {kind}). Use "
-                "another scorer, such as 'snapkv'."
+                "another scorer, such as 'snapkv', and a budget in positions."
             )
         if _is_plain(projection):
             check_factors(weight_of(projection))
