@@ -60,9 +60,8 @@ class Within:
             )
         window = self.window
         if isinstance(window, bool) or not isinstance(window, int) or not 1 <= window <= LARGEST:
-            raise InvalidValueError(
-                f"the window of an error target is an int of at least 1, not {shown(window)}."
-            )
+            given = shown(window)
+            raise InvalidValueError(f"a target's window is an int of at least 1, not {given}.")
         object.__setattr__(self, "error", float(error))
         if self.cap is not None:
             object.__setattr__(self, "cap", checked_budget(self.cap))
@@ -141,9 +140,7 @@ def checked_budget(budget: Any) -> Budget:
 
 
 def read_budget(text: str) -> Budget:
-    """Read a budget: positions, a share of the prompt, or an error target with or without a cap.
-
-    Raises InvalidValueError for anything else.
+    """Read positions, a share, or an error target; raise InvalidValueError for anything else.
 
     >>> read_budget("1024"), read_budget("0.25"), read_budget("25 %")
     (1024, 0.25, 0.25)

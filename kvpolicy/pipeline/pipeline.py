@@ -81,13 +81,8 @@ class Pipeline:
     @property
     def parts(self) -> dict[str, object]:
         """The five parts, by kind."""
-        return {
-            "scorer": self.scorer,
-            "smoother": self.smoother,
-            "allocator": self.allocator,
-            "selector": self.selector,
-            "compactor": self.compactor,
-        }
+        kinds = ("scorer", "smoother", "allocator", "selector", "compactor")
+        return {kind: getattr(self, kind) for kind in kinds}
 
     @property
     def settings(self) -> dict[str, object]:
