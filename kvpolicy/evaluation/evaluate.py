@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from kvpolicy.budget import LARGEST, Budget
-from kvpolicy.errors import DataError, InvalidValueError, shown
-from kvpolicy.evaluation.measures.catalogue import metric_named
+from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.evaluation.chosen_tasks import named, own, with_samples
 from kvpolicy.evaluation.reports.markdown import markdown
 from kvpolicy.evaluation.reports.page import page
 from kvpolicy.evaluation.reports.summary import Cell, summary
 from kvpolicy.evaluation.runs.engine import Engine, engine_of
 from kvpolicy.evaluation.runs.entrant import FULL, Entrant, Recipe, entrants
-from kvpolicy.evaluation.runs.grid import Grid, Named
+from kvpolicy.evaluation.runs.grid import Grid
 from kvpolicy.evaluation.runs.prompt import PromptFormat, QuestionPlace
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.evaluation.runs.row import Row
-from kvpolicy.evaluation.tasks.own import Data, OwnTask, default_metric, read_samples
-from kvpolicy.named import Part, resolved
+from kvpolicy.evaluation.tasks.own import Data
+from kvpolicy.named import Part
 from kvpolicy.task import Judge, Metric, Task
 
 if TYPE_CHECKING:
@@ -146,7 +144,7 @@ def evaluate(
                 tokenizer=opened.tokenizer, chat=chat, question=question, longest=max_prompt_tokens
             ),
             entrants=given,
-            tasks=[_with_samples(each, opened.tokenizer, limit) for each in tested],
+            tasks=[with_samples(each, opened.tokenizer, limit) for each in tested],
             max_new_tokens=max_new_tokens,
             retry=retry,
         )
@@ -169,7 +167,7 @@ def check_arguments(
 ) -> tuple[list[Entrant], list[tuple[str, Task]]]:
     """Return the entrants, and the tasks by name; raise what `evaluate` raises, without a model."""
     _check_settings(limit=limit, **settings)
-    tested = [*_own(data, metric, limit), *map(_named, tasks)]
+    tested = [*own(data, metric, limit), *map(named, tasks)]
     if not tested:
         raise InvalidValueError("there is nothing to evaluate on. Give data or tasks.")
     names = [name for name, _ in tested]
@@ -182,55 +180,6 @@ def check_arguments(
             f"the baseline {shown(baseline)} does not take part. Choose one of: {known}."
         )
     return given, tested
-
-
-def _own(
-    data: Data | None, metric: str | Judge | Metric | None, limit: int | None
-) -> list[tuple[str, Task]]:
-    if data is None:
-        if metric is not None:
-            raise InvalidValueError("metric is for data; tasks have metrics of their own.")
-        return []
-    samples = read_samples(data, limit=limit)
-    task = OwnTask(rows=samples, metric=_metric(metric or default_metric(samples)))
-    name = Path(data).stem if isinstance(data, str | os.PathLike) else "data"
-    return [(name, task)]
-
-
-def _metric(given: str | Judge | Metric) -> Metric:
-    if isinstance(given, Metric):
-        return given
-    if isinstance(given, str):
-        return metric_named(given)
-    if callable(given):
-        name = f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', given)}"
-        return Metric(name=name, judge=given)
-    raise InvalidValueError(
-        "a metric is a name, a function of the text and the sample, or a Metric, not "
-        f"{shown(given)}."
-    )
-
-
-def _named(given: Part[Task]) -> tuple[str, Task]:
-    task, title = resolved("task", given)
-    name = title.name or type(task).__name__
-    if isinstance(given, Mapping):
-        options = [f"{option}={value}" for option, value in given.items() if option != "name"]
-        name = f"{name}({', '.join(options)})" if options else name
-    return name, task
-
-
-def _with_samples(
-    named: tuple[str, Task], tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> Named:
-    name, task = named
-    try:
-        samples = list(islice(task.samples(tokenizer), limit))
-    except OSError as error:
-        raise DataError(f"task {name!r} cannot read its files: {error}.") from error
-    if not samples:
-        raise DataError(f"task {name!r} has no samples.")
-    return Named(name=name, samples=samples, metric=task.metric)
 
 
 def _check_settings(**settings: Any) -> None:

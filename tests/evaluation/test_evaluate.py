@@ -189,6 +189,11 @@ def test_a_prompt_may_be_cut_in_the_middle(pair, data):
             DataError,
             "row 1 of the data has neither 'answer' nor 'answers'",
         ),
+        (
+            {"tasks": [{"name": "longbench_lcc", "folder": "/no/such"}]},
+            DataError,
+            "the folder '/no/such' of task 'longbench_lcc' does not exist",
+        ),
         ({"tasks": ["nedle"]}, UnknownComponentError, "no task named 'nedle'"),
         ({"tasks": [Needles(), Needles()]}, InvalidValueError, "the same name: Needles, Needles"),
         ({"tasks": [Needles()], "metric": "f1"}, InvalidValueError, "metric is for data"),

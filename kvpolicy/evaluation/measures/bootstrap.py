@@ -3,12 +3,13 @@
 The samples are drawn again with replacement, `DRAWS` times, and the interval holds the middle 95 %
 of the figures (the percentile bootstrap: Efron, 1979). The draws have a fixed seed: the same scores
 give the same interval. Two entrants are compared on the same draws of the same samples, so that
-what makes a sample hard for both of them cancels out.
+what makes a sample hard for both of them cancels out. Samples of one cluster, such as questions
+about the same text, are drawn together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,26 +24,44 @@ _LARGEST = 2_000_000
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval; one sample has no spread, and no interval."""
+    """A figure and its 95 % interval; one cluster has no spread, and no interval."""
 
     value: float
     interval: Interval | None
 
 
 class Scores(NamedTuple):
-    """A score and a weight for each sample; `exponential`: the figure is a perplexity."""
+    """A score and a weight for each sample; `exponential`: the figure is a perplexity.
+
+    `clusters` has a name for each sample; samples of one name are drawn together. If it is empty,
+    each sample is a cluster of its own.
+    """
 
     scores: Sequence[float]
     weights: Sequence[float]
     exponential: bool = False
+    clusters: Sequence[Hashable] = ()
+
+    def drawn(self) -> int:
+        """Return how many clusters there are to draw from."""
+        return len(set(self.clusters)) if self.clusters else len(self.scores)
 
     def figures(self, draws: int) -> np.ndarray:
         """Return the figure of each of so many draws, after the figure of all samples."""
-        scores, weights = (np.asarray(each, dtype=np.float64) for each in self[:2])
-        figures = [_weighted(scores[None], weights[None])]
-        figures += [_weighted(scores[rows], weights[rows]) for rows in _rows(len(scores), draws)]
+        weights = np.asarray(self.weights, dtype=np.float64)
+        totals = self._added_up(np.asarray(self.scores, dtype=np.float64) * weights)
+        weights = self._added_up(weights)
+        figures = [_mean(totals[None], weights[None])]
+        figures += [_mean(totals[rows], weights[rows]) for rows in _rows(len(totals), draws)]
         found = np.concatenate(figures)
         return np.exp(found) if self.exponential else found
+
+    def _added_up(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum of each cluster."""
+        if not self.clusters:
+            return values
+        places = {name: place for place, name in enumerate(dict.fromkeys(self.clusters))}
+        return np.bincount([places[name] for name in self.clusters], values)
 
 
 def estimate(scores: Scores) -> Estimate:
@@ -73,7 +92,7 @@ def difference(scores: Scores, other: Scores) -> Estimate:
 
 
 def _estimate(scores: Scores, other: Scores | None) -> Estimate:
-    draws = DRAWS if len(scores.scores) > 1 else 0
+    draws = DRAWS if scores.drawn() > 1 else 0
     figures = scores.figures(draws)
     if other is not None:
         figures = figures - other.figures(draws)
@@ -91,7 +110,7 @@ def _checked(scores: Scores) -> Scores:
 
 
 def _rows(samples: int, draws: int) -> list[np.ndarray]:
-    """Return which samples each draw has; the same for all who have so many samples."""
+    """Return which clusters each draw has; the same for all who have so many of them."""
     generator = np.random.default_rng(SEED)
     at_once = max(1, _LARGEST // samples)
     return [
@@ -100,6 +119,6 @@ def _rows(samples: int, draws: int) -> list[np.ndarray]:
     ]
 
 
-def _weighted(scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    mean: np.ndarray = (scores * weights).sum(-1) / weights.sum(-1)
+def _mean(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    mean: np.ndarray = totals.sum(-1) / weights.sum(-1)
     return mean

@@ -16,6 +16,8 @@ def markdown(cells: Sequence[Cell], *, baseline: str, facts: str = "") -> str:
         lines += [f"## {task}", "", f"Metric: {found[0].metric}. Baseline: {baseline}.", ""]
         lines += _table(*matrix(found))
         lines += ["", *_table(wording.HEADINGS, map(wording.line, found)), ""]
+        if parts := wording.parts(found):
+            lines += [*_table(*parts), ""]
         lines += [f"- {complaint}" for complaint in wording.complaints(found)]
     return "\n".join([*lines, "", *(f"- {note}" for note in wording.NOTES)]) + "\n"
 

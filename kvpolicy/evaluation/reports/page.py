@@ -76,6 +76,7 @@ def _task(
         "pictures": [*_pictures(name, cells, marks), *_curves(name, curves(rows), marks)],
         "heats": heats(found) if found else [],
         "lines": [wording.line(cell) for cell in cells],
+        "parts": wording.parts(cells),
         "complaints": wording.complaints(cells),
     }
 

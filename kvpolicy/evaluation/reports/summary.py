@@ -22,7 +22,8 @@ class Cell:
     """One entrant on one task.
 
     `estimate` is the figure over the samples that it answered, with its 95 % interval: Wilson's
-    where every score is 0 or 1, else the bootstrap's. `difference` is the figure minus the
+    where every score is 0 or 1 and no two samples share a text, else the bootstrap's over texts.
+    `difference` is the figure minus the
     baseline's, over the samples that both answered; None for the baseline, and where there are no
     such samples. `errors` counts the samples without a score. The other figures are means over
     samples; `footprint` is a share of the full cache's. `parts` are the means of further figures of
@@ -130,7 +131,9 @@ def _parts(rows: Sequence[Row]) -> dict[str, float]:
 def _estimate(rows: Sequence[Row]) -> Estimate:
     scores = _scores(rows)
     found = estimate(scores)
-    if _is_perplexity(rows[0]) or not set(scores.scores) <= {0.0, 1.0}:
+    if _is_perplexity(rows[0]) or scores.drawn() < len(rows):
+        return found
+    if not set(scores.scores) <= {0.0, 1.0}:
         return found
     return Estimate(found.value, wilson_interval(round(sum(scores.scores)), len(rows)))
 
@@ -149,6 +152,7 @@ def _scores(rows: Sequence[Row]) -> Scores:
         [row.score for row in rows if row.score is not None],
         [row.weight for row in rows],
         _is_perplexity(rows[0]),
+        [row.context or row.sample for row in rows],
     )
 
 

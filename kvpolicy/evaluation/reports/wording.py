@@ -26,8 +26,9 @@ HEADINGS = (
 NOTES = (
     "score: the mean over samples, or the perplexity of the answers. Perplexity is better where it "
     "is lower, all other metrics where they are higher.",
-    "95 % interval: Wilson's where every score is 0 or 1, else the percentile bootstrap over "
-    "samples (2,000 draws, fixed seed).",
+    "95 % interval: Wilson's where every score is 0 or 1 and each question has a text of its own. "
+    "Else the percentile bootstrap over texts (2,000 draws, fixed seed): questions on one text are "
+    "drawn together.",
     "minus baseline: the score minus the baseline's on the same samples, and the interval of that "
     "difference by the paired bootstrap. An interval that holds 0 shows no difference.",
     "positions: how many positions of the prompt a key/value head held when the answer began. "
@@ -92,6 +93,22 @@ def line(cell: Cell) -> tuple[str, ...]:
         time(cell.first_seconds),
         time(cell.token_seconds),
     )
+
+
+def parts(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]] | None:
+    """Write further figures of a metric, a line for each entrant; None if there are none."""
+    names = sorted({name for cell in cells for name in cell.parts})
+    if not names:
+        return None
+    lines = [
+        [
+            cell.entrant,
+            NOTHING if cell.budget is None else written(cell.budget),
+            *(figure(cell.parts.get(name)) for name in names),
+        ]
+        for cell in cells
+    ]
+    return [*HEADINGS[:2], *names], lines
 
 
 def complaints(cells: Sequence[Cell]) -> list[str]:

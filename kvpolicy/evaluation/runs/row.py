@@ -40,6 +40,8 @@ class Row:
       equally long, or differ by a token.
     - `text`: what was written, or the choice that was made; `answers` what is right.
     - `tokens`, `new_tokens`: the prompt's and the answer's. `prompt`: a digest of the prompt.
+    - `context`: a digest of the text that is evicted before the question is asked; None where the
+      question stands inside. Questions on the same text have the same one.
     - `positions`: how many of the prompt's positions a key/value head held when the answer began,
       on average over layers and heads.
     - `nbytes`: bytes of the cache in the end. `peak_nbytes`: the most that a GPU had
@@ -72,6 +74,7 @@ class Row:
     tokens: int | None = None
     new_tokens: int | None = None
     prompt: str | None = None
+    context: str | None = None
     positions: float | None = None
     nbytes: int | None = None
     peak_nbytes: int | None = None

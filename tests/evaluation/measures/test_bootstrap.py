@@ -48,6 +48,25 @@ def test_a_perplexity_weighs_samples_by_their_tokens():
     assert found.interval == pytest.approx((np.e, np.exp(3)))
 
 
+def test_samples_of_a_cluster_are_drawn_together():
+    # Copies of a sample say nothing new: the interval is that of the samples without copies.
+    values = np.random.default_rng(5).normal(0, 1, 40)
+    alone = estimate(scores(values))
+    copied = Scores(list(values.repeat(25)), [1.0] * 1000, clusters=list(np.arange(40).repeat(25)))
+    assert estimate(copied).interval == pytest.approx(alone.interval)
+    apart = estimate(scores(copied.scores)).interval
+    assert apart.high - apart.low < 0.3 * (alone.interval.high - alone.interval.low)
+
+
+def test_a_cluster_counts_by_the_weights_of_all_its_samples():
+    found = estimate(Scores([0.0, 0.0, 0.0, 1.0], [1, 1, 1, 1], clusters=["a", "a", "a", "b"]))
+    assert found == (0.25, (0.0, 1.0))
+
+
+def test_one_cluster_has_no_interval():
+    assert estimate(Scores([0.0, 1.0], [1, 1], clusters=["a", "a"])) == (0.5, None)
+
+
 def test_the_same_scores_give_the_same_interval():
     values = np.random.default_rng(3).random(30)
     assert estimate(scores(values)) == estimate(scores(values))

@@ -150,6 +150,14 @@ def test_the_markdown_has_both_tables(rows):
     assert "| snapkv | 64 | 0.500 |" in text
 
 
+def test_further_figures_of_a_metric_have_a_table(make_row):
+    rows = [make_row("1", parts={"no_comma": 0.25}), make_row("2", parts={"no_comma": 0.5})]
+    reader = Reader()
+    reader.feed(page(summary(rows), baseline="full", rows=rows))
+    assert reader.tables[-1] == [["policy", "budget", "no_comma"], ["full", "-", "0.375"]]
+    assert "| full | - | 0.375 |" in markdown(summary(rows), baseline="full")
+
+
 def test_no_rows_make_an_empty_page():
     assert "No rows." in page([], baseline="full", rows=[])
 

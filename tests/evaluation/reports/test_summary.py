@@ -43,6 +43,19 @@ def test_further_figures_of_a_metric_are_means_over_the_samples_that_have_them(r
     assert json.loads(json.dumps(found[0].to_dict()))["parts"] == {"no_comma": 0.5, "title": 0.0}
 
 
+def test_questions_on_one_text_widen_the_interval(make_row):
+    rows = [
+        make_row(f"{text}-{question}", score=float(text < 5), context=str(text))
+        for text in range(10)
+        for question in range(20)
+    ]
+    [found] = summary(rows)
+    low, high = found.estimate.interval
+    assert found.estimate.value == 0.5
+    narrow = wilson_interval(100, 200)
+    assert high - low > 3 * (narrow.high - narrow.low)
+
+
 def test_the_difference_is_that_to_the_full_cache(rows):
     found = cells(rows)
     assert found["full"].difference is None

@@ -130,6 +130,9 @@ def test_questions_on_one_context_get_the_rows_of_reading_it_anew(make, shared, 
         (row.sample, row.entrant) for row in apart
     ]
     assert figures(together) == figures(apart)
+    contexts = [row.context for row in together[::2]]
+    assert None not in contexts
+    assert [contexts.count(each) for each in contexts] == [3, 3, 3, 1]
     if metric == "exact_match":
         assert all(row.first_seconds > 0 < row.token_seconds for row in together)
 
