@@ -92,3 +92,22 @@ def _window(scorer: Scorer) -> int:
     except Exception:  # noqa: BLE001 - the policy asks for the window again, and names the scorer
         return 0
     return window if type(window) is int else 0
+
+
+def check_static(*, static: Any, capacity: Any, storage: Any) -> None:
+    """Raise InvalidValueError for arguments of a static cache that are wrong or go not together."""
+    if not isinstance(static, bool):
+        raise InvalidValueError(f"'static' must be True or False, not {shown(static)}")
+    if not static:
+        raise InvalidValueError(
+            f"capacity={shown(capacity)} is for static=True only: other caches grow as they need."
+        )
+    if capacity is not None and (type(capacity) is not int or capacity < 1):
+        raise InvalidValueError(
+            f"'capacity' must be a number of tokens, an int of at least 1, not {shown(capacity)}"
+        )
+    if storage is not None:
+        raise InvalidValueError(
+            f"static=True keeps rows in buffers that stay in place, so it does not go with "
+            f"storage={shown(storage)}. Use one of them."
+        )

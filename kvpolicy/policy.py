@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from kvpolicy.arguments import policy_fields
+from kvpolicy.arguments import check_static, policy_fields
 from kvpolicy.expression import expression
 from kvpolicy.named import Part, resolved, title_by_class
 from kvpolicy.notebook import table
@@ -81,6 +81,8 @@ class Policy(Pipeline):
         *,
         prefill: Part[PrefillPattern] | None = None,
         storage: Part[AnyStorage] | None = None,
+        static: bool = False,
+        capacity: int | None = None,
     ) -> PolicyCache:
         """Return an empty cache for `generate`, `forward` or a pipeline of `model`.
 
@@ -92,13 +94,37 @@ class Policy(Pipeline):
         `name` and options, or an object; `kvpolicy list` prints them. Scores are made of all keys,
         whatever the pattern leaves out.
 
-        Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
+        With `static=True` the tokens behind a prompt go to buffers of fixed size, so that a decode
+        step can be captured: `generate` compiles it by itself on a GPU, and `torch.compile(model,
+        fullgraph=True)` takes it whole. `capacity` is how many tokens can be decoded behind each
+        prompt, at most; more are refused. A policy with `every=1` needs none. A static cache has no
+        storage, and serves models of full attention in one process.
+
+        Raises UnsupportedModelError, with the reason, if the model cannot be served exactly, and
+        InvalidValueError for what does not go with a static cache.
         """
+        if static or capacity is not None:
+            return self._static_cache(model, prefill, storage, static=static, capacity=capacity)
         from kvpolicy.huggingface.cache import PolicyCache
 
         pattern = None if prefill is None else resolved("prefill_pattern", prefill).part
         kept, title = (None, None) if storage is None else resolved("storage", storage)
         return PolicyCache(self, model, prefill=pattern, storage=kept, storage_title=title)
+
+    def _static_cache(
+        self,
+        model: PreTrainedModel | PeftModel,
+        prefill: Part[PrefillPattern] | None,
+        storage: Part[AnyStorage] | None,
+        *,
+        static: bool,
+        capacity: int | None,
+    ) -> PolicyCache:
+        check_static(static=static, capacity=capacity, storage=storage)
+        from kvpolicy.huggingface.static.cache import StaticPolicyCache
+
+        pattern = None if prefill is None else resolved("prefill_pattern", prefill).part
+        return StaticPolicyCache(self, model, capacity=capacity, prefill=pattern)
 
     def applied(
         self,
@@ -106,13 +132,16 @@ class Policy(Pipeline):
         *,
         prefill: Part[PrefillPattern] | None = None,
         storage: Part[AnyStorage] | None = None,
+        static: bool = False,
+        capacity: int | None = None,
     ) -> Applied:
         """Give every `generate` of `model` in a `with` block an empty cache of this policy.
 
         For code that passes no cache: pipelines over lists, chats, harnesses, streamers. The block
         collects a report for each `generate`. It leaves alone a `generate` that is given a cache,
         plain forwards, and `generate_batch`. Beams and samples are served; use_cache=False,
-        cache_implementation and assisted decoding are refused.
+        cache_implementation and assisted decoding are refused. The other arguments are those of
+        `cache`.
 
         >>> import kvpolicy, torch
         >>> from kvpolicy.testing import tiny_model
@@ -126,7 +155,13 @@ class Policy(Pipeline):
         """
         from kvpolicy.huggingface.applied import Applied
 
-        return Applied(model, partial(self.cache, model, prefill=prefill, storage=storage))
+        options: dict[str, Any] = {
+            "prefill": prefill,
+            "storage": storage,
+            "static": static,
+            "capacity": capacity,
+        }
+        return Applied(model, partial(self.cache, model, **options))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Policy:

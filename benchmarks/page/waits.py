@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from benchmarks.page.markdown import table
-from benchmarks.rows import Row
+from benchmarks.rows import Row, read
 from benchmarks.waits.table import COLUMNS, cells
+
+BEFORE = Path(__file__).parents[2] / "docs" / "results" / "waits-before.jsonl"
+"""The counts before faults were read later."""
 
 
 def sections(rows: Sequence[Row]) -> Iterator[str]:
@@ -17,15 +21,30 @@ def sections(rows: Sequence[Row]) -> Iterator[str]:
     shape, versions = found[0].shape, found[0].versions
     yield "## What the host of a GPU does"
     yield (
-        "Counted by `python -m benchmarks.waits --output benchmarks/results/waits.jsonl`, without "
+        "Counted by `python -m benchmarks.waits --output benchmarks/results/waits.jsonl` on "
+        f"{found[0].settings['date']}, without "
         "a GPU: tensors that hold numbers on the CPU say that they are on one. A launch is an "
         "operation that runs on the GPU, a wait is a read of its numbers, and a copy takes "
         "pageable memory there and waits, too. Cells have launches / waits / copies of one layer; "
         "behind a plus are those of a forward beside its layers. Operations of the model itself, "
         f"its rotary embedding included, are not counted. A prompt has {shape['L']} tokens and the "
         f"budget is {shape['K']}. `unequal rows`: one of them has padding; `padded alike`: all "
-        f"have. torch {versions['torch']}, transformers {versions['transformers']}. "
-        "`docs/results/waits-before.jsonl` has the counts before faults were read later "
-        "([decision 0030](decisions/0030-faults-on-a-gpu-are-read-one-forward-later.md))."
+        f"have. torch {versions['torch']}, transformers {versions['transformers']}."
     )
     yield table(["recipe", *(f"{phase}, {batch}" for phase, batch in COLUMNS)], cells(found))
+    yield (
+        "One row (B = 1) beside the counts before faults were read one forward later "
+        "([decision 0030](decisions/0030-faults-on-a-gpu-are-read-one-forward-later.md), "
+        "`docs/results/waits-before.jsonl`):"
+    )
+    header = ["recipe", "prompt, before", "prompt, now", "token, before", "token, now"]
+    yield table(header, _beside(read(BEFORE), found))
+
+
+def _beside(before: Sequence[Row], now: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield a line for each recipe: its prompt and its token, before and now."""
+    earlier = {line[0]: line for line in cells(before)}
+    places = [1 + COLUMNS.index((phase, "B = 1")) for phase in ("prompt", "token")]
+    for line in cells(now):
+        old = earlier.get(line[0], [""] * len(line))
+        yield [line[0], *(each for place in places for each in (old[place], line[place]))]

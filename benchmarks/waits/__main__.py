@@ -6,6 +6,7 @@ python -m benchmarks.waits
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,12 @@ def counted(recipe: str, batch: Batch) -> Iterator[rows.Row]:
                 device="none: counted",
                 dtype="bfloat16",
                 shape={"B": len(batch.padding), "L": LENGTH, "K": BUDGET},
-                settings={"batch": batch.name, "kind": kind, "forward": cost.forward},
+                settings={
+                    "batch": batch.name,
+                    "kind": kind,
+                    "forward": cost.forward,
+                    "date": date.today().isoformat(),
+                },
                 versions=dict(rows.versions()),
             )
 

@@ -70,7 +70,7 @@ def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Forwar
 
     def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if given(args, kwargs).get("past_key_values") is cache:
-            before.append(([held.clone() for held in cache.positions], cache.get_seq_length()))
+            before.append(([held.clone() for held in cache.positions], cache.seen))
 
     def leave(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         arguments = given(args, kwargs)

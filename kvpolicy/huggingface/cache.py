@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from typing import Any, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 from jaxtyping import Int
@@ -38,6 +38,9 @@ class PolicyCache(Cache):
     Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
     """
 
+    layer_class: ClassVar[type[PolicyLayer]] = PolicyLayer
+    is_observed = False
+
     def __init__(
         self,
         policy: Pipeline,
@@ -50,8 +53,9 @@ class PolicyCache(Cache):
         """Make an empty cache; nothing of the model changes if it is refused."""
         inner: PreTrainedModel = plain_model(model)
         self.session, self._attachment, layers = opened(
-            policy, inner, prefill=prefill, storage=storage, storage_title=storage_title
-        )
+            policy, inner, self.layer_class,
+            prefill=prefill, storage=storage, storage_title=storage_title,
+        )  # fmt: skip
         super().__init__(layers=layers)
         self.read_tokens = ReadTokens()
         self._last_updated = -1
@@ -90,10 +94,7 @@ class PolicyCache(Cache):
 
         Raises CacheFileError.
         """
-        raise CacheFileError(
-            "a PolicyCache belongs to its model, so pickle, torch.save and copy.copy cannot copy "
-            "it. Use kvpolicy.save(cache, path) and kvpolicy.load(path, model), or cache.clone()."
-        )
+        raise CacheFileError(checks.NO_PICKLE)
 
     @property
     def policy(self) -> Pipeline:
@@ -129,9 +130,17 @@ class PolicyCache(Cache):
         return self.report().nbytes
 
     @property
+    def seen(self) -> int:
+        """How many tokens were read, padding included."""
+        return int(self.get_seq_length())
+
+    @property
     def batch_size(self) -> int:
         """The sequences that are held; 0 before the first prompt."""
         return self.policy_layers[0].batch
+
+    def check_room(self, new: int, decoded: int) -> None:
+        """Accept any number of new tokens, and of tokens that are decoded behind them."""
 
     def report(self) -> CacheReport:
         """Say what every layer has seen and holds; `print` it."""
@@ -176,8 +185,7 @@ class PolicyCache(Cache):
             checks.check_training(self._model())
         self.session.masks.expect()
         if not isinstance(self.layers[layer_idx], PolicyLayer):
-            sizes: tuple[int, int] = super().get_mask_sizes(query_length, layer_idx)
-            return sizes
+            return super().get_mask_sizes(query_length, layer_idx)
         held = max(layer.held for layer in self.policy_layers)
         return held + query_length, self.policy_layers[0].seen - held
 
@@ -218,7 +226,7 @@ class PolicyCache(Cache):
         checks.check_crop(self.layers, tokens_to_remove)
         with self.session.guard.changing():
             super().crop(tokens_to_remove)
-            self.read_tokens.truncate(self.get_seq_length())
+            self.read_tokens.truncate(self.seen)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence of the batch, in place."""

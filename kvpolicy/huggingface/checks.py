@@ -19,6 +19,11 @@ NO_ROLLBACK = (
     "Generate without assistant_model and prompt_lookup_num_tokens."
 )
 """Why drafts are refused, and what to do instead."""
+NO_PICKLE = (
+    "a PolicyCache belongs to its model, so pickle, torch.save and copy.copy cannot copy it. Use "
+    "kvpolicy.save(cache, path) and kvpolicy.load(path, model), or cache.clone()."
+)
+"""Why a cache is not pickled, and what to do instead."""
 
 
 def check_training(model: Any) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.adapters import check_no_virtual_tokens
 
+DEFAULT_NEW_TOKENS = 20
+"""How many tokens transformers generates where nothing says how many."""
+
 
 def checked_inputs(
     is_ours: Callable[[object], bool], own: Callable[..., Any]
@@ -37,7 +40,7 @@ def checked_inputs(
 
 def _keep(model: Any, cache: Any, inputs: dict[str, Any]) -> None:
     """Give the cache back to inputs that dropped it, where the model reads all tokens anyway."""
-    if cache.get_seq_length() > 0:
+    if cache.seen > 0:
         raise UnsupportedModelError(
             f"{type(model).__name__} drops its cache here, to read the whole text again. Models "
             "with longrope do so where the text grows beyond original_max_position_embeddings. "
@@ -61,12 +64,14 @@ def checked_generate(
         if not is_ours(cache):
             return own(model, *args, **kwargs)
         check_no_virtual_tokens(model)
-        before, ids = cache.get_seq_length(), _ids_of(args, kwargs)
+        before, ids = cache.seen, _ids_of(args, kwargs)
         mask = kwargs.get("attention_mask")
         # A mask that is longer than the ids says that they are the new tokens only.
         whole = ids is not None and (mask is None or mask.shape[1] == ids.shape[1])
         if before and whole:
             cache.read_tokens.check(ids, mask, before)
+        new = _length_of(args, kwargs, ids) - (before if whole else 0)
+        cache.check_room(new, _most_new_tokens(model, args, kwargs, ids))
         cache.read_tokens.begin()
         try:
             result = own(model, *args, **kwargs)
@@ -74,7 +79,7 @@ def checked_generate(
             cache.read_tokens.stop()
             raise
         _note(cache, None if ids is None else result, first=0 if whole else before)
-        if cache.get_seq_length() == before:
+        if cache.seen == before:
             raise UnsupportedModelError(
                 f"{type(model).__name__} generated with another cache than the one it was given: "
                 "it read no token into past_key_values. Prompt learning (prefix tuning) brings a "
@@ -95,11 +100,31 @@ def _ids_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     return given if is_ids else None
 
 
+def _length_of(args: tuple[Any, ...], kwargs: dict[str, Any], ids: Tensor | None) -> int:
+    """Return how many tokens, or embeddings, each row of the input of `generate` has."""
+    embeds = kwargs.get("inputs_embeds")
+    given = ids if embeds is None else embeds
+    return 2 if given is None else int(given.shape[1])
+
+
+def _most_new_tokens(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ids: Tensor | None
+) -> int:
+    """Return how many tokens `generate` may add to a row at most."""
+    new = setting(model, args, kwargs, "max_new_tokens")
+    if new is not None:
+        return int(new)
+    length = setting(model, args, kwargs, "max_length")
+    if length is None:
+        return DEFAULT_NEW_TOKENS
+    return int(length) - (0 if ids is None else int(ids.shape[1]))
+
+
 def _note(cache: Any, result: Any, *, first: int) -> None:
     """Let a cache learn the ids of the tokens that it has read."""
     ids = getattr(result, "sequences", result)
     known = isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[0] == cache.batch_size
-    cache.read_tokens.note(ids if known else None, cache.get_seq_length(), first=first)
+    cache.read_tokens.note(ids if known else None, cache.seen, first=first)
 
 
 def setting(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:

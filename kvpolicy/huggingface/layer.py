@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -27,8 +27,8 @@ class PolicyLayer(DynamicLayer):
     that are *held*.
     """
 
-    # What was evicted cannot be brought back.
-    is_croppable = False
+    is_croppable = False  # What was evicted cannot be brought back.
+    forward_class: ClassVar[type[Forward]] = Forward
 
     def __init__(self, session: Session, index: int) -> None:
         """Start empty; `index` counts the layers that evict."""
@@ -96,7 +96,7 @@ class PolicyLayer(DynamicLayer):
             new = positions.of_new(*key_states.shape[0:3:2])
         keys = attended(contents, self._slot_rotary, new)
         self._density = self.density
-        self.forward = Forward(
+        self.forward = self.forward_class(
             session=self.session,
             memory=self.memory,
             schedule=self.schedule,

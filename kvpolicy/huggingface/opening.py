@@ -20,12 +20,12 @@ from kvpolicy.pipeline.pipeline import Pipeline
 
 
 def opened(
-    policy: Pipeline, model: PreTrainedModel, **options: Any
+    policy: Pipeline, model: PreTrainedModel, layer_class: type[PolicyLayer], **options: Any
 ) -> tuple[Session, Attachment, list[Any]]:
     """Return the session, the attachment and the empty layers of a cache; nothing is changed yet.
 
-    `options` are fields of the session. Raises UnsupportedModelError, with the reason, if the model
-    cannot be served exactly.
+    Layers that evict are of `layer_class`. `options` are fields of the session. Raises
+    UnsupportedModelError, with the reason, if the model cannot be served exactly.
     """
     config = supported_config(model)
     layers, ranks = plain_layers(model, config), ranks_of(model, config)
@@ -37,7 +37,9 @@ def opened(
         check_latents(policy, model)
     rotaries = fitting_rotaries(policy, model, config, evicting, readers)
     watched = RotaryPositions.of(policy, rotaries)
-    attached = attachment(model, watched.modules if watched else (), expanding)
+    # The steps of a static cache are compiled, and count up by one.
+    modules, compiled = watched.modules if watched else (), not layer_class.is_compileable
+    attached = attachment(model, modules, expanding, compiled=compiled)
     session = Session(
         policy=policy,
         config=config,
@@ -55,7 +57,7 @@ def opened(
         session,
         attached,
         [
-            PolicyLayer(session, next(order)) if type(layer) is DynamicLayer else layer
+            layer_class(session, next(order)) if type(layer) is DynamicLayer else layer
             for layer in layers
         ],
     )

@@ -63,6 +63,26 @@ class SaysCountsBudget(Protocol):
 
 
 @runtime_checkable
+class SaysCapturable(Protocol):
+    """A part that a decode step can run again and again after it was captured once."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether only tensors say what the part does for a token, and no number of the host."""
+        ...
+
+
+@runtime_checkable
+class SaysByRecency(Protocol):
+    """A scorer for which a position matters by its age alone."""
+
+    @property
+    def by_recency(self) -> bool:
+        """Whether a later position always has the higher score."""
+        ...
+
+
+@runtime_checkable
 class ChecksParts(Protocol):
     """A part that works with some other parts only."""
 
@@ -117,6 +137,16 @@ def across_heads(part: object) -> bool:
 def is_uneven(part: object) -> bool:
     """Return whether an allocator may give heads of one layer different numbers of positions."""
     return isinstance(part, SaysUneven) and part.uneven
+
+
+def is_capturable(part: object) -> bool:
+    """Return whether a captured decode step can run a part again and again."""
+    return isinstance(part, SaysCapturable) and part.capturable
+
+
+def is_by_recency(part: object) -> bool:
+    """Return whether a scorer ranks positions by their age alone."""
+    return isinstance(part, SaysByRecency) and part.by_recency
 
 
 def is_prefill_only(part: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -59,6 +59,8 @@ class ModelAllocator(Allocator, Protocol):
 @attrs.frozen(kw_only=True)
 class UniformAllocator:
     """Gives every layer and head the same budget."""
+
+    capturable: ClassVar[bool] = True
 
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 from jaxtyping import Bool, Float, Int
@@ -37,6 +37,8 @@ class Compactor(Protocol):
 @attrs.frozen(kw_only=True)
 class GatherCompactor:
     """Copies the kept keys and values, unchanged, into a new dense cache."""
+
+    capturable: ClassVar[bool] = True
 
     def compact(
         self,

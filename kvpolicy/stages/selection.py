@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -78,6 +78,8 @@ class Selector(Protocol):
 @attrs.frozen(kw_only=True)
 class TopKSelector:
     """Keeps the positions with the highest scores. Of equal scores it keeps the earlier one."""
+
+    capturable: ClassVar[bool] = True
 
     def select(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
         """Return the `budgets` best rows of each head."""

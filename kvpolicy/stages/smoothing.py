@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -57,6 +57,8 @@ class MeanSmoother:
     >>> MeanSmoother().weights(4)
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
+
+    capturable: ClassVar[bool] = True
 
     def weights(self, window: int) -> Float[Tensor, " W"]:
         """Return 1/W for every query."""

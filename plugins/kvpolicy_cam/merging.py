@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from kvpolicy.observation.draws import drawn
 from kvpolicy.observation.observation import Observation
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
@@ -92,11 +93,8 @@ def draws(seed: int, observation: Observation) -> Float[Tensor, "B N S"]:
     before = observation.first_of_layer // groups
     # A generator on the CPU uses only 32 bits of its seed.
     mark = f"{seed} {observation.layer} {observation.seen}"
-    generator = torch.Generator("cpu").manual_seed(zlib.crc32(mark.encode()))
-    drawn = torch.rand(
-        (before + heads, length), generator=generator, dtype=torch.float32, device="cpu"
-    )[before:]
-    return drawn.to(observation.keys.device).expand(batch, -1, -1)
+    draw = drawn(before + heads, length, zlib.crc32(mark.encode()), observation.keys.device)
+    return draw[before:].expand(batch, -1, -1)
 
 
 def inherited(

@@ -53,6 +53,11 @@ class HeavyHitterScorer:
         """Whether the scorer needs a whole prompt: its queries then attend to later positions."""
         return not self.causal
 
+    @property
+    def capturable(self) -> bool:
+        """Whether only tensors count: an average also counts the tokens seen."""
+        return not self.average
+
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S"]:
         """Return the sums with the attention of this forward's queries added."""
         new = self._received(observation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,8 @@ class KeyDiffScorer:
     >>> KeyDiffScorer().score(layer, lambda attention: attention.mean(-2))
     tensor([[[-0.8944, -0.8944, -0.4472]]])
     """
+
+    capturable: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import attrs
@@ -90,8 +91,7 @@ class LadderScorer:
         planned = before
         if observation.length > planner.budget:
             # The cursor decides how many rows are left, and the host must know this number.
-            of_rows = [_planned(planner, each, observation) for each in cursors.flatten().tolist()]
-            planned = torch.stack(of_rows).to(before).view_as(before)
+            planned = _planned(planner, cursors.flatten().tolist(), observation)[:, None]
         state = torch.stack([before, planned], dim=-1)
         return state.expand(-1, observation.queries.shape[1], -1, -1)
 
@@ -105,13 +105,23 @@ class LadderScorer:
         return order - (state[..., 1] == DROPPED).float()
 
 
-def _planned(planner: Planner, cursor: int, observation: Observation) -> Float[Tensor, " S"]:
-    """Return the plan for one sequence, as the running state holds it."""
-    plan = planner.plan(cursor, length=observation.length, layer=observation.layer)
-    planned = torch.full((observation.length,), DROPPED, dtype=torch.float32, device="cpu")
-    planned[plan.rows] = 0.0
-    planned[plan.rows[: plan.cursor]] = 1.0
-    return planned
+def _planned(
+    planner: Planner, cursors: Sequence[int], observation: Observation
+) -> Float[Tensor, "B S"]:
+    """Return the plan for each sequence, as the running state holds it."""
+    device, length = observation.keys.device, observation.length
+    planned = torch.full(
+        (len(cursors), length),
+        DROPPED,
+        dtype=torch.float32,
+        device="cpu",
+        pin_memory=device.type == "cuda",
+    )
+    for row, cursor in zip(planned, cursors, strict=True):
+        plan = planner.plan(cursor, length=length, layer=observation.layer)
+        row[plan.rows] = 0.0
+        row[plan.rows[: plan.cursor]] = 1.0
+    return planned.to(device, non_blocking=True)
 
 
 def _compacted(observation: Observation) -> Bool[Tensor, "B 1 S"]:

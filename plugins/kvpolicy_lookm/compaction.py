@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from jaxtyping import Float
 from torch import Tensor
@@ -40,6 +42,8 @@ class SimilarityMergingCompactor:
     tensor([[[[1.0000, 0.0000],
               [0.0000, 1.5000]]]])
     """
+
+    capturable: ClassVar[bool] = True
 
     merge: Merge = attrs.field(
         default="pivot", validator=one_of("pivot", "averaged", "weighted", "normalized")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import attrs
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.draws import drawn
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import at_most, count, natural
@@ -32,13 +32,11 @@ class RandomScorer:
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return draws from [0, 1). Attention is not used."""
         batch, heads = observation.queries.shape[:2]
-        generator = torch.Generator("cpu")
-        generator.manual_seed(self.seed * observation.num_layers + observation.layer)
-        before = observation.first_of_layer
-        draws = torch.rand(
-            (before + heads, observation.length),
-            generator=generator,
-            dtype=torch.float32,
-            device="cpu",
-        )[before:]
-        return draws.to(observation.keys.device).expand(batch, -1, -1)
+        before, seed = observation.first_of_layer, self.seed * observation.num_layers
+        draws = drawn(
+            before + heads,
+            observation.length,
+            seed + observation.layer,
+            observation.keys.device,
+        )
+        return draws[before:].expand(batch, -1, -1)

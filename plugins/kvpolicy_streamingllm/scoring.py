@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
 from jaxtyping import Float
@@ -24,6 +26,9 @@ class RecencyScorer:
     >>> RecencyScorer().score(layer, lambda attention: attention.mean(-2))
     tensor([[[0., 1., 2., 3.]]])
     """
+
+    capturable: ClassVar[bool] = True
+    by_recency: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
 

@@ -34,6 +34,8 @@ class OmissionScorer:
              [0.7500, 0.2500]]])
     """
 
+    capturable: ClassVar[bool] = True
+
     across_heads: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)

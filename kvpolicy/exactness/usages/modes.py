@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from kvpolicy import Policy
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.exactness.usages.inputs import PROMPT, difference, generate, read, tokens
 
 TURNS = (PROMPT, 1, 5)
+STEPS = (1,) * 6
 
 
 def compiled(model: PreTrainedModel, policy: Policy) -> float:
@@ -25,6 +26,23 @@ def compiled(model: PreTrainedModel, policy: Policy) -> float:
     graphs: Any = torch.compile(model, backend="eager")
     found = _offered(model, lambda cache: read(graphs, cache, TURNS), policy)
     return difference(found, expected)
+
+
+def static_cache(model: PreTrainedModel, policy: Policy) -> float:
+    """Compiled decode steps of a static cache against those of another cache of the policy."""
+    with policy.cache(model) as plain:
+        expected = read(model, plain, (PROMPT, *STEPS))
+    capacity = len(STEPS) if policy.every is None else None
+
+    def use(cache: Any) -> list[Tensor]:
+        prompt = read(model, cache, (PROMPT,))
+        torch._dynamo.reset()
+        step: Any = torch.compile(model, backend="eager", fullgraph=True)
+        return prompt + read(step, cache, STEPS, first_seed=1)
+
+    static = policy.cache(model, static=True, capacity=capacity)
+    theirs = StaticCache(config=model.config, max_cache_len=PROMPT + len(STEPS))
+    return difference(_served(lambda: use(static), lambda: use(theirs)), expected)
 
 
 def output_attentions(model: Any, policy: Policy) -> float:
@@ -76,11 +94,15 @@ def _offered(model: PreTrainedModel, use: Callable[[Any], Any], policy: Policy) 
 
     Raises UnsupportedModelError if transformers cannot use its own cache in this way either.
     """
+    return _served(lambda: use(policy.cache(model)), lambda: use(_plain_cache(model)))
+
+
+def _served(with_ours: Callable[[], Any], with_theirs: Callable[[], Any]) -> Any:
     try:
-        return use(policy.cache(model))
+        return with_ours()
     except Exception as ours:
         try:
-            use(_plain_cache(model))
+            with_theirs()
         except Exception as theirs:  # noqa: BLE001 - whatever transformers raises is passed on
             reason = str(theirs).strip().partition("\n")[0]
             raise UnsupportedModelError(

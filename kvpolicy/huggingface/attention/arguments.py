@@ -25,13 +25,18 @@ class Call(NamedTuple):
 
         Raises UnsupportedModelError for attention that policies cannot be shown.
         """
+        scaling, softcap, sinks = self.settings(query)
+        return Logits(scaling=scaling, softcap=softcap, sinks=sinks)
+
+    def settings(self, query: Float[Tensor, "B H Q D"]) -> tuple[float, float | None, Any]:
+        """Return what `logits` does as a plain tuple, which compiled code can make.
+
+        Raises what `logits` raises.
+        """
         self._refuse_what_is_not_shown()
         scaling = self.kwargs.get("scaling")
-        return Logits(
-            scaling=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
-            softcap=self.kwargs.get("softcap"),
-            sinks=self._learned_sinks(query),
-        )
+        scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        return scaling, self.kwargs.get("softcap"), self._learned_sinks(query)
 
     def _learned_sinks(self, query: Float[Tensor, "B H Q D"]) -> Float[Tensor, " H"] | None:
         for name in ("s_aux", "sinks"):

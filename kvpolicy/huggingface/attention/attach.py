@@ -28,7 +28,7 @@ from kvpolicy.huggingface.generation import checked_generate, checked_inputs
 from kvpolicy.huggingface.model.adapters import model_inside
 from kvpolicy.huggingface.model.architectures import DROPS_QUERIES, EXPANSION
 from kvpolicy.huggingface.model.config import decoder_config
-from kvpolicy.huggingface.model.rotary_positions import noted_positions
+from kvpolicy.huggingface.model.rotary_positions import note_when_compiled, noted_positions
 from kvpolicy.huggingface.model.shared_layers import keeping_outputs, keeping_queries
 
 _lock = threading.RLock()
@@ -44,20 +44,25 @@ class Attachment:
     attention: str
     """The name of the attention implementation, as the config has it."""
     points: tuple[tuple[Point, Wrap], ...]
+    compiled: Sequence[nn.Module] = ()
+    """The modules whose positions are noted in compiled forwards, too."""
 
-    def open(self, cache: object) -> None:
+    def open(self, cache: Any) -> None:
         """Observe the attention of calls on this cache's keys."""
         with _lock:
+            cache.is_observed = True
             # First: a cache that is collected meanwhile would take unused wraps away.
             _open[cache] = self
             for point, wrap in self.points:
                 point.add(wrap)
+            _note_compiled()
         # A cache that is dropped without being closed leaves the model as it was found, too.
         weakref.finalize(cache, self._remove_unused)
 
-    def close(self, cache: object) -> None:
+    def close(self, cache: Any) -> None:
         """Stop observing; a place without open caches has what was found there."""
         with _lock:
+            cache.is_observed = False
             _open.pop(cache, None)
             self._remove_unused()
 
@@ -67,6 +72,7 @@ class Attachment:
             for point, wrap in self.points:
                 if point not in used:
                     point.remove(wrap)
+            _note_compiled()
 
     def check(self, cache: object) -> None:
         """Raise CacheStateError unless calls on this cache's keys are observed."""
@@ -82,6 +88,10 @@ class Attachment:
                 "eviction cannot observe the model. Use the cache inside its `with`, or make a new "
                 "one: policy.cache(model)."
             )
+
+
+def _note_compiled() -> None:
+    note_when_compiled(module for each in _open.values() for module in each.compiled)
 
 
 def is_open(cache: object) -> bool:
@@ -100,11 +110,13 @@ def attachment(
     model: PreTrainedModel,
     rotaries: Sequence[nn.Module] = (),
     expanding: Sequence[nn.Module] = (),
+    *,
+    compiled: bool = True,
 ) -> Attachment:
     """Return where a model's attention can be observed; nothing is changed yet.
 
-    The positions that `rotaries` are called with are noted too. `expanding` are modules that make
-    keys and values of latents.
+    The positions that `rotaries` are called with are noted too, with `compiled` in compiled
+    forwards as well. `expanding` are modules that make keys and values of latents.
     """
     config = decoder_config(model)
     attention = [(point, observed) for point in attention_points(model.modules(), config)]
@@ -126,9 +138,11 @@ def attachment(
         (method_point(each, EXPANSION), marked_expansion)
         for each in dict.fromkeys(map(type, expanding))
     ]
-    return Attachment(
-        config, name, (*attention, *masks, *generation, *positions, *queries, *expansions)
+    points: tuple[tuple[Point, Wrap], ...] = (
+        *(*attention, *masks, *generation),
+        *(*positions, *queries, *expansions),
     )
+    return Attachment(config, name, points, tuple(rotaries) if compiled else ())
 
 
 def restore(model: Any) -> None:

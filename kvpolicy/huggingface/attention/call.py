@@ -12,6 +12,7 @@ from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.huggingface.attention.grouped import attend_grouped
 from kvpolicy.huggingface.attention.marks import MARK, listener_of
 from kvpolicy.huggingface.attention.points import Function
+from kvpolicy.huggingface.static.attention import STEP, attend
 
 
 def observed(own: Function) -> Function:
@@ -27,6 +28,8 @@ def observed(own: Function) -> Function:
         **kwargs: Any,
     ) -> Any:
         # `hasattr` alone: a compiled model without our cache keeps its whole graph.
+        if hasattr(key, STEP):
+            return attend(own, module, query, key, value, attention_mask, *args, **kwargs)
         if not hasattr(key, MARK):
             return own(module, query, key, value, attention_mask, *args, **kwargs)
         return _observed(own, module, query, key, value, attention_mask, *args, **kwargs)

@@ -143,20 +143,27 @@ def noted(build: Callable[..., Any]) -> Callable[..., Any]:
     The mask that is built has fewer columns than the 2D mask once tokens are evicted.
     """
 
-    @between_graphs
     def mask(*args: Any, **kwargs: Any) -> Any:
-        expecting, _thread.memo = getattr(_thread, "memo", None), None
-        memo = None if expecting is None else expecting()
-        built = build(*args, **kwargs)
-        if memo is not None:
-            rule = kwargs.get("mask_function", causal_mask_function)
-            memo.notes.append(
-                Note(
-                    mask=None if built is None else weakref.ref(built),
-                    given=kwargs.get("attention_mask"),
-                    plain=rule is causal_mask_function,
-                )
-            )
-        return built
+        # Only a static cache counts on the device. Nobody expects a note of its steps.
+        if kwargs.get("q_length") == 1 and isinstance(kwargs.get("q_offset"), Tensor):
+            return build(*args, **kwargs)
+        return _noted(build, *args, **kwargs)
 
     return mask
+
+
+@between_graphs
+def _noted(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    expecting, _thread.memo = getattr(_thread, "memo", None), None
+    memo = None if expecting is None else expecting()
+    built = build(*args, **kwargs)
+    if memo is not None:
+        rule = kwargs.get("mask_function", causal_mask_function)
+        memo.notes.append(
+            Note(
+                mask=None if built is None else weakref.ref(built),
+                given=kwargs.get("attention_mask"),
+                plain=rule is causal_mask_function,
+            )
+        )
+    return built

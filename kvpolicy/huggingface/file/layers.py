@@ -22,6 +22,12 @@ _OF_THE_MODEL = ("sliding_window", "number_of_states")
 """Attributes of layers of transformers that the model fixes."""
 
 
+def kind_of(layer: Any) -> str:
+    """Return the name of a layer's kind; static rows do not make another kind of layer."""
+    kind = PolicyLayer if isinstance(layer, PolicyLayer) else type(layer)
+    return kind.__name__
+
+
 def packed_layer(layer: Any, tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
     """Return plain data for one layer; tensors are added to `tensors` under names that begin so.
 

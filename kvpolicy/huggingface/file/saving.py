@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from kvpolicy.errors import CacheFileError, CacheStateError
 from kvpolicy.huggingface.file.container import write
 from kvpolicy.huggingface.file.fingerprint import fingerprint
-from kvpolicy.huggingface.file.layers import packed_layer
+from kvpolicy.huggingface.file.layers import kind_of, packed_layer
 from kvpolicy.huggingface.file.paths import target
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.session import Session
@@ -62,7 +62,7 @@ def save(
         "parts": releases(session.policy.titles),
         "storage": None if storage is None or title is None else described(title, storage),
         "model": fingerprint(model),
-        "kinds": [type(layer).__name__ for layer in layers],
+        "kinds": [kind_of(layer) for layer in layers],
         "layers": [packed_layer(layer, tensors, f"layers.{at}") for at, layer in enumerate(layers)],
     }
     write(text, tensors, place)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,7 +10,13 @@ from transformers import PreTrainedModel
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.adapters import check_one_adapter
 from kvpolicy.huggingface.model.architectures import ATTENTION, OUTPUT_PROJECTIONS
-from kvpolicy.huggingface.model.devices import device_of, weight_of, weights_present
+from kvpolicy.huggingface.model.devices import device_of, weight_of
+from kvpolicy.huggingface.model.effective_weight import (
+    as_in_inference,
+    check_effective,
+    columns_of,
+    effective_weight,
+)
 from kvpolicy.observation.projection import check_factors
 
 _TOLERANCE = 2e-2
@@ -31,7 +34,7 @@ def output_weight(
 
     The weight of a plain `nn.Linear` is returned itself. That of another projection (quantised, or
     with LoRA adapters) is computed only if it is `needed`, as what the projection makes of unit
-    vectors, in the dtype of `like`.
+    vectors, in the dtype of `like`; see `effective_weight`.
     """
     projection = _projection(module)
     if projection is None:
@@ -41,7 +44,7 @@ def output_weight(
     if not needed:
         return None
     check_one_adapter(projection)
-    return _effective(projection, like.dtype)
+    return effective_weight(projection, like.dtype)
 
 
 def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:
@@ -64,6 +67,8 @@ def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:
             )
         if _is_plain(projection):
             check_factors(weight_of(projection))
+        else:
+            check_effective(projection)
 
 
 def _projection(module: nn.Module) -> nn.Module | None:
@@ -80,56 +85,20 @@ def _is_plain(projection: nn.Module) -> bool:
     return kind is Tensor or hasattr(projection.weight, "device_mesh")
 
 
-def _columns(projection: nn.Module) -> int | None:
-    """Return how many inputs a projection takes; None if nothing says so."""
-    for each in (projection, getattr(projection, "base_layer", None)):
-        for name in ("in_features", "nx"):
-            if isinstance(count := getattr(each, name, None), int):
-                return count
-    return None
-
-
-@torch.no_grad()
-def _effective(projection: nn.Module, dtype: torch.dtype) -> Float[Tensor, "M columns"] | None:
-    columns = _columns(projection)
-    if columns is None:
-        return None
-    device = device_of(projection)
-    units = torch.eye(columns, dtype=dtype, device=device)
-    with _as_in_inference(projection):
-        outputs: Tensor = projection.forward(units)
-        bias: Tensor = projection.forward(torch.zeros_like(units[:1]))
-    return (outputs - bias).mT.contiguous()
-
-
 @torch.no_grad()
 def _is_linear(projection: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a projection adds up what it makes of two inputs; it is tried on random ones."""
-    columns = _columns(projection)
+    columns = columns_of(projection)
     if columns is None:
         return False
     generator = torch.Generator("cpu").manual_seed(0)
     rows = torch.randn(2, columns, generator=generator, dtype=torch.float32, device="cpu")
     inputs = torch.stack([torch.zeros_like(rows[0]), rows[0], rows[1], rows.sum(0)])
     try:
-        with _as_in_inference(projection):
+        with as_in_inference(projection):
             found = projection.forward(inputs.to(device_of(projection), dtype)).float()
     except Exception:  # noqa: BLE001 - a projection of another make: it cannot be read
         return False
     zero, first, second, both = found
     tolerance = _TOLERANCE * float(found.abs().amax())
     return bool(((first + second - zero - both).abs() <= tolerance).all())
-
-
-@contextmanager
-def _as_in_inference(projection: nn.Module) -> Iterator[None]:
-    """Have no dropout, and the weights where the projection computes, until the block is left."""
-    training = [module for module in projection.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        with weights_present(projection):
-            yield
-    finally:
-        for module in training:
-            module.training = True

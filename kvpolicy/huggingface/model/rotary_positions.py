@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,8 @@ class _Notes(threading.local):
 
 
 _notes = _Notes()
+_compiled: set[int] = set()
+"""The `id` of each module of which notes are taken in compiled forwards, too: each ends a graph."""
 
 
 def noted_positions(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,7 +44,8 @@ def noted_positions(own: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        _note(module, kwargs.get("position_ids", args[1] if len(args) > 1 else None))
+        if not torch.compiler.is_compiling() or id(module) in _compiled:
+            _note(module, kwargs.get("position_ids", args[1] if len(args) > 1 else None))
         return own(module, *args, **kwargs)
 
     return forward
@@ -62,6 +65,12 @@ def not_noted() -> Iterator[None]:
         yield
     finally:
         _notes.is_quiet = before
+
+
+def note_when_compiled(modules: Iterable[nn.Module]) -> None:
+    """Take notes of these modules in compiled forwards, and of no others."""
+    _compiled.clear()
+    _compiled.update(map(id, modules))
 
 
 class RotaryPositions:

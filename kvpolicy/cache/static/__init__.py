@@ -1,0 +1,1 @@
+"""Rows of fixed size and place, for decode steps that are captured once and replayed."""

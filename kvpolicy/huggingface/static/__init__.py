@@ -1,0 +1,1 @@
+"""A cache whose decode step can be captured: it follows transformers' contract of static caches."""
