@@ -59,6 +59,21 @@ class Ranked:
             return self.scores
         return torch.cat(list(self.shard.exchange(self.scores)), 1)
 
+    def by_row(self) -> list[Ranked]:
+        """Return a group for each row, with its share of the scores."""
+        rows = range(len(self.views[0].keys))
+        if len(rows) == 1:
+            return [self]
+        return [
+            attrs.evolve(
+                self,
+                views=[view.row(row) for view in self.views],
+                observations=[each.row(row) for each in self.observations],
+                scores=None if self.scores is None else self.scores[row : row + 1],
+            )
+            for row in rows
+        ]
+
     def own(self, of_layer: Int[Tensor, "b N"]) -> Int[Tensor, "b n"]:
         """Return the part of a tensor of all heads that belongs to the heads of this process."""
         if self.shard is None or self.scores is None:
@@ -74,9 +89,12 @@ def ranked(
 
     Scores have no gradients; keys and values keep theirs.
     """
-    by_row = pipeline.model_allocator is not None
-    groups = views_of(contents, keys, by_row=by_row, shard=shown.shard)
-    return [_ranked(pipeline, views, shown) for views in groups]
+    groups = views_of(contents, keys, shard=shown.shard)
+    found = [_ranked(pipeline, views, shown) for views in groups]
+    if pipeline.model_allocator is None:
+        return found
+    # Layers may group rows otherwise, and a sequence's budget is shared out over all of them.
+    return [row for group in found for row in group.by_row()]
 
 
 @torch.no_grad()

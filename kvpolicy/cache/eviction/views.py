@@ -43,15 +43,29 @@ class View:
     shown_values: Float[Tensor, "b _ S _"] | None = None
     """The values that attention sees, where they are not those that are stored."""
 
+    def row(self, index: int) -> View:
+        """Return the view of one of the rows."""
+        one, first = slice(index, index + 1), self.rows.start + index
+        shown = self.shown_values
+        return attrs.evolve(
+            self,
+            rows=slice(first, first + 1),
+            keys=self.keys[one],
+            attended=self.attended[one],
+            values=self.values[one],
+            positions=self.positions[one],
+            state=None if self.state is None else self.state[one],
+            shown_values=None if shown is None else shown[one],
+        )
+
 
 def views_of(
-    contents: Contents, keys: AttendedKeys, *, by_row: bool = False, shard: Shard | None = None
+    contents: Contents, keys: AttendedKeys, *, shard: Shard | None = None
 ) -> list[list[View]]:
     """Return a layer in groups of rows; each group is one view, or one view for each head.
 
-    Neighbouring rows that hold and have seen equally many tokens are one group; with `by_row` every
-    row is one. The heads of a row get views of their own if they are uneven, whatever the other
-    rows hold.
+    Neighbouring rows that hold and have seen equally many tokens are one group. The heads of a row
+    get views of their own if they are uneven, whatever the other rows hold.
     """
     if contents.ragged is not None:
         rows = _views_of_heads(contents, keys)
@@ -60,15 +74,15 @@ def views_of(
     slots = contents.slots
     return [
         [_view_of_rows(contents, keys, rows, slots.held - slots.lengths[rows.start])]
-        for rows in _alike(slots, by_row=by_row)
+        for rows in _alike(slots)
     ]
 
 
-def _alike(slots: Slots, *, by_row: bool) -> Iterator[slice]:
+def _alike(slots: Slots) -> Iterator[slice]:
     """Yield the rows that are shown together."""
     both, first = list(zip(slots.lengths, slots.seen, slots.settled, strict=True)), 0
     for row in range(1, slots.batch + 1):
-        if row == slots.batch or by_row or both[row] != both[first]:
+        if row == slots.batch or both[row] != both[first]:
             yield slice(first, row)
             first = row
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.waits.__main__ import recipes
 from benchmarks.waits.forwards import BATCHES, costs
 
 
@@ -22,3 +23,44 @@ def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
         assert phase["waits"].layer == phase["copies"].layer == 0
         assert phase["waits"].forward == phase["copies"].forward == 0
         assert phase["launches"].layer <= launches
+
+
+BOUNDS = {
+    "adakv": ((50, 1), (4, 0)),
+    "cam": ((72, 0), (72, 0)),
+    "caote": ((23, 0), (2, 0)),
+    "chunkkv": ((34, 0), (2, 0)),
+    "criticalkv": ((90, 0), (2, 0)),
+    "defensivekv": ((213, 1), (4, 0)),
+    "expectedattention": ((102, 0), (2, 0)),
+    "h2o": ((24, 0), (26, 0)),
+    "keydiff": ((28, 0), (26, 0)),
+    "knorm": ((17, 0), (2, 0)),
+    "lacache": ((36, 2), (55, 2)),
+    "lagkv": ((109, 0), (3, 0)),
+    "layerdefensivekv": ((200, 0), (4, 0)),
+    "lookm": ((78, 0), (82, 0)),
+    "pyramidkv": ((22, 0), (2, 0)),
+    "random": ((15, 0), (2, 0)),
+    "restkv": ((45, 0), (2, 0)),
+    "rkv": ((48, 0), (3, 0)),
+    "snapkv": ((22, 0), (2, 0)),
+    "streamingllm": ((19, 0), (30, 0)),
+    "think": ((49, 0), (2, 0)),
+    "tova": ((19, 0), (17, 0)),
+}
+"""By recipe: the launches and waits of a layer in a prompt, and in a decoded token."""
+
+
+def test_every_recipe_has_a_bound():
+    assert set(BOUNDS) == set(recipes())
+
+
+@pytest.mark.sampled(8, "recipe")
+@pytest.mark.parametrize("recipe", sorted(BOUNDS))
+def test_no_recipe_makes_the_host_do_more(recipe):
+    found = costs(recipe, BATCHES[0])
+    for phase, (launches, waits) in zip(("prompt", "token"), BOUNDS[recipe], strict=True):
+        assert found[phase]["launches"].layer <= launches
+        assert found[phase]["waits"].layer <= waits
+        assert found[phase]["copies"].layer == 0
