@@ -109,3 +109,13 @@ def spoiled(new: Shaped[Tensor, "B N 1 D"], full: Bool[Tensor, ""]) -> Shaped[Te
     A step that is replayed asks nobody, so it cannot refuse.
     """
     return new.masked_fill(full, torch.nan)
+
+
+def longer(
+    rows: Shaped[Tensor, "B N K *rest"], before: Tensor | None
+) -> Shaped[Tensor, "B N C *rest"]:
+    """Return a buffer with these rows and one more, of zeros."""
+    shape = (*rows.shape[:2], rows.shape[2] + 1, *rows.shape[3:])
+    found = kept(before, shape, rows.dtype, rows.device)
+    fill(found, rows)
+    return found

@@ -22,6 +22,7 @@ from kvpolicy.cache.static.buffers import (
     buffers_for,
     fill,
     kept,
+    longer,
     nbytes,
     row_nbytes,
     writable,
@@ -72,10 +73,10 @@ class StaticEvicting:
         keys, values = buffers_for(contents, 1, before)
         fill(keys, contents.keys.view)
         fill(values, contents.values.view)
-        known = _longer(slots.positions.int(), None if before is None else before.known)
+        known = longer(slots.positions.int(), None if before is None else before.known)
         state = contents.state
         if state is not None:
-            state = _longer(state, None if before is None else before.state)
+            state = longer(state, None if before is None else before.state)
         newest = kept(
             None if before is None else before.newest,
             (slots.batch, 1, 1),
@@ -239,13 +240,3 @@ class StaticEvicting:
     def row_nbytes(self) -> int:
         """Bytes of the key and the value of one position."""
         return row_nbytes(self.keys, self.values)
-
-
-def _longer(
-    rows: Shaped[Tensor, "B N K *rest"], before: Tensor | None
-) -> Shaped[Tensor, "B N C *rest"]:
-    """Return a buffer with these rows and one more, of zeros."""
-    shape = (*rows.shape[:2], rows.shape[2] + 1, *rows.shape[3:])
-    found = kept(before, shape, rows.dtype, rows.device)
-    fill(found, rows)
-    return found
