@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from kvpolicy.errors import UnsupportedModelError
@@ -17,9 +18,14 @@ def register() -> None:
     vLLM has no hook between reading its arguments and starting workers, so the method that makes
     an engine's configuration is wrapped. May be called several times.
     """
-    from vllm.engine.arg_utils import EngineArgs
+    try:
+        from vllm.engine.arg_utils import EngineArgs
 
-    own = EngineArgs.create_engine_config
+        own = EngineArgs.create_engine_config
+    except (ImportError, AttributeError) as error:
+        # Another vLLM must go on for those who asked for nothing.
+        logging.getLogger("vllm.kvpolicy").warning("kvpolicy cannot evict in this vLLM: %s", error)
+        return
     if not hasattr(own, _MARK):
         EngineArgs.create_engine_config = _configuring(own)
 
@@ -27,7 +33,7 @@ def register() -> None:
 def _configuring(own: Any) -> Any:
     @functools.wraps(own)
     def create_engine_config(arguments: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = asked_in(arguments.additional_config)
+        asked = asked_in(getattr(arguments, "additional_config", None))
         if asked is None:
             return own(arguments, *args, **kwargs)
         from kvpolicy.vllm.engines import WORKERS, check_engine, check_version

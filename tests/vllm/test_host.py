@@ -5,17 +5,32 @@ pytest.importorskip(
 )
 
 from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
-from kvpolicy.evaluation.serving.engine import core_of, engine, serve, worker_of
+from kvpolicy.evaluation.serving.engine import core_of, engine, worker_of
 from kvpolicy.evaluation.serving.models import saved
-from kvpolicy.evaluation.serving.situations import SITUATIONS, prompts
+from kvpolicy.evaluation.serving.situations import prompts
 
 POLICY = {"recipe": "restkv", "budget": 64}
+[PROMPT] = prompts(256, (150,))
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory):
-    folder = saved("llama", tmp_path_factory.mktemp("models"))
+def folder(tmp_path_factory):
+    return saved("llama", tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def logprobs_without_a_policy(folder):
+    # A process has one engine at a time, so this one ends before the other starts.
+    with engine(folder, None) as plain:
+        _add(plain, "a", PROMPT, prompt_logprobs=0)
+        [found] = _finish(plain)
+    return _of_prompt(found)
+
+
+@pytest.fixture(scope="module")
+def llm(folder, logprobs_without_a_policy):
     with engine(folder, POLICY, max_num_batched_tokens=96) as made:
         yield made
 
@@ -26,8 +41,19 @@ def pool(llm):
 
 
 def _add(llm, name, prompt, **params):
-    given = SamplingParams(max_tokens=4, ignore_eos=True, detokenize=False, **params)
+    given = SamplingParams(
+        max_tokens=4,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **params,
+    )
     return llm.llm_engine.add_request(name, {"prompt_token_ids": prompt}, given)
+
+
+def _of_prompt(output):
+    told = zip(output.prompt_logprobs[1:], PROMPT[1:], strict=True)
+    return [each[token].logprob for each, token in told]
 
 
 def _finish(llm):
@@ -86,24 +112,10 @@ def test_several_answers_to_one_prompt_are_those_of_as_many_requests(llm):
         assert list(answer.token_ids) == list(alone.outputs[0].token_ids)
 
 
-def test_log_probabilities_of_the_prompt_are_those_of_the_full_cache(llm, tmp_path):
-    [prompt] = prompts(256, (150,))
-    _add(llm, "a", prompt, prompt_logprobs=0)
+def test_log_probabilities_of_the_prompt_are_those_of_the_full_cache(
+    llm, logprobs_without_a_policy
+):
+    _add(llm, "a", PROMPT, prompt_logprobs=0)
     [found] = _finish(llm)
-    with engine(saved("llama", tmp_path), None) as plain:
-        _add(plain, "a", prompt, prompt_logprobs=0)
-        [want] = _finish(plain)
-    pairs = zip(found.prompt_logprobs[1:], want.prompt_logprobs[1:], prompt[1:], strict=True)
-    for own, other, token in pairs:
-        assert own[token].logprob == pytest.approx(other[token].logprob, abs=1e-4)
-
-
-def test_prompts_within_the_budget_are_answered_bit_for_bit_as_without_a_policy(tmp_path):
-    folder = saved("llama", tmp_path)
-    arrivals = [each for each in SITUATIONS["one batch"].arrivals(256) if len(each.prompt) <= 64]
-    answers = []
-    for policy in (POLICY, None):
-        with engine(folder, policy, enable_prefix_caching=False) as made:
-            answers.append([(each.tokens, each.logprobs) for each in serve(made, arrivals)])
-    assert len(answers[0]) == 3
-    assert answers[0] == answers[1]
+    for own, want in zip(_of_prompt(found), logprobs_without_a_policy, strict=True):
+        assert own == pytest.approx(want, abs=1e-4)

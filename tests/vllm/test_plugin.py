@@ -26,6 +26,12 @@ def test_registering_again_wraps_nothing_again():
     assert EngineArgs.create_engine_config is once
 
 
+def test_a_vllm_without_the_seam_goes_on(monkeypatch, caplog):
+    monkeypatch.delattr(EngineArgs, "create_engine_config")
+    plugin.register()
+    assert "kvpolicy cannot evict in this vLLM" in caplog.text
+
+
 def _answers(folder):
     arrivals = SITUATIONS["mixed arrivals"].arrivals(256)
     with engine(folder, None, max_num_batched_tokens=48) as llm:
@@ -47,3 +53,14 @@ def test_without_a_policy_vllm_is_what_it_was_bit_for_bit(tmp_path, monkeypatch)
     kinds, caching, _ = found
     assert all(kind.__module__.startswith("vllm.") for kind in kinds)
     assert caching
+
+
+def test_prompts_within_the_budget_are_answered_bit_for_bit_as_without_a_policy(tmp_path):
+    folder = saved("llama", tmp_path)
+    arrivals = [each for each in SITUATIONS["one batch"].arrivals(256) if len(each.prompt) <= 64]
+    answers = []
+    for policy in ({"recipe": "restkv", "budget": 64}, None):
+        with engine(folder, policy, enable_prefix_caching=False) as made:
+            answers.append([(each.tokens, each.logprobs) for each in serve(made, arrivals)])
+    assert len(answers[0]) == 3
+    assert answers[0] == answers[1]
