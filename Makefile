@@ -13,7 +13,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check oldest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,15 +24,32 @@ demo: $(READY) ## See which facts a small model still recalls under six recipes 
 test: $(READY) ## Run the tests.
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --durations=20 --durations-min=1
 
-check: $(READY) ## Check format, style, layers and types, then run the tests.
+check: lint test ## Check format, style, layers and types, then run the tests.
+
+lint: $(READY) ## Check format, style, layers and types.
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy --no-error-summary
-	@$(MAKE) --no-print-directory test
+
+dist: $(READY) ## Build the wheel and the sdist into dist/, and check what an index would show.
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist .
+	@$(BIN)/twine check --strict dist/*
+	@$(BIN)/python .ci/distributions.py dist
 
 oldest: .venv-oldest/.ready ## Run the tests of the cache and the command line with the oldest versions that are allowed.
 	@$(OLDEST)/pytest -q -n $(WORKERS) --dist loadgroup tests/huggingface tests/plugins tests/commands tests/test_cli.py
+
+newest: .venv-newest/.ready ## The same tests with the newest versions that the index has.
+	@.venv-newest/bin/pytest -q -n $(WORKERS) --dist loadgroup tests/huggingface tests/plugins tests/commands tests/test_cli.py
+
+smoke: $(READY) ## Install the wheel into an empty environment outside of the checkout, and use it.
+	@test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) --no-print-directory dist
+	@.ci/smoke $(PYTHON) dist/*.whl
+
+docs: $(READY) ## Build the site into docs/_build/ (a minute, no network); open docs/_build/index.html.
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
 
 needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py
@@ -101,7 +118,7 @@ prompt-memory: $(READY) ## Measure the memory that each recipe takes to rank pro
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.prompt_memory
 
 clean: ## Remove the environment and everything that tools left behind.
-	@rm -rf .venv .venv-oldest .venv-vllm dist build kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
+	@rm -rf .venv .venv-oldest .venv-newest .venv-vllm dist build docs/_build docs/api kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
 	    .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -109,7 +126,10 @@ $(READY): pyproject.toml constraints.txt
 $(READY): EXTRA := dev
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 .venv-oldest/.ready: EXTRA := tests
-$(READY) .venv-oldest/.ready:
+# Nothing is pinned: an empty file of constraints.
+.venv-newest/.ready: pyproject.toml /dev/null
+.venv-newest/.ready: EXTRA := tests
+$(READY) .venv-oldest/.ready .venv-newest/.ready:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "kvpolicy needs Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11 ..."; \
 	    exit 1; }

@@ -22,6 +22,9 @@ COMMANDS = {
     "report": "Write pages, figures and tables of results.",
     "inspect": "Show which tokens of a prompt survive, and say why a wrong answer is wrong.",
     "calibrate": "Find the smallest budget that keeps a promise on your own prompts.",
+    "memory": "Compute the memory of a cache from a model's config. No weights are loaded.",
+    "new-plugin": "Write the project of a new plugin: a part, a recipe, a contract test, a README.",
+    "doctor": "Say what is installed here, and what is broken: for a report of a problem.",
     "exactness": "Compare evicted caches with full caches that mask the evicted entries.",
 }
 """Each command and what it does. Its module in kvpolicy.commands has a Typer `app` with it alone.

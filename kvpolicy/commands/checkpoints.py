@@ -70,6 +70,17 @@ class Checkpoint:
             )
         return None
 
+    @property
+    def address(self) -> str:
+        """What transformers loads: a folder, or an id on the Hub.
+
+        Raises InvalidValueError as `folder` does, and if the Hub has no such model.
+        """
+        folder = self.folder
+        if folder is None:
+            check_on_hub(self.name)
+        return str(folder or self.name)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 
@@ -114,10 +125,7 @@ class Checkpoint:
         """What transformers loads, and the name of a GGUF file in that folder."""
         file = self._gguf_file
         if file is None:
-            folder = self.folder
-            if folder is None:
-                check_on_hub(self.name)
-            return str(folder or self.name), {}
+            return self.address, {}
         return str(file.parent), {"gguf_file": file.name}
 
     @property

@@ -33,6 +33,10 @@ class Promise:
         """The promise in a few words."""
         return self.statement.__name__
 
+    def quickened(self, share: float) -> Promise:
+        """Return the promise, to be tried on a share of its examples."""
+        return attrs.evolve(self, examples=max(1, round(self.examples * share)))
+
     def __call__(self, component: object) -> None:
         """Try the promise on examples; raises AssertionError with the smallest that breaks it."""
         # The same examples at every run: a plugin's tests must not come and go.

@@ -1,0 +1,182 @@
+"""The bytes that a cache will take, computed from a model's config and a policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.storage.protocol import AnyStorage
+from kvpolicy.errors import InvalidValueError
+from kvpolicy.huggingface.model.config import decoder_config
+from kvpolicy.huggingface.model.support import supported_config
+from kvpolicy.observation.observation import Observation
+from kvpolicy.pipeline.pipeline import Pipeline
+
+_PROBE = 4
+"""Tokens that a model without weights reads, to show the shapes of its layers."""
+_POSITION = 4
+"""Bytes of a position that is held: an int32."""
+
+
+@attrs.frozen(kw_only=True)
+class LayerShape:
+    """The keys and values of one layer: its heads, their channels, and bytes of a number.
+
+    `window` is how many of the newest tokens a sliding layer holds; None: all, or what a policy
+    keeps.
+    """
+
+    heads: int
+    query_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    window: int | None
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of the keys and values of one position in all heads."""
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+@attrs.frozen(kw_only=True)
+class ModelShape:
+    """What a config says of a model: its layers, and the bytes of its weights."""
+
+    name: str
+    layers: tuple[LayerShape, ...]
+    weight_nbytes: int
+
+
+@attrs.frozen(kw_only=True)
+class CacheSize:
+    """Bytes of a cache after a prompt of `tokens`; `held` positions in each layer that evicts.
+
+    `full` is transformers' own cache. `reading` is the most that is held while the prompt is read:
+    a layer is whole until its own eviction.
+    """
+
+    tokens: int
+    held: int
+    nbytes: int
+    full: int
+    reading: int
+
+
+def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
+    """Return the shapes of a model's layers. No weights are made.
+
+    Raises UnsupportedModelError for a model that no policy can serve.
+    """
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    supported_config(model)
+    text = decoder_config(model)
+    cache = DynamicCache(config=text)
+    with torch.no_grad():
+        model(torch.zeros((1, _PROBE), dtype=torch.long, device="meta"), past_key_values=cache)
+    layers = tuple(
+        _layer_shape(layer, text) for layer in cache.layers if isinstance(layer, DynamicLayer)
+    )
+    weights = sum(each.numel() * each.element_size() for each in model.parameters())
+    return ModelShape(name=type(model).__name__, layers=layers, weight_nbytes=weights)
+
+
+def _layer_shape(layer: Any, config: PreTrainedConfig) -> LayerShape:
+    return LayerShape(
+        heads=layer.keys.shape[1],
+        query_heads=config.num_attention_heads,
+        key_dim=layer.keys.shape[3],
+        value_dim=layer.values.shape[3],
+        dtype=layer.keys.dtype,
+        # transformers holds one token less than the window.
+        window=None if type(layer) is DynamicLayer else layer.sliding_window - 1,
+    )
+
+
+def cache_size(
+    shape: ModelShape,
+    policy: Pipeline | None,
+    tokens: int,
+    *,
+    batch: int = 1,
+    storage: AnyStorage | None = None,
+) -> CacheSize:
+    """Return the bytes that a policy's cache takes after a prompt; None is the full cache.
+
+    An allocator may stay below the budget, and a compactor may write smaller rows: then this is an
+    upper bound.
+
+    Raises InvalidValueError for less than one token.
+    """
+    if tokens < 1 or batch < 1:
+        raise InvalidValueError(f"a prompt has at least 1 token, not {min(tokens, batch)}.")
+    evicts = policy is not None and not policy.keeps_all(tokens)
+    held = policy.positions(tokens) if policy is not None and evicts else tokens
+    whole = [each.row_nbytes * min(tokens, each.window or tokens) for each in shape.layers]
+    kept = [
+        rows
+        if policy is None or each.window is not None
+        else _layer_nbytes(each, policy, held, storage, moved=evicts)
+        for each, rows in zip(shape.layers, whole, strict=True)
+    ]
+    waits = policy is not None and policy.model_allocator is not None
+    peaks = [
+        sum(kept[:at]) + full + _state_nbytes(each, policy, tokens)
+        for at, (each, full) in enumerate(zip(shape.layers, whole, strict=True))
+    ]
+    return CacheSize(
+        tokens=tokens,
+        held=held,
+        nbytes=batch * sum(kept),
+        full=batch * sum(whole),
+        reading=batch * (sum(whole) if waits or policy is None else max(*peaks, sum(kept))),
+    )
+
+
+def _layer_nbytes(
+    layer: LayerShape, policy: Pipeline, held: int, storage: AnyStorage | None, *, moved: bool
+) -> int:
+    """Return the bytes of rows, positions and running state that one layer holds."""
+    rows = layer.row_nbytes * held if storage is None else _stored_nbytes(layer, held, storage)
+    positions = layer.heads * held * _POSITION if moved else 0
+    return rows + positions + _state_nbytes(layer, policy, held)
+
+
+def _stored_nbytes(layer: LayerShape, held: int, storage: AnyStorage) -> int:
+    """Return the bytes of rows in a storage. They grow by the same number with every row.
+
+    So what it takes for many rows follows from what it takes for a few.
+    """
+    few = min(held, 512)
+    sizes = [_stored(layer, count, storage) for count in (few - 1, few)] if few > 1 else [0, 0]
+    if held == few:
+        return _stored(layer, few, storage)
+    return sizes[1] + (sizes[1] - sizes[0]) * (held - few)
+
+
+def _stored(layer: LayerShape, count: int, storage: AnyStorage) -> int:
+    keys, values = (
+        torch.zeros((1, layer.heads, count, dim), dtype=layer.dtype, device="cpu")
+        for dim in (layer.key_dim, layer.value_dim)
+    )
+    stored: int = storage.store(Contents.of(keys, values), None).nbytes
+    return stored
+
+
+def _state_nbytes(layer: LayerShape, policy: Pipeline | None, held: int) -> int:
+    """Return the bytes of a scorer's running state, from what it makes of two tokens."""
+    if policy is None or policy.running_scorer is None:
+        return 0
+    keys, values = (
+        torch.zeros((1, layer.heads, 2, dim), device="cpu")
+        for dim in (layer.key_dim, layer.value_dim)
+    )
+    queries = torch.zeros((1, layer.query_heads, 2, layer.key_dim), device="cpu")
+    state = policy.accumulate(Observation(queries=queries, keys=keys, values=values))
+    return 0 if state is None else state.nbytes // 2 * held

@@ -1,0 +1,95 @@
+"""The bytes that are computed from a config are those that a cache takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kvpolicy
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.huggingface.size import cache_size, model_shape
+from kvpolicy.named import resolved
+from kvpolicy.testing.models import tiny_model
+
+TOKENS = 300
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("qwen3")
+
+
+@pytest.fixture(scope="module")
+def shape(model):
+    return model_shape(model.config, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def prompt():
+    return torch.randint(0, 90, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+
+
+def test_the_weights_are_those_of_the_model(model, shape):
+    assert shape.weight_nbytes == sum(each.nbytes for each in model.parameters())
+
+
+@pytest.mark.parametrize("tokens", [30, TOKENS])
+@pytest.mark.parametrize(
+    ("recipe", "budget", "storage"),
+    [
+        ("snapkv", 64, None),
+        ("restkv", 0.25, None),
+        ("h2o", 64, None),
+        ("streamingllm", 64, None),
+        ("pyramidkv", 64, None),
+        ("snapkv", 64, "offloaded"),
+        ("snapkv", 64, {"name": "quantized", "bits": 4}),
+        ("snapkv", 0.5, {"name": "quantized", "bits": 8, "residual": 16}),
+    ],
+)
+def test_a_cache_takes_as_many_bytes(model, shape, prompt, recipe, budget, storage, tokens):
+    policy = kvpolicy.recipe(recipe, budget=budget)
+    with policy.cache(model, storage=storage) as cache:
+        model(prompt[:, :tokens], past_key_values=cache)
+        stored = None if storage is None else resolved("storage", storage).part
+        size = cache_size(shape, policy, tokens, storage=stored)
+        assert size.nbytes == cache.nbytes
+        assert size.full == cache.report().full_nbytes
+
+
+def test_an_allocator_that_stays_below_the_budget_takes_less(model, shape, prompt):
+    policy = kvpolicy.recipe("adakv", budget=64)
+    with policy.cache(model) as cache:
+        model(prompt, past_key_values=cache)
+        bound = cache_size(shape, policy, TOKENS).nbytes
+        assert 0.98 * bound < cache.nbytes <= bound
+
+
+def test_the_full_cache_has_the_bytes_of_its_rows(model, shape, prompt):
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    model(prompt, past_key_values=cache)
+    rows = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    size = cache_size(shape, None, TOKENS, batch=2)
+    assert (size.nbytes, size.full, size.reading) == (2 * rows, 2 * rows, 2 * rows)
+
+
+def test_one_layer_at_a_time_is_whole_while_the_prompt_is_read(shape):
+    size = cache_size(shape, kvpolicy.recipe("snapkv", budget=64), TOKENS)
+    assert size.reading == size.nbytes // 2 + size.full // 2
+    together = cache_size(shape, kvpolicy.recipe("layerdefensivekv", budget=64), TOKENS)
+    assert together.reading == together.full
+
+
+def test_a_prompt_without_tokens_is_refused(shape):
+    with pytest.raises(InvalidValueError, match="at least 1 token, not 0"):
+        cache_size(shape, None, 0)
+
+
+def test_a_model_that_cannot_be_served_is_refused():
+    from transformers import MambaConfig
+
+    config = MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16)
+    with pytest.raises(UnsupportedModelError, match="takes no past_key_values"):
+        model_shape(config, torch.float32)
