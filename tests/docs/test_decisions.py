@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-DECISIONS = sorted((Path(__file__).parents[2] / "docs/decisions").glob("*.md"))
+DECISIONS = sorted((Path(__file__).parents[2] / "docs/decisions").glob("0*.md"))
 
 
 def test_numbers_count_up_from_one():
