@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ DOCS = Path(__file__).parent
 
 project = "kvpolicy"
 copyright = "the kvpolicy authors"  # noqa: A001 - Sphinx calls it so
-release = version("kvpolicy")
+release = kvpolicy.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
 default_role = "code"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-suppress_warnings = ["misc.highlighting_failure"]
+suppress_warnings = ["misc.highlighting_failure", "myst.header"]  # tables that commands write
 
 html_theme = "furo"
 html_title = f"kvpolicy {release}"

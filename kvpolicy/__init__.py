@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from kvpolicy.composition import compose, recipe
     from kvpolicy.discovery.registry import installed
     from kvpolicy.errors import KvpolicyError
+    from kvpolicy.evaluation.evaluate import evaluate  # with its options, for completion
     from kvpolicy.hookspecs import hookimpl
     from kvpolicy.observation.fold import Reduce
     from kvpolicy.observation.observation import Observation
     from kvpolicy.policy import Policy
     from kvpolicy.prefill.pattern import PrefillPattern
-    from kvpolicy.public import chunked_mlp, evaluate, fused_sinks, load, restore, save
+    from kvpolicy.public import chunked_mlp, fused_sinks, load, restore, save
     from kvpolicy.stages.allocation import Allocator
     from kvpolicy.stages.compaction import Compactor, GatherCompactor
     from kvpolicy.stages.scoring import RunningScorer, Scorer
