@@ -1,5 +1,6 @@
 """Policies are composed from names, mappings or objects, and turn to plain data and back."""
 
+import inspect
 import json
 
 import attrs
@@ -7,6 +8,8 @@ import pytest
 
 import kvpolicy
 from kvpolicy import errors
+from kvpolicy.composition import Settings
+from kvpolicy.kinds import PARTS, SETTINGS
 from kvpolicy.stages.smoothing import MeanSmoother
 
 
@@ -26,6 +29,11 @@ def test_recent_defaults_to_the_window_of_the_scorer():
 def test_a_recipe_may_be_changed_in_part():
     policy = kvpolicy.recipe("snapkv", smoother="mean", budget=64)
     assert policy == kvpolicy.compose(scorer="snapkv", smoother="mean", budget=64)
+
+
+def test_the_settings_of_a_recipe_are_the_arguments_of_compose():
+    arguments = set(inspect.signature(kvpolicy.compose).parameters) - {"unknown"}
+    assert set(Settings.__annotations__) == arguments == {*PARTS, *SETTINGS}
 
 
 def test_a_mapping_without_a_name_changes_options_of_the_recipes_own_part():

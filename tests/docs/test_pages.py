@@ -16,11 +16,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 ELSEWHERE = {"evaluation.md", "hooks.md"}
 """Pages with a test of their own."""
+CLUSTERS = {"vllm.md", "many-machines.md"}
+"""Pages whose code needs vLLM or a cluster; `make vllm` and `make ray` run what they show."""
 
 PAGES = [
     file
     for file in (ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("guides/*.md"))
-    if "```python" in file.read_text("utf-8") and file.name not in ELSEWHERE
+    if "```python" in file.read_text("utf-8") and file.name not in ELSEWHERE | CLUSTERS
 ]
 CONSOLE = [file for file in [*PAGES, DOCS / "choose.md"] if "```console" in file.read_text("utf-8")]
 TROUBLES = re.findall(
