@@ -57,6 +57,7 @@ def as_tested(code):
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of PEFT
 @torch.enable_grad()
 def test_the_python_code_of_a_page_runs(file, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
