@@ -13,7 +13,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -117,8 +117,18 @@ endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and
 prompt-memory: $(READY) ## Measure the memory that each recipe takes to rank prompts of growing length (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.prompt_memory
 
+eviction-memory: $(READY) ## Count the memory that each recipe takes beside a layer of 131,072 positions on a GPU; none is needed.
+	@$(BIN)/python -m benchmarks.eviction_memory
+
+kvpress: $(READY) ## Measure one layer beside kvpress 0.5.5, which is installed into an environment of its own (ten minutes).
+	@test -x .venv-kvpress/bin/python || $(PYTHON) -m venv .venv-kvpress
+	@.venv-kvpress/bin/python -m pip install --quiet --disable-pip-version-check kvpress==0.5.5 transformers==5.2.0 \
+	    "torch==$$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch").partition("+")[0])')"
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.beside_kvpress --python .venv-kvpress/bin/python; \
+	    status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
+
 clean: ## Remove the environment and everything that tools left behind.
-	@rm -rf .venv .venv-oldest .venv-newest .venv-vllm dist build docs/_build docs/api kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
+	@rm -rf .venv .venv-oldest .venv-newest .venv-vllm .venv-kvpress dist build docs/_build docs/api kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
 	    .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.cpu.targets import costs_by_length
-from benchmarks.page import cpu, gpu, waits
+from benchmarks.page import cpu, gpu, kvpress, waits
 from benchmarks.page.picture import save_growth
 from benchmarks.rows import RESULTS, Row, read
 
@@ -34,6 +34,7 @@ def _paragraphs(rows: Sequence[Row]) -> Iterator[str]:
         "change a number, measure again."
     )
     yield from cpu.sections(rows)
+    yield from kvpress.sections(rows)
     yield from gpu.sections(rows)
     yield from waits.sections(rows)
 

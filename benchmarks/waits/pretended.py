@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda:0")
+HELD_ON = torch.device("cpu")
+"""Where the numbers are of tensors that are made on the GPU."""
 
 Observer = Callable[[Any, Sequence[Any], Mapping[str, Any]], None]
 """Is told every operation before it runs, with its arguments."""
@@ -192,7 +194,7 @@ def _run(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run an operation on numbers, and return its results where they would be."""
     device = kwargs.get("device")
     given = any(isinstance(each, Pretended) for each in tree_leaves((args, dict(kwargs))))
-    own = numbers_of(dict(kwargs)) | ({"device": torch.device("cpu")} if is_gpu(device) else {})
+    own = numbers_of(dict(kwargs)) | ({"device": HELD_ON} if is_gpu(device) else {})
     own = {name: each for name, each in own.items() if name != "pin_memory"}
     found = function(*numbers_of(args), **own)
     if not (is_gpu(device) if device is not None else given):

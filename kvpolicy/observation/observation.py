@@ -12,7 +12,7 @@ from kvpolicy.observation.projection import output_factors
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.observation.shard import Shard
 from kvpolicy.observation.softmax import softmax
-from kvpolicy_kernels import window_attention
+from kvpolicy_kernels import rows_per_block, spans, window_attention
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -102,14 +102,24 @@ class Observation:
     @property
     def logits(self) -> Float[Tensor, "B H W S"]:
         """The attention logits of every query, in float32; -inf for positions after it."""
-        groups = self.queries.shape[1] // self.keys.shape[1]
-        keys = self.keys.float().repeat_interleave(groups, dim=1)
-        logits = self.queries.float() @ keys.mT * self.scaling
+        logits = self._products
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device)
-        future = future.triu(self.length - self.window + 1)
-        return logits.masked_fill(future, -torch.inf)
+        later = torch.ones(self.window, self.window, dtype=torch.bool, device=logits.device)
+        newest = logits[..., self.length - self.window :]
+        newest.copy_(newest.masked_fill(later.triu_(1), -torch.inf))
+        return logits
+
+    @property
+    def _products(self) -> Float[Tensor, "B H W S"]:
+        """The scaled products of queries and keys, in float32."""
+        by_group = self.queries.float().unflatten(1, (self.keys.shape[1], -1)).flatten(2, 3)
+        logits = by_group.new_empty(*by_group.shape[:3], self.length)
+        # Half-precision keys are read in blocks: a copy of them all in float32 would be large.
+        step = rows_per_block(self.keys[:, :, 0].numel(), logits.device)
+        for block in spans(0, self.length, step):
+            logits[..., block] = by_group @ self.keys[:, :, block].float().mT
+        return logits.mul_(self.scaling).view(*self.queries.shape[:3], self.length)
 
     def folded_attention(self, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return attention whose W queries `reduce` has folded into one.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 from jaxtyping import Bool, Float, Int
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
 from kvpolicy.stages.selection import Selection
-from kvpolicy_kernels import gather_kv
+from kvpolicy_kernels import gather_kv, rows_per_block, spans
 
 
 @runtime_checkable
@@ -51,17 +51,31 @@ class GatherCompactor:
         return gathered(keys, values, selection)
 
 
-class Evicted(NamedTuple):
+@attrs.frozen(kw_only=True, eq=False)
+class Evicted:
     """The rows that a selection evicts. E is the largest number that one head evicts.
 
     A head that evicts fewer has fillers at the end. For a filler `is_row` is False, `rows` holds S,
-    and `keys` and `values` hold row 0.
+    and keys and values hold row 0. `all_keys` and `all_values` are those of the whole layer.
     """
 
     rows: Int[Tensor, "B N E"]
     is_row: Bool[Tensor, "B N E"]
-    keys: Float[Tensor, "B N E D"]
-    values: Float[Tensor, "B N E Dv"]
+    all_keys: Float[Tensor, "B N S D"]
+    all_values: Float[Tensor, "B N S Dv"]
+
+    def blocks_of(
+        self, table: Float[Tensor, "B N S D"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "B N e D"]]]:
+        """Yield the evicted rows of `all_keys` or `all_values`, and their places in E, in blocks.
+
+        All of them together can be as large as the layer.
+        """
+        # A compactor holds a block, and two more in float64.
+        step = rows_per_block(8 * table[:, :, 0].numel(), table.device)
+        for block in spans(0, self.rows.shape[2], step):
+            rows = self.rows[:, :, block].where(self.is_row[:, :, block], 0)
+            yield block, gather_kv(table, table[..., :1], rows)[0]
 
 
 Merge: TypeAlias = Callable[[Tensor, Tensor, Evicted], tuple[Tensor, Tensor]]
@@ -77,7 +91,7 @@ def merged(
     selection: Selection,
     merge: Merge,
 ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-    """Gather the kept and the evicted rows, and return what `merge` makes of them.
+    """Gather the kept rows, and return what `merge` makes of them and of the evicted rows.
 
     Returns the kept rows unchanged if no head evicts a row, or if no head keeps one.
 
@@ -85,7 +99,9 @@ def merged(
     >>> keys = torch.tensor([[[[1.0], [2.0], [5.0]]]])
     >>> first = Selection(indices=torch.tensor([[[0]]]), lengths=torch.tensor([[1]]))
     >>> def add(keys, values, evicted):
-    ...     return keys, values + evicted.values.sum(2, keepdim=True)
+    ...     for _, some in evicted.blocks_of(evicted.all_values):
+    ...         values = values + some.sum(2, keepdim=True)
+    ...     return keys, values
     >>> merged(keys, keys, first, add)
     (tensor([[[[1.]]]]), tensor([[[[8.]]]]))
     """
@@ -94,9 +110,8 @@ def merged(
     rows = selection.evicted(length)
     if rows.shape[2] == 0 or kept_keys.shape[2] == 0:
         return kept_keys, kept_values
-    is_row = rows < length
-    evicted = gather_kv(keys, values, rows.where(is_row, 0))
-    return merge(kept_keys, kept_values, Evicted(rows, is_row, *evicted))
+    evicted = Evicted(rows=rows, is_row=rows < length, all_keys=keys, all_values=values)
+    return merge(kept_keys, kept_values, evicted)
 
 
 def gathered(

@@ -59,12 +59,13 @@ class CacheMergingCompactor:
         def merge(
             kept_keys: Tensor, kept_values: Tensor, evicted: Evicted
         ) -> tuple[Tensor, Tensor]:
+            attention = window_attention(observation)
             heirs = Heirs.of(
                 selection.indices, evicted.rows, length=keys.shape[2], neighbours=self.neighbours
             )
-            chances = merge_probabilities(window_attention(observation), heirs)
+            chances = merge_probabilities(attention, heirs)
             leaves = draws(self.seed, observation).gather(-1, heirs.evicted) < chances
-            sums = kept_values.float() + inherited(evicted.values, leaves, heirs)
+            sums = inherited(evicted, leaves, heirs).add_(kept_values)
             return kept_keys, sums.to(values.dtype)
 
         return merged(keys, values, selection, merge)

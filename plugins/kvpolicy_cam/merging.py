@@ -12,8 +12,10 @@ from torch import Tensor
 
 from kvpolicy.observation.draws import drawn
 from kvpolicy.observation.observation import Observation
+from kvpolicy.stages.compaction import Evicted
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
+from kvpolicy_kernels import spans, sums_dtype
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -48,14 +50,14 @@ class Heirs:
         """
         slots = indices.shape[-1]
         is_kept, most = indices < length, min(neighbours, slots)
-        first = torch.searchsorted(indices.contiguous(), evicted.contiguous())
+        first = torch.searchsorted(indices.contiguous(), evicted.contiguous(), out_int32=True)
         # Fillers come after all kept rows, so they have no heirs.
-        counts = (is_kept.sum(-1, keepdim=True) - first).clamp(0, most)
+        counts = (is_kept.sum(-1, keepdim=True, dtype=torch.int32) - first).clamp_(0, most)
         return cls(
             kept=indices.clamp(max=length - 1),
             is_kept=is_kept,
             evicted=evicted.where(evicted < length, 0),
-            first=first.clamp(max=slots - 1),
+            first=first.clamp_(max=slots - 1),
             counts=counts,
             most=most,
         )
@@ -77,7 +79,7 @@ def merge_probabilities(attention: Float[Tensor, "B N S"], heirs: Heirs) -> Floa
     """
     of_kept = attention.gather(-1, heirs.kept).masked_fill(~heirs.is_kept, 0.0)
     ahead = F.pad(of_kept, (0, heirs.most - 1)).unfold(-1, heirs.most, 1).sum(-1)
-    mean = ahead.gather(-1, heirs.first) / heirs.counts
+    mean = ahead.gather(-1, heirs.first.long()) / heirs.counts
     ratio = attention.gather(-1, heirs.evicted) / mean
     # 0 / 0: attention underflowed on both sides. Then nothing is merged.
     return ratio.nan_to_num(nan=0.0).clamp(max=1.0).masked_fill(heirs.counts == 0, 0.0)
@@ -98,14 +100,21 @@ def draws(seed: int, observation: Observation) -> Float[Tensor, "B N S"]:
 
 
 def inherited(
-    values: Float[Tensor, "B N E Dv"], merged: Bool[Tensor, "B N E"], heirs: Heirs
+    evicted: Evicted, merged: Bool[Tensor, "B N E"], heirs: Heirs
 ) -> Float[Tensor, "B N K Dv"]:
-    """Return the sum of the values that are merged into each slot of the smaller cache, in float32.
+    """Return the sum of the values that are merged into each slot of the smaller cache.
 
-    Values are first summed at the slot of their first heir, then over the slots of all heirs.
+    Values are first summed at the slot of their first heir, then over the slots of all heirs. A GPU
+    adds in varying order; in float64 this does not change the result.
     """
-    share = merged.float() / heirs.counts.clamp(min=1)
-    parts = values.float() * share[..., None]
-    begun = parts.new_zeros(*heirs.kept.shape, values.shape[-1])
-    begun.scatter_add_(2, heirs.first[..., None].expand_as(parts), parts)
-    return F.pad(begun, (0, 0, heirs.most - 1, 0)).unfold(2, heirs.most, 1).sum(-1)
+    dtype = sums_dtype(merged.device)
+    share = merged.float().div_(heirs.counts.clamp(min=1))
+    begun = share.new_zeros((*heirs.kept.shape, evicted.all_values.shape[-1]), dtype=dtype)
+    for block, values in evicted.blocks_of(evicted.all_values):
+        parts = values.to(dtype).mul_(share[:, :, block, None])
+        first = heirs.first[:, :, block, None].long()
+        begun.scatter_add_(2, first.expand_as(parts), parts)
+    for channels in spans(0, begun.shape[3], 16):
+        some = F.pad(begun[..., channels], (0, 0, heirs.most - 1, 0))
+        begun[..., channels] = some.unfold(2, heirs.most, 1).sum(-1)
+    return begun

@@ -14,9 +14,10 @@ from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, odd_count, share
 from kvpolicy_defensivekv.smoothing import with_floor
-from kvpolicy_kernels import pool_scores, projected_norms
+from kvpolicy_defensivekv.window import LEAST, seen
+from kvpolicy_kernels import projected_norms
 
-LEAST, STEP = 1e-30, 2.0**-22
+STEP = 2.0**-22
 
 
 @attrs.frozen(kw_only=True)
@@ -58,36 +59,15 @@ class DefensiveScorer:
         if observation.length == observation.window:
             shape = (batch, heads, observation.length)
             return observation.keys.new_zeros(shape, dtype=torch.float32)
-        seen = [
-            self._seen_by(observation.head(n), reduce) for n in range(observation.keys.shape[1])
-        ]
-        worst, mean, nearby = (torch.stack(each, dim=1) for each in zip(*seen, strict=True))
+        worst, mean, near = seen(observation, reduce, self.width)
         risk = with_floor(worst) * self._relative_sizes(observation)
-        nearby = observation.of_all_heads(nearby).mean(1)
+        nearby = observation.of_all_heads(near).mean(1)
         largest = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
         risk = _with_first(risk, mean, self._first(mean, nearby, observation), largest)
         window = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
         window = window.expand(*risk.shape[:2], observation.window)
         scores = torch.cat([risk, window], dim=-1)
         return scores.repeat_interleave(heads // risk.shape[1], dim=1)
-
-    def _seen_by(
-        self, head: Observation, reduce: Reduce
-    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"], Float[Tensor, " B"]]:
-        """Return three statistics of the window's attention to the past, for one key/value head.
-
-        They are the maximum, the mean, and the mean share of the last W positions of the past.
-        """
-        rows = head.attention[..., : head.length - head.window]
-        worst = reduce(self._pooled(rows)).amax(1)
-        nearby = rows[..., -head.window :].sum(-1).mean((1, 2))
-        return worst, rows.mean((1, 2)), nearby
-
-    def _pooled(self, rows: Float[Tensor, "B G W P"]) -> Float[Tensor, "B G W P"]:
-        """Average over neighbours. The sum of each query's attention does not change."""
-        pooled = pool_scores(rows.flatten(1, 2), self.width, edges="zero").view_as(rows)
-        paid, left = (each.sum(-1, keepdim=True) for each in (rows, pooled))
-        return pooled * (paid / left.clamp_min(LEAST))
 
     def _relative_sizes(self, observation: Observation) -> Float[Tensor, "B N P"]:
         """Return the sizes of projected values, divided by their mean over a position's heads.

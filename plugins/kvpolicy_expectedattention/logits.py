@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
@@ -23,12 +22,12 @@ def expected_logits(
     """
     batch, heads, dim = statistics.mean.shape
     mean = statistics.mean.unflatten(1, (keys.shape[1], -1)) * scaling
-    blocks = []
+    found = mean.new_empty(batch, keys.shape[1], mean.shape[2], keys.shape[2])
     for block in spans(0, keys.shape[2], rows_per_block(batch * heads * dim, keys.device)):
         some = keys[:, :, None, block].float()
         logits = (some @ mean[..., None])[..., 0]
         if statistics.covariance is not None:
             covariance = statistics.covariance.unflatten(1, (keys.shape[1], -1))
-            logits += (some @ covariance * some).sum(-1) * (scaling**2 / 2)
-        blocks.append(logits)
-    return torch.cat(blocks, -1)
+            logits += (some @ covariance).mul_(some).sum(-1) * (scaling**2 / 2)
+        found[..., block] = logits
+    return found

@@ -18,6 +18,7 @@ from kvpolicy.options import as_float, at_most, boolean, count, natural, share
 from kvpolicy_expectedattention.logits import expected_logits
 from kvpolicy_expectedattention.rotation import MeanRotation
 from kvpolicy_expectedattention.statistics import query_statistics
+from kvpolicy_kernels import rows_per_block, spans
 
 FARTHEST = 2**17
 """The largest `future`: each future position needs a row of cosines and sines."""
@@ -65,10 +66,9 @@ class ExpectedAttentionScorer:
                 "rotary embedding of this model is not known. Use another scorer, such as 'snapkv'."
             )
         sinks = observation.positions < self.sinks
-        attention = self._attention(observation, observation.rotary, sinks)
-        scores = attention + self.epsilon
+        scores = self._attention(observation, observation.rotary, sinks).add_(self.epsilon)
         if self.values:
-            scores = scores * observation.values.float().norm(dim=-1)[:, :, None]
+            scores *= _norms(observation.values)[:, :, None]
         # Of equal scores the earlier position is kept, so sinks are kept before other positions.
         return scores.where(~sinks[:, :, None], scores.amax(-1, keepdim=True)).flatten(1, 2)
 
@@ -84,5 +84,12 @@ class ExpectedAttentionScorer:
         logits = expected_logits(turned, observation.keys, observation.scaling)
         # Not -inf: a sequence may have only sinks, and the softmax would then be NaN.
         lowest = torch.finfo(logits.dtype).min
-        logits = logits.masked_fill(sinks[:, :, None], lowest)
+        logits.masked_fill_(sinks[:, :, None], lowest)
         return softmax(logits.flatten(1, 2), observation.sink_logits).view_as(logits)
+
+
+def _norms(values: Float[Tensor, "B N S Dv"]) -> Float[Tensor, "B N S"]:
+    """Return the norms of the values, in blocks: a float32 copy of all values would be large."""
+    rows = rows_per_block(values[:, :, 0].numel(), values.device)
+    blocks = (values[:, :, block].float() for block in spans(0, values.shape[2], rows))
+    return torch.cat([block.norm(dim=-1) for block in blocks], -1)

@@ -63,5 +63,7 @@ def _blocks(
     """Yield blocks of the queries from `first` on, in float32 and before rotary embedding."""
     batch, heads, window, dim = observation.queries.shape
     positions = observation.query_positions
-    for block in spans(first, window, rows_per_block(batch * heads * dim, positions.device)):
+    # Rotation holds four tensors of the size of its result.
+    step = rows_per_block(4 * batch * heads * dim, positions.device)
+    for block in spans(first, window, step):
         yield unrotated(observation.queries[:, :, block], positions[block], rotary)

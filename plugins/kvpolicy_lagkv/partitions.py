@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
+from kvpolicy_kernels import rows_per_block, spans
+from kvpolicy_lagkv.deviation import deviation
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -22,17 +24,32 @@ class Partitions:
     judged: Bool[Tensor, "B N S"]
     last: int
 
-    def ranges(
+    def deviations(self, states: Float[Tensor, "B N S D"]) -> Float[Tensor, "B N S"]:
+        """Return each row's deviation from the partition after its own, in blocks."""
+        low, high = self._ranges(states)
+        behind = (self.members + 1).clamp(max=self.last).unsqueeze(-1)
+        found = torch.empty_like(self.members, dtype=torch.float32)
+        for rows in spans(
+            0, states.shape[2], rows_per_block(5 * states[:, :, 0].numel(), found.device)
+        ):
+            index = behind[:, :, rows].expand(-1, -1, -1, states.shape[-1])
+            own = (table.gather(2, index) for table in (low, high))
+            found[:, :, rows] = deviation(states[:, :, rows], *own)
+        return found
+
+    def _ranges(
         self, states: Float[Tensor, "B N S D"]
-    ) -> tuple[Float[Tensor, "B N S D"], Float[Tensor, "B N S D"]]:
-        """Return the least and the largest of each channel in the partition after a row's own."""
-        own = self.members.unsqueeze(-1).expand(states.shape)
-        behind = (self.members + 1).clamp(max=self.last).unsqueeze(-1).expand(states.shape)
-        table = states.new_zeros(*states.shape[:2], self.last + 1, states.shape[-1])
-        low, high = (
-            table.scatter_reduce(2, own, states, extreme, include_self=False).gather(2, behind)
-            for extreme in ("amin", "amax")
-        )
+    ) -> tuple[Float[Tensor, "B N p D"], Float[Tensor, "B N p D"]]:
+        """Return the least and the largest of each channel in every partition."""
+        shape = (*states.shape[:2], self.last + 1, states.shape[-1])
+        low, high = (states.new_zeros(shape, dtype=torch.float32) for _ in range(2))
+        for block in spans(0, shape[-1], rows_per_block(self.members.numel(), states.device)):
+            some = states[..., block].float()
+            own = self.members.unsqueeze(-1).expand(some.shape)
+            for table, extreme in ((low, "amin"), (high, "amax")):
+                table[..., block] = table[..., block].scatter_reduce(
+                    2, own, some, extreme, include_self=False
+                )
         return low, high
 
     def softmax(self, logits: Float[Tensor, "B N S"]) -> Float[Tensor, "B N S"]:

@@ -13,9 +13,8 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, count, natural, positive
-from kvpolicy_lagkv.partitions import Partitions, partitions_of
-
-LIMIT = 1e6  # the largest normalized channel, so that its square stays finite
+from kvpolicy_lagkv.partitions import partitions_of
+from kvpolicy_lagkv.whole_text import is_whole, ranks_of_whole
 
 
 @attrs.frozen(kw_only=True)
@@ -56,27 +55,34 @@ class LagScorer:
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the scores of a key/value head for each of its query heads."""
-        partitions = partitions_of(observation, sinks=self.sinks, lag=self.lag)
-        information = _information(observation.keys.float(), partitions)
-        of_values = _information(observation.values.float(), partitions)
-        ranks = partitions.ranks(information + self.value_weight * of_values)
-        age = 1 - partitions.members.float() / (partitions.last + 1)
-        scores = torch.where(partitions.judged, -(ranks + age), _recency(observation))
-        scores = scores.masked_fill(observation.positions < self.sinks, 2.0)
+        ranked = self._of_whole if is_whole(observation) else self._of_the_rest
+        scores = ranked(observation).masked_fill(observation.positions < self.sinks, 2.0)
         groups = observation.queries.shape[1] // observation.keys.shape[1]
         return scores.repeat_interleave(groups, dim=1)
 
+    def _of_whole(self, observation: Observation) -> Float[Tensor, "B N S"]:
+        """Score a text from which nothing has been evicted."""
+        ranks = ranks_of_whole(
+            observation, sinks=self.sinks, lag=self.lag, value_weight=self.value_weight
+        )
+        judged = ranks.shape[2]
+        members = torch.arange(1, judged + 1, dtype=torch.float32, device=ranks.device)
+        age = 1 - members / (judged + 3)
+        scores = _recency(observation)
+        text = slice(self.sinks, self.sinks + judged * self.lag)
+        scores[:, :, text] = -(ranks + age[:, None]).flatten(2)
+        return scores
 
-def _information(
-    states: Float[Tensor, "B N S D"], partitions: Partitions
-) -> Float[Tensor, "B N S"]:
-    """Return the softmax in each partition of the deviation of a row's normalized channels."""
-    low, high = partitions.ranges(states)
-    # A channel that is constant in the next partition has no scale, so it counts as 0.
-    normalised = torch.where(high > low, (states - low) / (high - low), 0.0)
-    channels = states.shape[-1]
-    spread = normalised.clamp(-LIMIT, LIMIT).std(-1, correction=min(1, channels - 1))
-    return partitions.softmax(spread)
+    def _of_the_rest(self, observation: Observation) -> Float[Tensor, "B N S"]:
+        """Score what an earlier eviction has left, which differs between heads."""
+        partitions = partitions_of(observation, sinks=self.sinks, lag=self.lag)
+        information, of_values = (
+            partitions.softmax(partitions.deviations(states))
+            for states in (observation.keys, observation.values)
+        )
+        ranks = partitions.ranks(information + self.value_weight * of_values)
+        age = 1 - partitions.members.float() / (partitions.last + 1)
+        return torch.where(partitions.judged, -(ranks + age), _recency(observation))
 
 
 def _recency(observation: Observation) -> Float[Tensor, "B N S"]:

@@ -66,11 +66,13 @@ class SimilarityMergingCompactor:
         def merge(
             kept_keys: Tensor, kept_values: Tensor, evicted: Evicted
         ) -> tuple[Tensor, Tensor]:
-            match = nearest_kept(evicted.keys, kept_keys, selection.indices < keys.shape[2])
-            share = shares(match.similarity, evicted.is_row, self.merge, observation.of_all_heads)
+            is_kept = selection.indices < keys.shape[2]
+            slots, similarity = nearest_kept(evicted, kept_keys, is_kept)
+            share = shares(similarity, evicted.is_row, self.merge, observation.of_all_heads)
+            del similarity
             return (
-                weighted_mean(kept_keys, evicted.keys, match.slots, share),
-                weighted_mean(kept_values, evicted.values, match.slots, share),
+                weighted_mean(kept_keys, evicted.blocks_of(keys), slots, share),
+                weighted_mean(kept_values, evicted.blocks_of(values), slots, share),
             )
 
         return merged(keys, values, selection, merge)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
+
+from kvpolicy_kernels import sums_dtype
 
 Merge = Literal["pivot", "averaged", "weighted", "normalized"]
 
@@ -38,7 +40,8 @@ def shares(
     one = is_evicted.float()
     none = torch.zeros_like(one)
     if merge == "pivot":
-        return Shares(one / 2, one / 2, one)
+        half = one / 2
+        return Shares(half, half, one)
     if merge == "averaged":
         return Shares(one, none, one)
     if merge == "weighted":
@@ -64,18 +67,21 @@ def _close(
 
 def weighted_mean(
     kept: Float[Tensor, "B N K D"],
-    evicted: Float[Tensor, "B N E D"],
+    evicted: Iterable[tuple[slice, Float[Tensor, "B N e D"]]],
     slots: Int64[Tensor, "B N E"],
     share: Shares,
 ) -> Float[Tensor, "B N K D"]:
-    """Return kept keys or values with the evicted ones merged into them, computed in float32.
+    """Return kept keys or values with the evicted ones merged into them, which come in blocks.
 
-    A row that nothing is merged into does not change, bit for bit.
+    They are summed in float64: a GPU adds in varying order, and this does not change such sums. A
+    row that nothing is merged into does not change, bit for bit.
     """
-    nothing = kept.new_zeros(kept.shape[:3], dtype=torch.float32)
-    repeated = nothing.scatter_add(2, slots, share.repeated)
-    counted = nothing.scatter_add(2, slots, share.counted)
-    parts = evicted.float() * share.own[..., None]
-    sums = kept.float() * (1 + repeated)[..., None]
-    sums.scatter_add_(2, slots[..., None].expand_as(parts), parts)
-    return (sums / (1 + counted)[..., None]).to(kept.dtype)
+    dtype = sums_dtype(kept.device)
+    nothing = kept.new_zeros(kept.shape[:3], dtype=dtype)
+    repeated = nothing.scatter_add(2, slots, share.repeated.to(dtype))
+    sums = kept.to(dtype) * (1 + repeated)[..., None]
+    for block, rows in evicted:
+        parts = rows.to(dtype).mul_(share.own[:, :, block, None])
+        sums.scatter_add_(2, slots[:, :, block, None].expand_as(parts), parts)
+    counted = nothing.scatter_add_(2, slots, share.counted.to(dtype))
+    return sums.div_((1 + counted)[..., None]).to(kept.dtype)

@@ -1,22 +1,17 @@
-"""The redundancy of keys, computed without a whole [S, S] matrix."""
+"""The redundancy of keys."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels import rows_per_block, spans
-
-Retain: TypeAlias = Literal["last", "first", "none"]
+from kvpolicy_kernels import rows_per_block, spans, sums_dtype
+from kvpolicy_rkv.spared import Retain, directions, spared_keys
 
 
 def redundancy(
     keys: Float[Tensor, "B N S D"], *, threshold: float, retain: Retain
-) -> Float[Tensor, "B N S"]:
+) -> Float32[Tensor, "B N S"]:
     """Return the softmax over positions of a key's mean cosine with all keys.
 
     The cosine of a key with itself counts as 0. Keys are similar if their cosine is above
@@ -27,22 +22,24 @@ def redundancy(
     >>> redundancy(keys, threshold=0.5, retain="none")
     tensor([[[0.2638, 0.3681, 0.3681]]])
     """
-    directions = F.normalize(keys.float(), dim=-1, eps=1e-8)
-    length = keys.shape[2]
-    sums = directions.new_zeros(keys.shape[:3])
-    for rows in spans(0, length, rows_per_block(sums.numel(), keys.device)):
-        cosines = directions[:, :, rows] @ directions.mT
-        cosines.diagonal(rows.start, -2, -1).zero_()
-        if retain != "none":
-            cosines.scatter_(-1, _spared(cosines > threshold, retain), 0.0)
-        sums += cosines.sum(-2)
-    return (sums / length).softmax(-1)
+    sums = _summed_cosines(keys)
+    if retain != "none":
+        spared, cosines = spared_keys(keys, threshold=threshold, retain=retain)
+        sums.scatter_add_(-1, spared, -cosines)
+    return (sums / keys.shape[2]).softmax(-1).float()
 
 
-def _spared(similar: Tensor, retain: Retain) -> Tensor:
-    """Return the last or first column that is True in each row; 0 if none is."""
-    length = similar.shape[-1]
-    columns = torch.arange(length, dtype=torch.int32, device=similar.device)
-    if retain == "last":
-        return torch.where(similar, columns, 0).amax(-1, keepdim=True).long()
-    return torch.where(similar, columns, length).amin(-1, keepdim=True).long() % length
+def _summed_cosines(keys: Float[Tensor, "B N S D"]) -> Float[Tensor, "B N S"]:
+    """Return the sum of a key's cosines with all other keys.
+
+    That is its product with the sum of all directions, less its product with itself.
+    """
+    blocks = list(spans(0, keys.shape[2], rows_per_block(2 * keys[:, :, 0].numel(), keys.device)))
+    total = keys.new_zeros((*keys.shape[:2], 1, keys.shape[3]), dtype=sums_dtype(keys.device))
+    for block in blocks:
+        total += directions(keys[:, :, block]).to(total.dtype).sum(2, keepdim=True)
+    sums = total.new_empty(keys.shape[:3])
+    for block in blocks:
+        own = directions(keys[:, :, block]).to(total.dtype)
+        sums[..., block] = ((total - own) * own).sum(-1)
+    return sums

@@ -15,7 +15,8 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import as_float, count, odd_count, one_of, share
 from kvpolicy_kernels import pool_scores
-from kvpolicy_rkv.redundancy import Retain, redundancy
+from kvpolicy_rkv.redundancy import redundancy
+from kvpolicy_rkv.spared import Retain
 
 
 @attrs.frozen(kw_only=True)

@@ -63,19 +63,20 @@ def test_a_group_may_have_more_rows_than_a_tile(device, monkeypatch):
 def test_the_number_of_tiles_held_at_once_does_not_matter(device, monkeypatch):
     from kvpolicy_kernels.row_statistics import kernel
 
-    for tiles in (1, 3):
-        monkeypatch.setattr(kernel, "tiles_at_once", lambda *_, tiles=tiles: tiles)
+    for rows in (16, 48):
+        monkeypatch.setattr(kernel, "rows_at_once", lambda *_, rows=rows: rows)
         check_kernel(*example(2, 2, 2, 3, 25, 8, whole=True), 7, device)
 
 
-def test_logits_fill_no_more_than_an_eighth_of_the_layer():
-    from kvpolicy_kernels.row_statistics.kernel import tiles_at_once
+def test_logits_fill_no_more_than_a_sixteenth_of_the_layer():
+    from kvpolicy_kernels.row_statistics.kernel import rows_at_once
 
     keys = torch.empty(1, 8, 131_072, 128, dtype=torch.bfloat16, device="meta")
-    tile = 128 * 131_072
-    assert tiles_at_once(keys, tile) == 1
-    assert 4 * tile <= 2 * keys.nbytes / 8
-    assert tiles_at_once(keys.expand(4, -1, -1, -1), tile) == 4
+    assert rows_at_once(keys) == 64
+    assert keys.nbytes / 8 >= 64 * 4 * 131_072
+    assert rows_at_once(keys.expand(4, -1, -1, -1)) == 256
+    assert rows_at_once(keys[:, :, :1024]) == 4096
+    assert rows_at_once(keys.new_empty(1, 1, 10_000_000, 1)) == 16
 
 
 @pytest.mark.parametrize("count", [3, 12, 25, 40])

@@ -230,3 +230,13 @@ def test_other_sinks_than_the_policys_are_refused():
     policy = kvpolicy.recipe("lagkv", sinks=4, scorer={"name": "lagkv", "sinks": 4})
     assert policy.sinks == policy.scorer.sinks == 4
     assert kvpolicy.compose(scorer="lagkv").sinks == 0
+
+
+@pytest.mark.parametrize("positions", [3, 4, 12, 20, 21, 61])
+@pytest.mark.parametrize("channels", [1, 8])
+def test_a_text_held_whole_is_ranked_as_one_with_gaps(positions, channels, monkeypatch):
+    layer = observation(positions=positions, dim=channels, seed=positions)
+    whole = scores_of(layer)
+    monkeypatch.setattr("kvpolicy_lagkv.scoring.is_whole", lambda observation: False)
+
+    assert torch.equal(whole, scores_of(layer))

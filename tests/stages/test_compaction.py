@@ -37,15 +37,20 @@ def test_keys_and_values_may_have_different_sizes():
     assert [each.shape[-1] for each in kept] == [4, 3]
 
 
-def test_merging_is_shown_what_is_kept_and_what_is_evicted():
+def test_merging_is_shown_what_is_kept_and_what_is_evicted_in_blocks(monkeypatch):
+    monkeypatch.setattr("kvpolicy.stages.compaction.rows_per_block", lambda floats, device: 3)
     selection = Selection(indices=torch.tensor([[[0, 3], [4, 5]]]), lengths=torch.tensor([[2, 1]]))
 
     def merge(keys, values, evicted):
         assert torch.equal(keys[0, 0], LAYER.keys[0, 0, [0, 3]])
         assert evicted.rows.tolist() == [[[1, 2, 4, 5], [0, 1, 2, 3]]]
         assert evicted.is_row.tolist() == [[[True, True, True, False], [True] * 4]]
-        assert torch.equal(evicted.keys[0, 0], LAYER.keys[0, 0, [1, 2, 4, 0]])
-        assert torch.equal(evicted.values[0, 1], LAYER.values[0, 1, :4])
+        blocks = list(evicted.blocks_of(LAYER.keys))
+        assert [block for block, _ in blocks] == [slice(0, 3), slice(3, 4)]
+        evicted_keys = torch.cat([rows for _, rows in blocks], 2)
+        evicted_values = torch.cat([rows for _, rows in evicted.blocks_of(LAYER.values)], 2)
+        assert torch.equal(evicted_keys[0, 0], LAYER.keys[0, 0, [1, 2, 4, 0]])
+        assert torch.equal(evicted_values[0, 1], LAYER.values[0, 1, :4])
         return keys + 1, values * 2
 
     keys, values = merged(LAYER.keys, LAYER.values, selection, merge)

@@ -82,10 +82,13 @@ def blocks(dtype: torch.dtype, dim: int) -> dict[str, int]:
     return {"BLOCK_S": 128, "CHANNELS": channels, "num_warps": 8, "num_stages": 2}
 
 
-def tiles_at_once(keys: Float[Tensor, "B N S D"], logits: int) -> int:
-    """Return how many tiles of `logits` numbers take an eighth of the layer's keys and values."""
+def rows_at_once(keys: Float[Tensor, "B N S D"]) -> int:
+    """Return how many rows of logits take a sixteenth of the layer's keys and values.
+
+    Scores and attention are held beside them, and all together should take at most an eighth.
+    """
     layer = 2 * keys.numel() * keys.element_size()
-    return max(1, max(LOGITS_BYTES, layer // 8) // (4 * logits))
+    return max(16, max(LOGITS_BYTES, layer // 16) // (4 * keys.shape[2]))
 
 
 def row_statistics(
@@ -96,7 +99,7 @@ def row_statistics(
     scaling: float,
     softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
-    """Compute logits and sum positions in two launches for each `tiles_at_once` tiles."""
+    """Compute logits and sum positions in two launches for as many tiles as `rows_at_once`."""
     batch, heads, window, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
     seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
@@ -104,11 +107,14 @@ def row_statistics(
     if sums.numel() == 0:
         return sums.double()
     group = heads // kv_heads
+    at_once = rows_at_once(keys)
     rows = min(MOST_ROWS, max(16, triton.next_power_of_2(group * window)))
+    while rows > at_once:
+        rows //= 2
     tiles = batch * kv_heads * triton.cdiv(group * window, rows)
     # Rows of logits start at multiples of 128 bytes.
     length = triton.cdiv(positions, 32) * 32
-    step = min(tiles, tiles_at_once(keys, rows * length))
+    step = min(tiles, at_once // rows)
     logits = torch.empty(step * rows, length, dtype=torch.float32, device=keys.device)
     sizes = group, window, positions, length
     block = blocks(keys.dtype, dim)
