@@ -4,12 +4,15 @@ pytest.importorskip(
     "vllm.v1", reason="vLLM is not installed: `make vllm` installs it in .venv-vllm, and tests it"
 )
 
+from transformers import AutoModelForCausalLM
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from kvpolicy.evaluation.serving.engine import core_of, engine, worker_of
+import kvpolicy
+from kvpolicy.evaluation.serving.engine import Served, core_of, engine, worker_of
 from kvpolicy.evaluation.serving.models import saved
 from kvpolicy.evaluation.serving.situations import prompts
+from kvpolicy.evaluation.serving.yardstick import compared
 
 POLICY = {"recipe": "restkv", "budget": 64}
 [PROMPT] = prompts(256, (150,))
@@ -102,14 +105,19 @@ def test_after_the_prompt_a_request_holds_the_blocks_of_what_is_kept(llm, pool):
     _finish(llm)
 
 
-def test_several_answers_to_one_prompt_are_those_of_as_many_requests(llm):
-    [prompt] = prompts(256, (200,))
-    _add(llm, "a", prompt, n=3, temperature=0.8, seed=5)
-    [together] = _finish(llm)
-    for at, answer in enumerate(sorted(together.outputs, key=lambda each: each.index)):
-        _add(llm, f"b{at}", prompt, temperature=0.8, seed=5 + at)
-        [alone] = _finish(llm)
-        assert list(answer.token_ids) == list(alone.outputs[0].token_ids)
+def test_several_answers_to_one_prompt_attend_to_what_it_keeps(llm, folder):
+    # Without a seed: with one, vLLM 0.32 fails on a CPU where a prompt is read in chunks.
+    _add(llm, "a", PROMPT, n=3, temperature=0.8, logprobs=0)
+    [found] = _finish(llm)
+    assert len(found.outputs) == 3
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    for answer in found.outputs:
+        logprobs = [
+            each[token].logprob
+            for each, token in zip(answer.logprobs, answer.token_ids, strict=True)
+        ]
+        served = Served(PROMPT, tokens=list(answer.token_ids), logprobs=logprobs)
+        assert compared(model, kvpolicy.recipe("restkv", budget=64), served).difference < 1e-4
 
 
 def test_log_probabilities_of_the_prompt_are_those_of_the_full_cache(
