@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import kvpolicy
 from kvpolicy.evaluation import needle
 
 
 def main() -> None:
     """Answer a prompt from an evicted cache, and say what the cache holds."""
-    model, tokenizer = needle.load()
+    loaded: tuple[Any, Any] = needle.load()  # transformers has no types for `generate`
+    model, tokenizer = loaded
     inputs = tokenizer("password ada amber . question password ada", return_tensors="pt")
     policy: kvpolicy.Policy = kvpolicy.recipe("restkv", budget=40, scorer={"window": 8}, sinks=2)
     with policy.cache(model) as cache:
