@@ -15,6 +15,7 @@ from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
 from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
+from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
 from kvpolicy_kernels.ragged_attention import ragged_attention
@@ -33,6 +34,7 @@ __all__ = [
     "gather_kv",
     "head_factors",
     "joint_reconstruction_error",
+    "leave_one_out_error",
     "odds",
     "pool_scores",
     "projected_norms",

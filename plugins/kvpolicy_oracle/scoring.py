@@ -18,9 +18,6 @@ from kvpolicy.options import count
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_kernels import joint_reconstruction_error
 
-LEAST_REST = 2.0**-50
-"""The least value of 1 - a, the attention that a position leaves to others: odds stay finite."""
-
 
 @runtime_checkable
 class Foresight(Protocol):
@@ -83,7 +80,13 @@ class OracleScorer:
         for step, query in enumerate(future.queries.double().unbind(2)):
             seen = observation.length + step + 1
             attention = _attention(query, keys[:, :, :seen], observation)
-            errors += _errors(attention, values[:, :, :seen], factors)[..., : observation.length]
+            lost = _errors(
+                attention,
+                values[:, :, :seen],
+                factors,
+                learned_sinks=observation.sink_logits is not None,
+            )
+            errors += lost[..., : observation.length]
         errors = errors / future.queries.shape[2]
         groups = observation.queries.shape[1] // errors.shape[1]
         return errors.float().repeat_interleave(groups, dim=1)
@@ -104,8 +107,8 @@ def _errors(
     attention: Float64[Tensor, "B H S"],
     values: Float64[Tensor, "B N S Dv"],
     factors: Float[Tensor, "N R GDv"] | None,
+    *,
+    learned_sinks: bool,
 ) -> Float64[Tensor, "B N S"]:
     """Return the error of one query's output for the eviction of each position."""
-    output = (attention.unflatten(1, (values.shape[1], -1)) @ values).flatten(1, 2)
-    odds = attention / (1 - attention).clamp_min(LEAST_REST)
-    return joint_reconstruction_error(odds, values, output, factors)
+    return joint_reconstruction_error(attention, values, factors, learned_sinks=learned_sinks)

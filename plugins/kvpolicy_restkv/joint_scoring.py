@@ -11,9 +11,9 @@ from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, one_of
 from kvpolicy.pipeline.capabilities import ModelFacts
-from kvpolicy_kernels import joint_reconstruction_error, odds
+from kvpolicy_kernels import joint_reconstruction_error
 from kvpolicy_restkv.projection import PROJECTIONS, Projection, group_factors, needs
-from kvpolicy_restkv.scoring import output_of
+from kvpolicy_restkv.scoring import summed_in_output
 
 
 @attrs.frozen(kw_only=True)
@@ -62,6 +62,11 @@ class JointReconstructionScorer:
         """
         factors = group_factors(observation, self.projection, scorer="jointrestkv")
         attention = observation.folded_attention(reduce)
-        output = output_of(attention, observation, with_window=self.o_includes_window)
-        errors = joint_reconstruction_error(odds(attention), observation.values, output, factors)
+        errors = joint_reconstruction_error(
+            attention,
+            observation.values,
+            factors,
+            summed=summed_in_output(observation, with_window=self.o_includes_window),
+            learned_sinks=observation.sink_logits is not None,
+        )
         return errors.repeat_interleave(attention.shape[1] // errors.shape[1], dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, at_most, boolean, count, one_of, positive
-from kvpolicy_kernels import reconstruction_error, weighted_values
+from kvpolicy_kernels import leave_one_out_error
 from kvpolicy_restkv.projection import PROJECTIONS, Projection, head_factors, needs
 
 LARGEST_TAU = 8
@@ -62,13 +62,16 @@ class ReconstructionScorer:
         """
         factors = head_factors(observation, self.projection, scorer="restkv")
         attention = observation.folded_attention(reduce)
-        output = output_of(attention, observation, with_window=self.o_includes_window)
-        return reconstruction_error(attention, observation.values, output, factors, tau=self.tau)
+        return leave_one_out_error(
+            attention,
+            observation.values,
+            factors,
+            summed=summed_in_output(observation, with_window=self.o_includes_window),
+            tau=self.tau,
+            learned_sinks=observation.sink_logits is not None,
+        )
 
 
-def output_of(
-    attention: Float[Tensor, "B H S"], observation: Observation, *, with_window: bool
-) -> Float[Tensor, "B H Dv"]:
-    """Return o = sum_i a_i v_i over all positions, or over those before the window."""
-    summed = observation.length - (0 if with_window else observation.window)
-    return weighted_values(attention[..., :summed], observation.values[:, :, :summed])
+def summed_in_output(observation: Observation, *, with_window: bool) -> int:
+    """Return over how many of the first positions o sums: all, or those before the window."""
+    return observation.length - (0 if with_window else observation.window)

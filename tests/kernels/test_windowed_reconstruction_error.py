@@ -90,10 +90,29 @@ def test_the_odds_of_a_position_give_what_a_head_with_a_sink_loses_without_it(na
     torch.testing.assert_close(errors.double(), torch.stack(lost, -1), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("logit", [3.0, 18.0, 40.0])
+def test_a_sink_is_worth_what_its_loss_costs_however_little_the_others_have(logit, naive_rows):
+    keys, values = torch.randn(1, 1, 7, 8) / 9, torch.randn(1, 1, 7, 8)
+    queries = torch.randn(1, 2, 1, 8) / 9
+    keys[..., 2, 0], queries[..., 0] = logit, 1.0
+    sinks = torch.tensor([-torch.inf, -2.0])
+    rest = [0, 1, 3, 4, 5, 6]
+    whole = naive_rows(queries, keys, 1.0, sinks=sinks)[0] @ values.double()
+    without = naive_rows(queries, keys[:, :, rest], 1.0, sinks=sinks)[0]
+    expected = (without @ values[:, :, rest].double() - whole).norm(dim=-1)[..., 0]
+
+    errors = windowed_reconstruction_error(
+        queries, keys, values, torch.ones(1), None, scaling=1.0, sinks=sinks
+    )
+
+    torch.testing.assert_close(errors[..., 2].double(), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("sink", [1e4, -1e4, 1e30, -torch.inf])
 def test_takes_a_sink_of_any_size(sink):
-    queries, keys, values = torch.randn(1, 2, 9, 8), *torch.randn(2, 1, 1, 9, 8)
-    given = (queries, keys, values, torch.ones(9), None)
+    # No query sees one position alone: a sink would be all that is left without it.
+    queries, keys, values = torch.randn(1, 2, 8, 8), *torch.randn(2, 1, 1, 9, 8)
+    given = (queries, keys, values, torch.ones(8), None)
     errors = windowed_reconstruction_error(*given, scaling=0.3, sinks=torch.full([2], sink))
     if sink > 0:
         assert (errors == 0).all()

@@ -26,6 +26,8 @@ def reconstruction_error(
 ) -> Float32[Tensor, "B H S"]:
     """Return odds(attention_i) ||R_h (output_h - v_i)|| ** tau for each query head and position.
 
+    A weight near 1 loses its digits here: `leave_one_out_error` is exact for it too.
+
     `output` is each head's output o_h. `factors` are those of `head_factors`; None measures in
     value space, without R_h. `tau` is above 0.
 

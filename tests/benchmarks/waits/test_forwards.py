@@ -16,7 +16,8 @@ def as_users_run_it():
     torch.use_deterministic_algorithms(before)
 
 
-@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 25), ("restkv", 45), ("h2o", 30)])
+# restkv had 45 before it computed the error of a head's largest weight from the other weights.
+@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 25), ("restkv", 58), ("h2o", 30)])
 def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
     found = costs(recipe, BATCHES[0])
     for phase in found.values():

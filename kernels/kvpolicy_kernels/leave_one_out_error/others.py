@@ -1,0 +1,82 @@
+"""A row of attention without its largest weight: what the other positions add up to.
+
+Of all weights a of a row only the largest can be near 1. There float32 loses all digits of 1 - a
+and of o - v. So its error is computed from the other weights: a / (1 - a) (o - v) is
+a (mean - v), where `mean` is the output of the others, with their weights scaled up to 1.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kvpolicy_kernels.weighted_values import weighted_values
+
+
+class Others(NamedTuple):
+    """The largest weight of each head, and the positions beside it.
+
+    `place` is its position and `weight` its attention. `rest` is 1 - weight, added up from the
+    other weights. `output` is o = sum_i a_i v_i, and `mean` is the output without that position.
+    """
+
+    place: Int[Tensor, "B H 1"]
+    weight: Float[Tensor, "B H 1"]
+    rest: Float[Tensor, "B H 1"]
+    value: Float[Tensor, "B H D"]
+    output: Float[Tensor, "B H D"]
+    mean: Float[Tensor, "B H D"]
+
+
+def without_largest(
+    attention: Float[Tensor, "B H S"],
+    values: Float[Tensor, "B N S D"],
+    *,
+    summed: int,
+    learned_sinks: bool = False,
+) -> Others:
+    """Split each head's output into the largest weight among the first `summed`, and the others.
+
+    The outputs are over the first `summed` positions, at least 1. With `learned_sinks` a row sums
+    to less than 1, and the sink has what is missing. Float64 attention is summed in float64.
+
+    >>> attention = torch.tensor([[[0.75, 0.25]]])
+    >>> without_largest(attention, torch.tensor([[[[1.0], [5.0]]]]), summed=2).mean
+    tensor([[[5.]]])
+    """
+    weight, place = attention[..., :summed].max(-1, keepdim=True)
+    others = attention.scatter(-1, place, 0.0)
+    rest = others.sum(-1, keepdim=True)
+    if learned_sinks:
+        rest = rest + (1 - rest - weight).clamp_min(0)
+    output = _sum(others[..., :summed], values[:, :, :summed])
+    value = values_at(values, place)[..., 0, :].to(output.dtype)
+    return Others(
+        place=place,
+        weight=weight,
+        rest=rest,
+        value=value,
+        output=torch.addcmul(output, weight.to(output.dtype), value),
+        mean=output / rest.clamp_min(torch.finfo(rest.dtype).tiny),
+    )
+
+
+def values_at(
+    values: Float[Tensor, "B N S D"], places: Int[Tensor, "B H n"]
+) -> Float[Tensor, "B H n D"]:
+    """Return the values at some positions of each query head."""
+    kv_heads, dim = values.shape[1], values.shape[-1]
+    flat = places.reshape(places.shape[0], kv_heads, -1, 1)
+    return values.gather(2, flat.expand(-1, -1, -1, dim)).view(*places.shape, dim)
+
+
+def _sum(
+    attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
+) -> Float[Tensor, "B H D"]:
+    if attention.dtype != torch.float64:
+        return weighted_values(attention, values)
+    grouped = attention.unflatten(1, (values.shape[1], -1))
+    return (grouped @ values.to(attention.dtype)).flatten(1, 2)
