@@ -12,6 +12,12 @@ from kvpolicy_kernels.column_attention import column_attention
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 from kvpolicy_kernels.common.pytorch.odds import odds
 from kvpolicy_kernels.common.pytorch.sums import sums_dtype
+from kvpolicy_kernels.forward_selection import (
+    Queries,
+    forward_selection,
+    query_outputs,
+    set_error,
+)
 from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
 from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
@@ -28,9 +34,11 @@ from kvpolicy_kernels.window_attention import WindowAttention, window_attention
 from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
 
 __all__ = [
+    "Queries",
     "WindowAttention",
     "column_attention",
     "compact_in_place",
+    "forward_selection",
     "gather_kv",
     "head_factors",
     "joint_reconstruction_error",
@@ -38,6 +46,7 @@ __all__ = [
     "odds",
     "pool_scores",
     "projected_norms",
+    "query_outputs",
     "ragged_attention",
     "reconstruction_error",
     "rerotate_keys",
@@ -45,6 +54,7 @@ __all__ = [
     "row_statistics",
     "rows_per_block",
     "select",
+    "set_error",
     "spans",
     "sums_dtype",
     "weighted_values",

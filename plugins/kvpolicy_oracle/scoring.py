@@ -1,55 +1,44 @@
-"""Score by future queries: the change of their outputs if a position is evicted."""
+"""Scorer `oracle`: the set of positions from which future outputs differ least, found greedily."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import attrs
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from kvpolicy.errors import InvalidValueError, UnsupportedModelError, shown
 from kvpolicy.evaluation.recording import Future
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
-from kvpolicy.observation.softmax import softmax
+from kvpolicy.observation.outputs import output_sizes
 from kvpolicy.options import count
 from kvpolicy.pipeline.capabilities import ModelFacts
-from kvpolicy_kernels import joint_reconstruction_error
-
-
-@runtime_checkable
-class Foresight(Protocol):
-    """Knows what follows an observation, like `kvpolicy.evaluation.recording.Recording`."""
-
-    def future_of(self, observation: Observation) -> Future:
-        """Return the future queries, keys and values of the layer and heads that are shown."""
-        ...
-
-
-def _foresight(instance: object, option: attrs.Attribute[Any], value: Any) -> None:
-    if isinstance(value, type) or not isinstance(value, Foresight):
-        raise InvalidValueError(
-            f"{option.name!r} must have a method future_of, but is {shown(value)}. Give what "
-            "kvpolicy.evaluation.measures.reconstruction.record returns"
-        )
+from kvpolicy_kernels import Queries, forward_selection, set_error
+from kvpolicy_oracle.foresight import Foresight, check_layers, foresight
+from kvpolicy_oracle.single_scoring import SingleOracleScorer
 
 
 @attrs.frozen(kw_only=True)
 class OracleScorer:
-    """Scores a position by the error that its eviction causes in future outputs.
+    """Scores positions by the order in which they bring future outputs back.
 
-    score_i = 1/F sum_f ||sum_h a_hfi / (1 - a_hfi) W_h (o_hf - v_i)||
+    Starts from no position, and adds in `rounds` those that lower this error of the set K most,
+    until the budget is full. W_h are the columns of the output projection, and y_f is the layer's
+    output:
 
-    over the F queries of the `future` and the query heads h of the group. Each query attends to all
-    positions held, and to the future tokens up to its own. All query heads of a group have the same
-    score. Sums are in float64. If the output projection is not known, errors are in value space.
+        1/F sum_f ||sum_h W_h (o_hfK - o_hf)|| / ||y_f||
 
-    `window` queries of the prompt are shown; the scorer uses none.
+    over the F queries of the `future` and the query heads h of the group; o_hfK is the output of a
+    head that holds only K and the future tokens. The order is a score: see
+    `kvpolicy_kernels.forward_selection`. A head for which the best single positions
+    (`oracle_single`) make a smaller error keeps those.
+
+    With as many `rounds` as the budget one position is added at a time. `window` queries of the
+    prompt are shown; the scorer uses none.
 
     >>> from kvpolicy.testing import observation
-    >>> from kvpolicy.evaluation.recording import Future
     >>> class Repeats:
     ...     def future_of(self, layer):
     ...         return Future(queries=layer.queries[:, :, -1:], keys=layer.keys[:, :, -1:],
@@ -60,55 +49,67 @@ class OracleScorer:
 
     prefill_only: ClassVar[bool] = True
 
-    future: Foresight = attrs.field(validator=_foresight)
+    future: Foresight = attrs.field(validator=foresight)
+    rounds: int = attrs.field(default=16, validator=count)
     window: int = attrs.field(default=1, validator=count)
 
     def check_model(self, model: ModelFacts) -> None:
-        """Raise UnsupportedModelError if layers share keys: a recording has one layer's queries."""
-        if model.readers > 1:
-            raise UnsupportedModelError(
-                f"scorer 'oracle' knows the future queries of one layer, but in {model.name} "
-                f"{model.readers} layers attend with the same keys and values. Use 'restkv'."
-            )
+        """Raise UnsupportedModelError if layers share keys."""
+        check_layers(model, "oracle")
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
-        """Return the mean of the errors over the future queries. `reduce` is not used."""
+        """Return the order of the better of two sets, for each head. `reduce` is not used."""
+        length, budget = observation.length, min(observation.budget, observation.length)
         future, factors = self.future.future_of(observation), observation.group_factors
         keys = torch.cat([observation.keys, future.keys], dim=2).double()
         values = torch.cat([observation.values, future.values], dim=2).double()
-        errors = observation.keys.new_zeros(observation.keys.shape[:3], dtype=torch.float64)
-        for step, query in enumerate(future.queries.double().unbind(2)):
-            seen = observation.length + step + 1
-            attention = _attention(query, keys[:, :, :seen], observation)
-            lost = _errors(
-                attention,
-                values[:, :, :seen],
-                factors,
-                learned_sinks=observation.sink_logits is not None,
-            )
-            errors += lost[..., : observation.length]
-        errors = errors / future.queries.shape[2]
-        groups = observation.queries.shape[1] // errors.shape[1]
-        return errors.float().repeat_interleave(groups, dim=1)
+        asked = _asked(observation, future, keys, values)
+        counts = [each + future.keys.shape[2] for each in _rounds(budget, self.rounds)]
+        given = asked, keys, values, factors
+        greedy = forward_selection(*given, _held(keys, length), counts, root=True)[..., :length]
+        single = SingleOracleScorer(future=self.future).score(observation, reduce)
+        single = single.unflatten(1, (keys.shape[1], -1))[:, :, 0]
+        errors = [
+            set_error(*given, _held(keys, length, each.topk(budget, -1).indices), root=True)
+            for each in (greedy, single)
+        ]
+        better = (errors[0] <= errors[1])[..., None]
+        scores = torch.where(better, greedy, single)
+        groups = observation.queries.shape[1] // keys.shape[1]
+        return scores.repeat_interleave(groups, dim=1)
 
 
-def _attention(
-    query: Float64[Tensor, "B H D"], keys: Float64[Tensor, "B N S D"], observation: Observation
-) -> Float64[Tensor, "B H S"]:
-    """Return one query's attention in float64, because one position may have 1 - 1e-10 of it."""
-    by_group = query.unflatten(1, (keys.shape[1], -1))
-    logits: Tensor = (by_group @ keys.mT).flatten(1, 2) * observation.scaling
-    if observation.softcap is not None:
-        logits = observation.softcap * torch.tanh(logits / observation.softcap)
-    return softmax(logits, observation.sink_logits)
+def _asked(
+    observation: Observation,
+    future: Future,
+    keys: Float[Tensor, "B N S D"],
+    values: Float[Tensor, "B N S Dv"],
+) -> Queries:
+    """Return the future queries, each weighted by 1 / (F ||y_f||)."""
+    tokens = future.queries.shape[2]
+    seen = observation.length + 1 + torch.arange(tokens, device=keys.device)
+    rows = future.queries.double()
+    asked = Queries(
+        rows,
+        torch.ones_like(rows[:, 0, :, 0]) / tokens,
+        seen,
+        scaling=observation.scaling,
+        softcap=observation.softcap,
+        sinks=observation.sink_logits,
+    )
+    return asked._replace(weights=asked.weights / output_sizes(observation, asked, keys, values))
 
 
-def _errors(
-    attention: Float64[Tensor, "B H S"],
-    values: Float64[Tensor, "B N S Dv"],
-    factors: Float[Tensor, "N R GDv"] | None,
-    *,
-    learned_sinks: bool,
-) -> Float64[Tensor, "B N S"]:
-    """Return the error of one query's output for the eviction of each position."""
-    return joint_reconstruction_error(attention, values, factors, learned_sinks=learned_sinks)
+def _rounds(budget: int, rounds: int) -> list[int]:
+    """Return how many positions are held after each round."""
+    steps = min(rounds, budget)
+    return [budget * step // steps for step in range(1, steps + 1)]
+
+
+def _held(
+    keys: Float[Tensor, "B N S D"], length: int, kept: Int[Tensor, "B N K"] | None = None
+) -> Bool[Tensor, "B N S"]:
+    """Mark the future tokens, which stand behind the first `length` rows, and the kept rows."""
+    held = torch.zeros(keys.shape[:3], dtype=torch.bool, device=keys.device)
+    held[..., length:] = True
+    return held if kept is None else held.scatter_(-1, kept, True)

@@ -1,4 +1,4 @@
-"""The oracle scores a position by what the queries to come lose without it."""
+"""The oracles keep what the queries to come would lose: as a set, or position by position."""
 
 import attrs
 import pytest
@@ -11,7 +11,7 @@ from kvpolicy.evaluation.measures.reconstruction import record, token_errors
 from kvpolicy.evaluation.recording import Future
 from kvpolicy.testing import contract, observation, tiny_model
 from kvpolicy.testing.samples import normal
-from kvpolicy_oracle import OracleScorer
+from kvpolicy_oracle import OracleScorer, SingleOracleScorer
 
 
 class Repeats:
@@ -36,7 +36,10 @@ class Fixed:
         return self.future
 
 
-test_contract = contract(plugin="oracle", options={"oracle": {"future": Repeats()}})
+test_contract = contract(
+    plugin="oracle",
+    options={name: {"future": Repeats()} for name in ("oracle", "oracle_single")},
+)
 
 
 def future_for(layer, tokens=3, seed=10):
@@ -50,7 +53,7 @@ def future_for(layer, tokens=3, seed=10):
 
 
 def scores_of(layer, future):
-    return OracleScorer(future=Fixed(future)).score(layer, lambda rows: rows.mean(-2))
+    return SingleOracleScorer(future=Fixed(future)).score(layer, lambda rows: rows.mean(-2))
 
 
 def output_of(layer, future, step, without=None):
@@ -121,18 +124,63 @@ def test_a_position_that_holds_all_attention_but_a_trace_is_worth_what_its_loss_
     assert scores.argmax() == 4
 
 
-def test_what_the_future_asks_for_is_kept():
+@pytest.mark.parametrize("name", ["oracle", "oracle_single"])
+def test_what_the_future_asks_for_is_kept(name):
     layer = observation(positions=40, window=1)
     asked = torch.tensor([5, 17, 30])
     future = future_for(layer)
     future = attrs.evolve(future, queries=5 * layer.keys[:, :, asked].repeat_interleave(2, dim=1))
-    policy = kvpolicy.compose(
-        scorer={"name": "oracle", "future": Fixed(future)}, recent=0, budget=6
-    )
+    policy = kvpolicy.compose(scorer={"name": name, "future": Fixed(future)}, recent=0, budget=6)
 
     kept = selected(policy, layer).indices
 
     assert all(position in kept[0, head] for head in range(2) for position in asked)
+
+
+def error_of_a_set(layer, future, kept):
+    """1/F sum_f ||y_K - y|| / ||y|| of one key/value head's kept positions, by masking."""
+    total = 0.0
+    for step in range(future.queries.shape[2]):
+        whole = output_of(layer, future, step)
+        missing = [place for place in range(layer.length) if place not in kept]
+        lost = output_of(layer, future, step, (0, missing)) - whole
+        total += (lost.norm(dim=-1) / whole.norm(dim=-1)).item() / future.queries.shape[2]
+    return total
+
+
+def best_of(scorer, layer, budget):
+    scores = scorer.score(attrs.evolve(layer, budget=budget), lambda rows: rows)
+    return set(scores[0, 0].topk(budget).indices.tolist())
+
+
+@pytest.mark.parametrize("rounds", [100, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_set_is_never_worse_than_the_best_single_positions(seed, rounds):
+    layer = observation(heads=1, positions=16, window=1, seed=seed)
+    layer = attrs.evolve(layer, queries=3 * layer.queries)
+    future = future_for(layer, seed=seed + 40)
+    for budget in (2, 5, 9):
+        kept = best_of(OracleScorer(future=Fixed(future), rounds=rounds), layer, budget)
+        single = best_of(SingleOracleScorer(future=Fixed(future)), layer, budget)
+        found, theirs = (error_of_a_set(layer, future, each) for each in (kept, single))
+        assert found <= theirs + 1e-9
+
+
+def test_of_positions_that_say_the_same_the_set_keeps_some_and_the_single_ones_none():
+    """Each of twelve equal positions can go alone, and all together hold most of the output."""
+    layer = observation(heads=1, groups=1, positions=20, window=1)
+    keys, values = layer.keys.clone(), layer.values.clone()
+    keys[:, :, :12], values[:, :, :12] = keys[:, :, :1].clone(), 5.0
+    future = future_for(layer, tokens=1)
+    future = attrs.evolve(future, queries=5 * keys[:, :, :1] / keys[:, :, :1].norm() ** 2)
+    layer = attrs.evolve(layer, keys=keys, values=values)
+
+    kept = best_of(OracleScorer(future=Fixed(future)), layer, 4)
+    single = best_of(SingleOracleScorer(future=Fixed(future)), layer, 4)
+
+    assert any(position < 12 for position in kept)
+    assert not any(position < 12 for position in single)
+    assert error_of_a_set(layer, future, kept) < 0.2 * error_of_a_set(layer, future, single)
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +205,12 @@ def test_in_a_model_it_loses_less_than_methods_that_cannot_know(model, ids):
         kvpolicy.recipe("random", budget=12),
         kvpolicy.compose(scorer={"name": "snapkv", "window": 4}, budget=12),
     ]
-    known, *others = [token_errors(model, policy, full).mean() for policy in policies]
-    assert all(known < 0.8 * other for other in others)
+    single = oracle(full, scorer={"name": "oracle_single", "future": full})
+    known, alone, *others = [
+        token_errors(model, policy, full).mean() for policy in (policies[0], single, *policies[1:])
+    ]
+    assert known <= alone
+    assert all(alone < 0.8 * other for other in others)
 
 
 def test_a_row_is_kept_as_if_alone(model, ids):

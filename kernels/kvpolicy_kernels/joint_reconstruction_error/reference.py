@@ -16,12 +16,13 @@ def joint_reconstruction_error(
     values: Float[Tensor, "B N S D"],
     factors: Float[Tensor, "N R GD"] | None,
     *,
-    summed: int,
-    learned_sinks: bool,
+    summed: int | None = None,
+    learned_sinks: bool = False,
 ) -> Float[Tensor, "B N S"]:
     """Stack the changes of a group's heads, and project them together, in blocks of positions."""
     kv_heads = values.shape[1]
     odds = attention / (1 - attention).clamp_min(torch.finfo(attention.dtype).eps)
+    summed = attention.shape[-1] if summed is None else summed
     if summed == 0:
         nothing = odds.new_zeros(*odds.shape[:2], values.shape[-1])
         return _by_odds(odds, values, nothing, factors)

@@ -64,8 +64,8 @@ def _of_largest(
     missing = (others.mean - others.value).float()
     if factors is not None:
         missing = (factors.float() @ missing[..., None])[..., 0]
-    norm = torch.linalg.vector_norm(missing, dim=-1, keepdim=True)
-    weight = others.weight.float()
-    if tau == 1:
-        return weight * norm
-    return weight * norm**tau * others.rest.float().clamp_min(2.0**-60) ** (tau - 1)
+    norm: Tensor = torch.linalg.vector_norm(missing, dim=-1, keepdim=True)
+    error: Tensor = others.weight.float() * norm**tau
+    if tau != 1:
+        error = error * others.rest.float().clamp_min(2.0**-60) ** (tau - 1)
+    return error

@@ -70,7 +70,8 @@ def values_at(
     """Return the values at some positions of each query head."""
     kv_heads, dim = values.shape[1], values.shape[-1]
     flat = places.reshape(places.shape[0], kv_heads, -1, 1)
-    return values.gather(2, flat.expand(-1, -1, -1, dim)).view(*places.shape, dim)
+    found: Tensor = values.gather(2, flat.expand(-1, -1, -1, dim)).view(*places.shape, dim)
+    return found
 
 
 def _sum(
@@ -79,4 +80,5 @@ def _sum(
     if attention.dtype != torch.float64:
         return weighted_values(attention, values)
     grouped = attention.unflatten(1, (values.shape[1], -1))
-    return (grouped @ values.to(attention.dtype)).flatten(1, 2)
+    summed: Tensor = (grouped @ values.to(attention.dtype)).flatten(1, 2)
+    return summed

@@ -1,4 +1,4 @@
-"""The entrants of the comparison of fidelity: recipes, variants of ReST-KV, chance, an oracle."""
+"""The entrants of the comparison of fidelity: recipes, variants of ReST-KV, chance, two oracles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvpolicy.evaluation.fidelity.measurement import Entrant
 from kvpolicy.evaluation.measures.reconstruction import Recording
 from kvpolicy.evaluation.reports.comparison import Refusal
 
-WORST, BEST = "random", "oracle"
+WORST, BEST, SINGLE = "random", "oracle", "oracle_single"
 DRAWS = 8
 """How many times chance is drawn. A single draw may happen to keep an attention sink everywhere."""
 
@@ -47,7 +47,9 @@ def entrants(recipes: Sequence[str], budgets: Sequence[int]) -> tuple[list[Entra
             else:
                 same = partial(_same, policies)
                 accepted.append(Entrant(name=title, budget=budget, policies=same))
-        accepted.append(Entrant(name=BEST, budget=budget, policies=partial(_oracle, budget)))
+        for name in (BEST, SINGLE):
+            oracle = partial(_oracle, name, budget)
+            accepted.append(Entrant(name=name, budget=budget, policies=oracle))
     return accepted, refused
 
 
@@ -67,5 +69,5 @@ def _same(policies: Sequence[Policy], recording: Recording) -> Sequence[Policy]:
     return policies
 
 
-def _oracle(budget: int, recording: Recording) -> Sequence[Policy]:
-    return [compose(scorer={"name": BEST, "future": recording}, recent=0, budget=budget)]
+def _oracle(name: str, budget: int, recording: Recording) -> Sequence[Policy]:
+    return [compose(scorer={"name": name, "future": recording}, recent=0, budget=budget)]

@@ -16,8 +16,8 @@ def as_users_run_it():
     torch.use_deterministic_algorithms(before)
 
 
-# restkv had 45 before it computed the error of a head's largest weight from the other weights.
-@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 25), ("restkv", 58), ("h2o", 30)])
+# restkv had 45, and caote 23, before the error of a head's largest weight came from the others.
+@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 25), ("restkv", 59), ("h2o", 30)])
 def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
     found = costs(recipe, BATCHES[0])
     for phase in found.values():
@@ -29,7 +29,7 @@ def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
 BOUNDS = {
     "adakv": ((50, 1), (4, 0)),
     "cam": ((72, 0), (72, 0)),
-    "caote": ((23, 0), (2, 0)),
+    "caote": ((36, 0), (2, 0)),
     "chunkkv": ((34, 0), (2, 0)),
     "criticalkv": ((90, 0), (2, 0)),
     "defensivekv": ((213, 1), (4, 0)),
@@ -43,7 +43,7 @@ BOUNDS = {
     "lookm": ((78, 0), (82, 0)),
     "pyramidkv": ((22, 0), (2, 0)),
     "random": ((15, 0), (2, 0)),
-    "restkv": ((45, 0), (2, 0)),
+    "restkv": ((59, 0), (2, 0)),
     "rkv": ((48, 0), (3, 0)),
     "snapkv": ((22, 0), (2, 0)),
     "streamingllm": ((19, 0), (30, 0)),

@@ -42,7 +42,7 @@ def found(reader, questions, heard):
 
 def test_everyone_takes_part_at_the_budgets_they_accept(found):
     names = {budget: {each.name for each in found.at(budget)} for budget in found.budgets}
-    everywhere = {"random", "streamingllm", "oracle"}
+    everywhere = {"random", "streamingllm", "oracle", "oracle_single"}
     assert names == {16: everywhere, 40: everywhere | {"restkv", *VARIANTS}}
 
 
@@ -219,7 +219,7 @@ def test_the_command_prints_every_row(style, measured, monkeypatch):
     options = "--recipe streamingllm --budgets 12,24 --prompts 2 --tokens 64 --facts 4".split()
     said = CliRunner().invoke(app, options + ([style] if style else []))
     assert said.exit_code == 0, said.output
-    names = {"streamingllm", "random", "oracle"}
+    names = {"streamingllm", "random", "oracle", "oracle_single"}
     if style == "--json":
         rows = json.loads(said.stdout)["rows"]
         assert {each["name"] for each in rows} == names
