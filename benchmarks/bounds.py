@@ -109,17 +109,17 @@ def peak_bytes(
 ) -> float:
     """Return the bytes at the peak of a prompt: weights, keys and values, and temporaries.
 
-    With `kept` all layers but one are evicted. The MLP has the most temporaries: for each token
-    three tensors of its own size and three of the model's. With the MLP in chunks of tokens,
-    attention has the most.
+    With `kept` all layers but one are evicted; the last one is evicted before its MLP. The MLP has
+    the most temporaries: for each token three tensors of its own size and three of the model's.
+    With the MLP, norms and the rotary embedding in chunks of tokens, attention has the most.
     """
-    one_layer = length * shape.kv_bytes / shape.layers
-    held = length * shape.kv_bytes if kept is None else kept * shape.kv_bytes + one_layer
-    of_mlp = 2.0 * 3 * (min(length, mlp_chunk or length) * shape.mlp_dim + length * shape.model_dim)
-    # The residual, its norm, queries, keys, values, and the output before and after its projection.
     kv = 2 * shape.kv_heads * shape.dim
-    of_attention = 2.0 * length * (3 * shape.model_dim + 2 * shape.heads * shape.dim + kv)
-    return 2 * shape.parameters + held + max(of_mlp, of_attention)
+    held = (length if kept is None else kept) * shape.kv_bytes
+    of_mlp = 2.0 * 3 * (min(length, mlp_chunk or length) * shape.mlp_dim + length * shape.model_dim)
+    # The residual, its norm, queries, and the output before and after its projection.
+    of_attention = 2.0 * length * (3 * shape.model_dim + 2 * shape.heads * shape.dim)
+    one_layer = 0.0 if kept is None else 2.0 * length * kv
+    return 2 * shape.parameters + held + max(of_mlp, of_attention + one_layer)
 
 
 def sparse_bound(share: float, density: float) -> float:

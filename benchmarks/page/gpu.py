@@ -76,7 +76,7 @@ def _bounds() -> Iterator[str]:
     yield (
         "Memory at the peak of a prompt of one sequence, in GB: weights, keys and values, and the "
         f"temporaries of the largest layer. 'evicted': layer by layer, to {KEPT:,} positions. 'and "
-        f"in chunks': the MLP also reads {CHUNK:,} tokens at a time."
+        f"in chunks': the MLP, norms and rotary embedding also read {CHUNK:,} tokens at a time."
     )
     yield _peaks()
     moved = 2 * KEPT * LLAMA.kv_bytes / LLAMA.layers / 1e6

@@ -1,11 +1,13 @@
 """Counted memory: what is allocated at once, without a device."""
 
 import attrs
+import pytest
 import torch
 
-from benchmarks.counted_memory import counted_rows, peak_of
+from benchmarks import bounds
+from benchmarks.counted_memory import counted_rows, peak_of, peaks
 from benchmarks.gpu.models import MODELS
-from benchmarks.gpu.scale import TOY
+from benchmarks.gpu.scale import REAL, TOY
 
 KIB = 1024
 
@@ -46,3 +48,26 @@ def test_eviction_and_chunks_take_less_and_a_longer_budget_more():
         for row in counted_rows(attrs.evolve(TOY, budget=1000), length=2000)
     }
     assert roomy["Llama-3.1-8B", "evicted"] > found["Llama-3.1-8B", "evicted"]
+
+
+def test_128k_tokens_at_8b_take_two_thirds_evicted_and_less_than_half_in_chunks_too():
+    few, many, length = 2, 32, 131_072
+    layer = 2 * bounds.LLAMA.layer_parameters
+    found = dict(peaks("Llama-3.1-8B", attrs.evolve(REAL, layers=few), length))
+    whole = {
+        name: peak
+        + (many - few)
+        * (layer + REAL.kv_bytes * (length if name.startswith("full") else REAL.budget))
+        for name, peak in found.items()
+    }
+    assert whole["evicted"] <= 0.66 * whole["full"]
+    assert whole["evicted, chunked MLP"] <= 0.47 * whole["full"]
+    expected = {
+        "full": bounds.peak_bytes(bounds.LLAMA, length),
+        "evicted": bounds.peak_bytes(bounds.LLAMA, length, kept=REAL.budget),
+        "evicted, chunked MLP": bounds.peak_bytes(
+            bounds.LLAMA, length, kept=REAL.budget, mlp_chunk=REAL.mlp_chunk
+        ),
+    }
+    for name, bound in expected.items():
+        assert whole[name] == pytest.approx(bound, rel=0.02)

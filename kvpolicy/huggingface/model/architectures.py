@@ -44,3 +44,9 @@ ATTENTION = "Attention"
 
 ROTARY_EMBEDDING = "RotaryEmbedding"
 """The end of the class names of rotary modules."""
+
+ROTATION = "apply_rotary_pos_emb"
+"""The function of a model's module that turns queries and keys to their rotary positions."""
+
+NORM = "RMSNorm"
+"""The end of the class names of norms that treat each token alone."""

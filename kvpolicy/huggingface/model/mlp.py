@@ -1,11 +1,9 @@
-"""The MLP of every decoder layer, run over a few tokens at a time: same numbers, less memory."""
+"""What treats each token alone in a decoder layer: its MLP, its norms and its rotary embedding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,16 +13,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.model.adapters import model_inside
-from kvpolicy.huggingface.model.architectures import MLPS
+from kvpolicy.huggingface.model.architectures import MLPS, NORM
 from kvpolicy.huggingface.model.config import decoder_config
-from kvpolicy_kernels import spans
+from kvpolicy.huggingface.model.token_blocks import in_blocks, rotation_in_blocks, rotations
 
 PROBE = 6
 """Tokens that show whether an MLP treats each token alone."""
 
 
 def chunked_mlp(model: nn.Module, tokens: int) -> AbstractContextManager[None]:
-    """Return a context in which no MLP of `model` sees more than `tokens` tokens at once."""
+    """Return a context in which no MLP, RMS norm or rotary function sees more tokens at once."""
     model = model_inside(model)
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
@@ -33,17 +31,14 @@ def chunked_mlp(model: nn.Module, tokens: int) -> AbstractContextManager[None]:
         )
     if type(tokens) is not int or tokens < 1:
         raise InvalidValueError(f"'tokens' must be an int of at least 1, not {tokens!r}")
-    return _chunking(token_wise_mlps(model), tokens)
+    modules = [*token_wise_mlps(model), *token_wise_norms(model)]
+    names: set[str] = set().union(*map(rotations, _layers_of(model)))
+    return _chunking(modules, sorted(names), tokens)
 
 
 def token_wise_mlps(model: PreTrainedModel) -> list[nn.Module]:
     """Return the MLPs of a model's decoder layers, or raise UnsupportedModelError."""
-    layers = (
-        module
-        for module in model.get_decoder().modules()
-        if isinstance(module, GradientCheckpointingLayer)
-    )
-    mlps = [mlp for mlp in map(_mlp_of, layers) if mlp is not None]
+    mlps = [mlp for mlp in map(_mlp_of, _layers_of(model)) if mlp is not None]
     if not mlps:
         raise UnsupportedModelError(
             f"layers of {type(model).__name__} have no module for their MLP (looked for: "
@@ -52,6 +47,25 @@ def token_wise_mlps(model: PreTrainedModel) -> list[nn.Module]:
     for mlp in {type(mlp): mlp for mlp in mlps}.values():
         _check_token_wise(mlp, model)
     return mlps
+
+
+def token_wise_norms(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the RMS norms around attention and MLPs, and the last one.
+
+    They compute in float32, so a norm of all tokens at once takes as much as the widest layer.
+    """
+    owners = [model.get_decoder(), *_layers_of(model)]
+    return [
+        module
+        for owner in owners
+        for module in owner.children()
+        if type(module).__name__.endswith(NORM)
+    ]
+
+
+def _layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    modules = model.get_decoder().modules()
+    return [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _mlp_of(layer: nn.Module) -> nn.Module | None:
@@ -93,54 +107,10 @@ def _probed(mlp: nn.Module, hidden: Float[Tensor, "1 T C"]) -> Float[Tensor, "1 
 
 
 @contextmanager
-def _chunking(mlps: Sequence[nn.Module], tokens: int) -> Iterator[None]:
+def _chunking(modules: Sequence[nn.Module], names: Sequence[str], tokens: int) -> Iterator[None]:
     with ExitStack() as replaced:
-        for mlp in mlps:
-            replaced.enter_context(_chunked(mlp, tokens))
+        for module in modules:
+            replaced.enter_context(in_blocks(module, tokens))
+        for name in names:
+            replaced.enter_context(rotation_in_blocks(name, tokens))
         yield
-
-
-@contextmanager
-def _chunked(mlp: nn.Module, tokens: int) -> Iterator[None]:
-    """Let one module run in chunks until the block is left, also by an exception."""
-    own = vars(mlp).get("forward")
-    mlp.forward = partial(_run, mlp, mlp.forward, tokens)
-    try:
-        yield
-    finally:
-        if own is None:
-            del mlp.forward
-        else:
-            mlp.forward = own
-
-
-def _run(
-    mlp: nn.Module, forward: Callable[..., Any], tokens: int, *args: Any, **kwargs: Any
-) -> Any:
-    """Call `forward` with at most `tokens` tokens at once, counted over the whole batch."""
-    shape = next(each.shape[:2] for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-    # Dropout, in training, would draw other numbers.
-    if mlp.training or shape.numel() <= tokens:
-        return forward(*args, **kwargs)
-    result: Tensor | None = None
-    for span in spans(0, shape.numel(), tokens):
-        part = forward(
-            *(_tokens_of(each, shape, span) for each in args),
-            **{name: _tokens_of(each, shape, span) for name, each in kwargs.items()},
-        )
-        if result is None:
-            result = part.new_empty((shape.numel(), *part.shape[2:]))
-        result[span] = part[0]
-    return None if result is None else result.unflatten(0, shape)
-
-
-def _tokens_of(given: Any, shape: torch.Size, span: slice) -> Any:
-    """Return some tokens of [B, T, ...] as [1, t, ...]; what is no tensor stays as it is."""
-    if not isinstance(given, Tensor):
-        return given
-    if given.shape[:2] != shape:
-        raise UnsupportedModelError(
-            f"the MLP is called with a tensor {tuple(given.shape)} beside hidden states of "
-            f"{tuple(shape)} tokens, which cannot be cut into chunks of tokens."
-        )
-    return given.flatten(0, 1)[None, span]

@@ -1,5 +1,8 @@
 """An MLP in chunks: the same numbers in less memory, and a model that is left as found."""
 
+import sys
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.huggingface.model.mlp import token_wise_norms
 from kvpolicy.testing import FAMILIES, tiny_model
 from kvpolicy.testing.models import SIZES
 
@@ -71,6 +75,34 @@ def test_no_mlp_sees_more_tokens_than_it_may():
     assert seen == [16, 16, 16, 16, 16, 16, 4] * len(model.model.layers)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_no_norm_and_no_rotary_function_sees_more_tokens_than_it_may(family, monkeypatch):
+    model, seen = model_of(family), []
+    module = sys.modules[type(model).__module__]
+    rotate = module.apply_rotary_pos_emb
+
+    def watched(q, *args, **kwargs):
+        seen.append(q.shape[2] * q.shape[0])
+        return rotate(q, *args, **kwargs)
+
+    def counted(forward, hidden):
+        seen.append(hidden.shape[:2].numel())
+        return forward(hidden)
+
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", watched)
+    for norm in token_wise_norms(model):
+        own = norm.forward
+        monkeypatch.setattr(norm, "forward", partial(counted, own))
+    expected = model(PROMPT).logits
+    assert max(seen) == PROMPT.numel()
+    seen.clear()
+    with kvpolicy.chunked_mlp(model, tokens=8):
+        # Products of fewer rows may be rounded differently.
+        torch.testing.assert_close(model(PROMPT).logits, expected, rtol=0, atol=1e-12)
+    assert max(seen) <= 8
+    assert module.apply_rotary_pos_emb is watched
+
+
 def test_gradients_are_the_same():
     model = model_of("llama")
 
@@ -103,7 +135,8 @@ def test_the_model_is_left_as_found_also_after_an_error():
     context = kvpolicy.chunked_mlp(model)
     assert replaced(model) == []
     with context:
-        assert len(replaced(model)) == len(model.model.layers)
+        # Of each layer its MLP and two norms, and the last norm of the model.
+        assert len(replaced(model)) == 3 * len(model.model.layers) + 1
     assert replaced(model) == []
     with pytest.raises(IndexError), kvpolicy.chunked_mlp(model):
         model(PROMPT + 1000)
