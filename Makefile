@@ -3,6 +3,7 @@ PYTHON ?= python3
 WORKERS ?= auto
 EXAMPLES ?= 1000
 STRETCHES ?= 2
+PROMPTS ?= 4
 KINDS ?= prose
 RESULTS := docs/results
 # Tests that draw random examples: with --hypothesis-profile=deep they draw EXAMPLES of them.
@@ -13,7 +14,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +111,10 @@ faults: $(READY) ## Raise an exception at each line of each operation of a cache
 
 fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.fidelity
+
+within: $(READY) ## Error targets against the errors found on later queries: docs/results/within.md (minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.targets --prompts $(PROMPTS) --recipes restkv,snapkv \
+	    --targets 0.02,0.05,0.1,0.2 > $(RESULTS)/within.md
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance

@@ -25,6 +25,7 @@ COMMANDS = {
     "memory": "Compute the memory of a cache from a model's config. No weights are loaded.",
     "new-plugin": "Write the project of a new plugin: a part, a recipe, a contract test, a README.",
     "doctor": "Say what is installed here, and what is broken: for a report of a problem.",
+    "tune": "Search the best policy for your own prompts at given bytes.",
     "exactness": "Compare evicted caches with full caches that mask the evicted entries.",
 }
 """Each command and what it does. Its module in kvpolicy.commands has a Typer `app` with it alone.

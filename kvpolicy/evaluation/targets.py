@@ -120,7 +120,7 @@ def text_beds(model: Any, tokenizer: Any, stretches: int, length: int) -> Iterat
 
 def table(rows: Sequence[Found]) -> str:
     """Return a table in Markdown for each bed."""
-    lines: list[str] = []
+    lines = ["# Error targets, and the errors found on later queries", ""]
     for bed in dict.fromkeys(row.bed for row in rows):
         mine = [row for row in rows if row.bed == bed]
         lines += [

@@ -94,7 +94,7 @@ def test_a_projection_that_cannot_be_read_is_refused_before_any_work():
 
 def test_layers_that_share_keys_are_refused():
     with pytest.raises(UnsupportedModelError, match="share their keys and values"):
-        policy().cache(tiny_architecture("gemma3n_text"))
+        policy().cache(tiny_architecture("gemma4_text", num_kv_shared_layers=2))
 
 
 @pytest.fixture
