@@ -49,9 +49,10 @@ def tune(
     attention: Attention = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Search recipes, options and allocations for the best policy on your own prompts.
+    """Search the best policy for your own prompts at given bytes.
 
-    By reconstruction error first, by answers second. The table has the error on prompts that were
+    Recipes, options and allocations are searched by reconstruction error first, by answers second.
+    The table has the error on prompts that were
     held out. The same command goes on where it stopped.
     """
     from rich.console import Console
