@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kvpolicy.exactness.cells import Line
 
-TABLES = ("architectures", "recipes", "attentions", "precisions")
+TABLES = ("architectures", "recipes", "attentions", "precisions", "media")
 
 app = typer.Typer(add_completion=False)
 

@@ -10,7 +10,7 @@ import attrs
 from kvpolicy import Policy
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.limits import LIMIT, limit_of
-from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, MODES, USAGES
+from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, MODES, USAGES, Usage
 from kvpolicy.stages.compaction import GatherCompactor
 
 COLUMNS = USAGES | MODES
@@ -52,8 +52,14 @@ class Line:
         return "exact" if cell <= (0 if usage in BITWISE else self.limit) else "wrong"
 
 
-def measure(table: str, subject: str, build: Callable[[], Any], policy: Policy) -> Line:
-    """Measure every usage of one model."""
+def measure(
+    table: str,
+    subject: str,
+    build: Callable[[], Any],
+    policy: Policy,
+    columns: Mapping[str, Usage] = COLUMNS,
+) -> Line:
+    """Measure usages of one model: all, or other `columns`."""
     try:
         model = build()
     except Exception as error:  # noqa: BLE001 - whatever transformers raises is reported
@@ -63,16 +69,16 @@ def measure(table: str, subject: str, build: Callable[[], Any], policy: Policy) 
         policy.cache(model)
     except KvpolicyError as error:
         return Line(table=table, subject=subject, refused=_sentence(error))
-    cells = {usage: _cell(usage, model, policy) for usage in COLUMNS}
+    cells = {name: _cell(name, usage, model, policy) for name, usage in columns.items()}
     return Line(table=table, subject=subject, cells=cells, limit=limit_of(model))
 
 
-def _cell(usage: str, model: Any, policy: Policy) -> float | str:
+def _cell(name: str, usage: Usage, model: Any, policy: Policy) -> float | str:
     comparable = isinstance(policy.compactor, GatherCompactor)
-    if not comparable and usage not in AGAINST_ITSELF | set(MODES):
+    if not comparable and name not in AGAINST_ITSELF | set(MODES):
         return CHANGED
     try:
-        return COLUMNS[usage](model, policy)
+        return usage(model, policy)
     except KvpolicyError as error:
         return _sentence(error)
     except Exception as error:  # noqa: BLE001 - any other error makes the cell wrong

@@ -88,6 +88,8 @@ def masked_attention(
         groups = query.shape[1] // key.shape[1]
         # Layers that share keys may compute the last tokens only.
         seen = _seen(forward, layer, key.shape[1])[:, :, -query.shape[2] :]
+        if attention_mask is not None:
+            seen = _as_the_model_says(seen, attention_mask, forward.seen)
         seen = seen.repeat_interleave(groups, 1)
         key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
         weights = _softmax(query @ key.mT, seen, query.shape[-1], **kwargs)
@@ -135,3 +137,11 @@ def _seen(forward: Forward, layer: int, heads: int) -> Bool[Tensor, "B N Q T"]:
     new = new & real[:, None, None, forward.seen :]
     old = held[:, :, None, : forward.seen].expand(-1, -1, forward.length, -1)
     return torch.cat([old, new.expand(-1, heads, -1, -1)], -1)
+
+
+def _as_the_model_says(
+    seen: Bool[Tensor, "B N Q T"], mask: Float[Tensor, "b h Q T"], older: int
+) -> Bool[Tensor, "B N Q T"]:
+    """Let new tokens see one another as the model's own mask says: images are seen whole."""
+    new = mask[..., older:] > torch.finfo(mask.dtype).min / 2
+    return torch.cat([seen[..., :older], new.expand(*seen.shape[:3], -1)], -1)

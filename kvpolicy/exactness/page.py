@@ -45,20 +45,42 @@ def counts(lines: Iterable[Line]) -> Counter[str]:
 def rendered(lines: Sequence[Line]) -> str:
     """Return the page: the template with its fields in braces filled in."""
     served = [line for line in lines if line.refused is None]
-    usages = list(dict.fromkeys(usage for line in served for usage in line.outcomes))
+    of_media = [line for line in lines if line.table == "media"]
+    usages = _usages_of([line for line in served if line.table != "media"])
     total = counts(lines)
     parts = {
         **{outcome: str(total[outcome]) for outcome in ("exact", "wrong", "refused", "changed")},
         "types_served": str(sum(line.table == "architectures" for line in served)),
-        "types_refused": str(sum(line.refused is not None for line in lines)),
+        "types_refused": str(
+            sum(line.refused is not None and line.table != "media" for line in lines)
+        ),
         "usages": "\n".join(f"{number}. {usage}" for number, usage in enumerate(usages, 1)),
-        "reasons": "\n".join(_reasons(served)),
-        "not_served": "\n".join(_not_served(lines)),
+        "reasons": "\n".join(_reasons([each for each in served if each.table != "media"])),
+        "not_served": "\n".join(_not_served([each for each in lines if each not in of_media])),
+        **_media(of_media),
     }
     for table in ("architectures", "recipes", "attentions", "precisions"):
         parts[table] = "\n".join(_table([line for line in served if line.table == table], usages))
     template = TEMPLATE.read_text(encoding="utf-8")
     return re.sub(r"\{(\w+)\}", lambda field: parts.get(field[1], field[0]), template)
+
+
+def _usages_of(lines: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(usage for line in lines for usage in line.outcomes))
+
+
+def _media(lines: Sequence[Line]) -> dict[str, str]:
+    """Return the fields of the section on models that read media."""
+    served = [line for line in lines if line.refused is None]
+    usages = _usages_of(served)
+    return {
+        "media_served": str(len(served)),
+        "media_types": str(len(lines)),
+        "media_usages": "\n".join(f"{at}. {usage}" for at, usage in enumerate(usages, 1)),
+        "media": "\n".join(_table(served, usages)),
+        "media_reasons": "\n".join(_reasons(served)),
+        "media_not_served": "\n".join(_not_served(lines)),
+    }
 
 
 def _table(lines: Sequence[Line], usages: Sequence[str]) -> Iterator[str]:

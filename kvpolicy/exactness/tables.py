@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -14,8 +15,12 @@ import attrs
 import torch
 
 from kvpolicy import installed
+from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.architectures import model_types, tiny_architecture, variants
 from kvpolicy.exactness.cells import Line, measure
+from kvpolicy.exactness.media.columns import COLUMNS as MEDIA
+from kvpolicy.exactness.media.models import media_types, tiny_media_model
+from kvpolicy.exactness.media.prompts import media_of
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.testing.models import FAMILIES, tiny_model
 
@@ -51,8 +56,14 @@ def precisions() -> Iterator[Task]:
             yield partial(_family, "precisions", family, "eager", dtype)
 
 
+def media() -> Iterator[Task]:
+    """Give every model type that reads images or sound, with ReST-KV and a recipe of each kind."""
+    for name in media_types():
+        yield partial(_media, name)
+
+
 TABLES: dict[str, Callable[[], Iterator[Task]]] = {
-    each.__name__: each for each in (architectures, recipes, attentions, precisions)
+    each.__name__: each for each in (architectures, recipes, attentions, precisions, media)
 }
 
 
@@ -106,6 +117,20 @@ def _recipe(name: str, changes: dict[str, Any]) -> Line:
     build = partial(tiny_model, "llama", num_hidden_layers=LAYERS)
     subject = name if not changes else f"{name}, 40 % of the prompt"
     return measure("recipes", subject, build, small_policy(name, **changes))
+
+
+def _media(name: str) -> Line:
+    """Measure a type if a prompt with media can be made for it."""
+
+    def build() -> Any:
+        model = tiny_media_model(name)
+        with suppress(KvpolicyError):
+            # A model that is refused needs no prompt.
+            small_policy("restkv").cache(model).close()
+            media_of(model)
+        return model
+
+    return measure("media", name, build, small_policy("restkv"), MEDIA)
 
 
 def _family(table: str, family: str, attention: str, dtype: str) -> Line:

@@ -121,7 +121,7 @@ def attachment(
     config = decoder_config(model)
     attention = [(point, observed) for point in attention_points(model.modules(), config)]
     masks = [(point, noted) for point in mask_points(config)]
-    generation = [
+    generation: list[tuple[Point, Wrap]] = [
         (method_point(type(model), name), wrap)
         for name, wrap in (("prepare_inputs_for_generation", _INPUTS), ("generate", _GENERATE))
         if hasattr(model, name)
@@ -129,7 +129,7 @@ def attachment(
     name = config._attn_implementation or "eager"
     positions = [(method_point(type(each), "forward"), noted_positions) for each in rotaries]
     dropping = {type(each) for each in model.modules() if hasattr(each, DROPS_QUERIES)}
-    queries = [
+    queries: list[tuple[Point, Wrap]] = [
         (method_point(each, name), wrap)
         for each in dropping
         for name, wrap in ((DROPS_QUERIES, _QUERIES), ("forward", _OUTPUTS))

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.adapters import check_one_adapter
-from kvpolicy.huggingface.model.architectures import ATTENTION, OUTPUT_PROJECTIONS
+from kvpolicy.huggingface.model.architectures import OUTPUT_PROJECTIONS
+from kvpolicy.huggingface.model.config import decoder_attentions
 from kvpolicy.huggingface.model.devices import device_of, weight_of
 from kvpolicy.huggingface.model.effective_weight import (
     as_in_inference,
@@ -53,9 +54,9 @@ def check_readable(model: PreTrainedModel, layers: list[int], who: str) -> None:
     What was computed of a weight on a GPU is forgotten if its numbers have changed. `who` is the
     part that needs it.
     """
-    for module in model.modules():
-        layer = getattr(module, "layer_idx", None)
-        if layer not in layers or ATTENTION not in type(module).__name__:
+    for module in decoder_attentions(model):
+        layer = module.layer_idx
+        if layer not in layers:
             continue
         projection = _projection(module)
         if projection is None or not (_is_plain(projection) or _is_linear(projection, model.dtype)):

@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.huggingface.model.architectures import (
-    ATTENTION,
-    ROTARY_EMBEDDING,
-    VARYING_ROTARY,
-)
+from kvpolicy.huggingface.model.architectures import ROTARY_EMBEDDING, VARYING_ROTARY
+from kvpolicy.huggingface.model.config import decoder_attentions
 from kvpolicy.huggingface.model.devices import device_of
 from kvpolicy.huggingface.model.rotary_positions import not_noted
 from kvpolicy_kernels import rerotate_keys
@@ -75,11 +72,7 @@ def rotaries(
 def _rotary_of(model: PreTrainedModel, config: PreTrainedConfig, layer: int) -> ModelRotary | None:
     modules = list(model.modules())
     tables = [each for each in modules if type(each).__name__.endswith(ROTARY_EMBEDDING)]
-    attentions = [
-        each
-        for each in modules
-        if getattr(each, "layer_idx", None) == layer and ATTENTION in type(each).__name__
-    ]
+    attentions = [each for each in decoder_attentions(model) if each.layer_idx == layer]
     if _varies(getattr(config, "rope_parameters", None)) or len(attentions) != 1:
         return None
     for module in tables:

@@ -1,0 +1,1 @@
+"""Models that read images or sound with text: built tiny, fed, and compared."""
