@@ -43,10 +43,11 @@ def call_of(method: str, length: int) -> Call:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=MODEL, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS,
-        num_hidden_layers=32, attn_implementation="sdpa",
+        num_hidden_layers=32,
     )  # fmt: skip
+    config._attn_implementation = "sdpa"
     module: Any = LlamaAttention(config, layer_idx=15)
-    module.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[no-untyped-call]
+    module.rotary_emb = LlamaRotaryEmbedding(config)
     hidden = torch.randn(1, length, MODEL)
     keys, values = (torch.randn(1, KV_HEADS, length, DIM) for _ in range(2))
     rotary = module.rotary_emb(hidden, torch.arange(length)[None])

@@ -119,7 +119,8 @@ class Observation:
         step = rows_per_block(self.keys[:, :, 0].numel(), logits.device)
         for block in spans(0, self.length, step):
             logits[..., block] = by_group @ self.keys[:, :, block].float().mT
-        return logits.mul_(self.scaling).view(*self.queries.shape[:3], self.length)
+        products: Tensor = logits.mul_(self.scaling).view(*self.queries.shape[:3], self.length)
+        return products
 
     def folded_attention(self, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return attention whose W queries `reduce` has folded into one.

@@ -22,7 +22,7 @@ def expected_logits(
     """
     batch, heads, dim = statistics.mean.shape
     mean = statistics.mean.unflatten(1, (keys.shape[1], -1)) * scaling
-    found = mean.new_empty(batch, keys.shape[1], mean.shape[2], keys.shape[2])
+    found: Tensor = mean.new_empty(batch, keys.shape[1], mean.shape[2], keys.shape[2])
     for block in spans(0, keys.shape[2], rows_per_block(batch * heads * dim, keys.device)):
         some = keys[:, :, None, block].float()
         logits = (some @ mean[..., None])[..., 0]

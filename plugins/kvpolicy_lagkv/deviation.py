@@ -31,4 +31,5 @@ def deviation(
     normalised.sub_(normalised.mean(-1, keepdim=True))
     freedom = max(1, states.shape[-1] - 1)
     norms: Tensor = torch.linalg.vector_norm(normalised, dim=-1)
-    return norms / freedom**0.5
+    deviations: Tensor = norms / freedom**0.5
+    return deviations

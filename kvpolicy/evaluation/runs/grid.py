@@ -129,7 +129,7 @@ class Grid:
         policy = entrant.described(task.metric)
         ids = digest(prompt.ids) if isinstance(prompt, Prompt) else digest(told(prompt))
         split = [prompt.context.shape[1], prompt.scored] if isinstance(prompt, Prompt) else []
-        outside = isinstance(prompt, Prompt) and bool(prompt.question.shape[1])
+        outside = prompt if isinstance(prompt, Prompt) and prompt.question.shape[1] else None
         asked = attrs.asdict(sample, filter=lambda field, _: field.name not in ("context", "extra"))
         what: dict[str, Any] = {
             "task": task.name,
@@ -154,7 +154,7 @@ class Grid:
             policy=policy,
             answers=sample.answers,
             prompt=ids,
-            context=digest(prompt.context.tolist()) if outside else None,
+            context=digest(outside.context.tolist()) if outside else None,
             run={**self.identity, "code": what["code"]},
         )
 
