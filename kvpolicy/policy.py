@@ -139,8 +139,8 @@ class Policy(Pipeline):
 
         For code that passes no cache: pipelines over lists, chats, harnesses, streamers. The block
         collects a report for each `generate`. It leaves alone a `generate` that is given a cache,
-        plain forwards, and `generate_batch`. Beams and samples are served; use_cache=False,
-        cache_implementation and assisted decoding are refused. The other arguments are those of
+        plain forwards, and `generate_batch`. Beams, samples and assisted decoding are served;
+        use_cache=False and cache_implementation are refused. The other arguments are those of
         `cache`.
 
         >>> import kvpolicy, torch

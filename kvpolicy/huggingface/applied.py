@@ -14,10 +14,10 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.attach import is_open
 from kvpolicy.huggingface.attention.points import Point, method_point
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.huggingface.checks import NO_ROLLBACK
-from kvpolicy.huggingface.generation import checked_generate, setting
+from kvpolicy.huggingface.generation import checked_generate
 from kvpolicy.huggingface.model.adapters import plain_model
 from kvpolicy.huggingface.report import CacheReport, table_of
+from kvpolicy.huggingface.settings import setting
 
 _lock = threading.RLock()
 _blocks: list[tuple[int, Applied]] = []
@@ -115,9 +115,6 @@ def _refuse_what_needs_no_cache_of_ours(model: Any, args: Any, kwargs: dict[str,
             "which gives it a cache. Leave cache_implementation out (of generation_config, too), "
             "or generate outside of the block."
         )
-    drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-    if any(setting(model, args, kwargs, name) for name in drafts):
-        raise UnsupportedModelError(NO_ROLLBACK)
 
 
 def _applied(own: Callable[..., Any]) -> Callable[..., Any]:

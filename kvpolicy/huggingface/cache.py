@@ -16,11 +16,13 @@ from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.errors import CacheFileError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface import checks
 from kvpolicy.huggingface.attention.graphs import between_graphs
+from kvpolicy.huggingface.drafts import UNKNOWN_END
 from kvpolicy.huggingface.file.saving import save
-from kvpolicy.huggingface.layer import PolicyLayer, prefetch_behind
+from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.model.adapters import plain_model
 from kvpolicy.huggingface.opening import opened
 from kvpolicy.huggingface.positions import positions_of
+from kvpolicy.huggingface.prefetching import prefetch_behind
 from kvpolicy.huggingface.read_tokens import ReadTokens
 from kvpolicy.huggingface.report import CacheReport, holdings, report_of
 from kvpolicy.notebook import table
@@ -196,6 +198,7 @@ class PolicyCache(Cache):
                 layer.reset()
             self.session.together.clear()
             self.read_tokens.clear()
+            self.session.drafts.end = None
             self._last_updated = -1
         self.session.guard.clear()
 
@@ -210,12 +213,15 @@ class PolicyCache(Cache):
         """
         save(self.layers, self.session, self._model(), path)
 
-    def activate_past_recording(self) -> NoReturn:
-        """Refuse: what a rejected draft evicted could not be brought back.
+    def activate_past_recording(self) -> None:
+        """Have layers with a window keep what they need to take drafts back.
 
-        Raises UnsupportedModelError; transformers calls this for assisted decoding.
+        transformers calls this for assisted decoding. Raises UnsupportedModelError if `generate`
+        has not said where the prompt ends.
         """
-        raise UnsupportedModelError(checks.NO_ROLLBACK)
+        if self.session.drafts.end is None:
+            raise UnsupportedModelError(UNKNOWN_END)
+        super().activate_past_recording()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.

@@ -14,11 +14,7 @@ from transformers.cache_utils import (
 from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError, shown
 from kvpolicy.huggingface.layer import PolicyLayer
 
-NO_ROLLBACK = (
-    "Assisted decoding and prompt look-up roll the cache back, and an eviction cannot be undone. "
-    "Generate without assistant_model and prompt_lookup_num_tokens."
-)
-"""Why drafts are refused, and what to do instead."""
+NO_LENGTH = "What was evicted cannot be read again, so that a cache has no way back to a length."
 NO_PICKLE = (
     "a PolicyCache belongs to its model, so pickle, torch.save and copy.copy cannot copy it. Use "
     "kvpolicy.save(cache, path) and kvpolicy.load(path, model), or cache.clone()."
@@ -67,12 +63,14 @@ def check_crop(layers: Sequence[Any], tokens_to_remove: Any) -> None:
     if tokens_to_remove > 0:
         raise UnsupportedModelError(
             f"crop takes minus the number of tokens to forget, not the length {tokens_to_remove}. "
-            f"{NO_ROLLBACK}"
+            f"{NO_LENGTH}"
         )
     count = -tokens_to_remove
     for index, layer in enumerate(layers):
         if isinstance(layer, PolicyLayer):
             layer.check_crop(count)
+        elif _goes_back(layer):
+            continue
         elif isinstance(layer, LinearAttentionLayer):
             raise CacheStateError(
                 f"cannot crop: layer {index} is linear attention, whose state has no way back. "
@@ -85,6 +83,12 @@ def check_crop(layers: Sequence[Any], tokens_to_remove: Any) -> None:
                 f"cannot crop: layer {index} holds only its sliding window of "
                 f"{layer.sliding_window} tokens. Start over with cache.reset()."
             )
+
+
+def _goes_back(layer: Any) -> bool:
+    """Whether a layer of transformers keeps what it needs to take drafts back."""
+    states = getattr(layer, "is_recurrent_states_initialized", {})
+    return getattr(layer, "record_past", False) and not any(states.values())
 
 
 def _is_unobserved(layer: Any) -> bool:

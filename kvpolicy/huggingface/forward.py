@@ -23,8 +23,10 @@ from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.layer_memory import LayerMemory
 from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.huggingface.attention.draft_masks import causal_behind
 from kvpolicy.huggingface.attention.first_prompt import first_prompt
 from kvpolicy.huggingface.attention.masks import fitted, plainly_causal
+from kvpolicy.huggingface.drafts import Rest
 from kvpolicy.huggingface.model.architectures import EXPANSION
 from kvpolicy.huggingface.readings import Reading, joined_queries, shown_of
 from kvpolicy.huggingface.session import ANOTHER_MODEL, Session
@@ -64,6 +66,10 @@ class Forward:
     """How many attention calls come with these keys, from as many layers of the model."""
     readings: list[Reading] = attrs.field(factory=list)
     """The calls that came so far."""
+    rest: Rest | None = None
+    """Drafts of the same forward, which are read when this prompt has been evicted."""
+    decodes: bool = False
+    """Whether the new tokens are drafts, which do not end a prompt."""
     density: Float64[Tensor, ""] | None = None
     """The share of query-key pairs that was computed; None if all were."""
 
@@ -89,6 +95,11 @@ class Forward:
         if id(module) not in self.session.modules:
             raise UnsupportedModelError(ANOTHER_MODEL)
         contents = self._own()
+        if self.session.drafts.end is not None:
+            self.session.masks.check_plain(mask)
+            if contents.ragged is not None:
+                return None
+            return causal_behind(mask, contents.slots, query, self.session.attention)
         if not self.readings:
             self._read_mask(contents, module, mask, query.shape[2])
         if contents.ragged is not None:
@@ -176,7 +187,7 @@ class Forward:
         in_place = not needs_gradients and session.storage is None
         readings = shown_of(self.readings, session.policy, self.seen)
         query = joined_queries(readings, contents.slots.heads)
-        decoded = self.readings[0].count == 1 and self.seen > 1
+        decoded = self.decodes or (self.readings[0].count == 1 and self.seen > 1)
         queries = self.schedule.queries_if_due(query, decoded=decoded)
         evicted = False
         if runs or queries is not None:

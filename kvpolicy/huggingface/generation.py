@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.drafting import drafts_announced, only_new_tokens
 from kvpolicy.huggingface.model.adapters import check_no_virtual_tokens
+from kvpolicy.huggingface.settings import setting
 
 DEFAULT_NEW_TOKENS = 20
 """How many tokens transformers generates where nothing says how many."""
@@ -23,6 +25,8 @@ def checked_inputs(
     @functools.wraps(own)
     def prepare(model: Any, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get("past_key_values")
+        if is_ours(cache):
+            kwargs |= only_new_tokens(cache, args, kwargs)
         inputs = own(model, *args, **kwargs)
         if not is_ours(cache):
             return inputs
@@ -72,9 +76,12 @@ def checked_generate(
             cache.read_tokens.check(ids, mask, before)
         new = _length_of(args, kwargs, ids) - (before if whole else 0)
         cache.check_room(new, _most_new_tokens(model, args, kwargs, ids))
+        end = None if ids is None else ids.shape[1] + (0 if whole else before)
+        drafting = drafts_announced(model, cache, args, kwargs, end=end)
         cache.read_tokens.begin()
         try:
-            result = own(model, *args, **kwargs)
+            with drafting:
+                result = own(model, *args, **kwargs)
         except BaseException:
             cache.read_tokens.stop()
             raise
@@ -125,14 +132,3 @@ def _note(cache: Any, result: Any, *, first: int) -> None:
     ids = getattr(result, "sequences", result)
     known = isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[0] == cache.batch_size
     cache.read_tokens.note(ids if known else None, cache.seen, first=first)
-
-
-def setting(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    """Return a setting as `generate` finds it: given, in generation_config, or in the model's."""
-    config = args[1] if len(args) > 1 else kwargs.get("generation_config")
-    sources = (kwargs.get(name), *(getattr(each, name, None) for each in (config, _own(model))))
-    return next((value for value in sources if value is not None), None)
-
-
-def _own(model: Any) -> Any:
-    return getattr(model, "generation_config", None)

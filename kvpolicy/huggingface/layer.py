@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.storage.layer_memory import LayerMemory
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.marks import mark
+from kvpolicy.huggingface.drafts import parted
 from kvpolicy.huggingface.forward import Forward
 from kvpolicy.huggingface.session import Session
 
@@ -87,6 +88,10 @@ class PolicyLayer(DynamicLayer):
                 "torch.no_grad(), or use storage=None."
             )
         undo = self._undo() if self.index == 0 else None
+        rest, are_drafts = None, False
+        if self.session.drafts.end is not None:
+            parts = self.session.drafts, self.seen, key_states, value_states
+            key_states, value_states, rest, are_drafts = parted(*parts, self.update)
         contents = self.memory.with_new(key_states, value_states)
         self.seen += key_states.shape[2]
         positions, new = self.session.rotary_positions, None
@@ -106,6 +111,8 @@ class PolicyLayer(DynamicLayer):
             contents=contents,
             keys=keys,
             undo=undo,
+            rest=rest,
+            decodes=are_drafts,
             readers=len(self.session.readers[self.index]),
         )
         return mark(keys.dense, self.forward), contents.values.view
@@ -240,11 +247,3 @@ class PolicyLayer(DynamicLayer):
         """The share of the first prompt's query-key pairs that was computed; None: all."""
         forward = self.forward
         return self._density if forward is None or forward.density is None else forward.density
-
-
-def prefetch_behind(layers: Sequence[Any], index: int) -> None:
-    """Begin to bring the layer that evicts next to the device; the first layer follows the last."""
-    behind = [*layers[index + 1 :], *layers[:index]]
-    following = next((layer for layer in behind if isinstance(layer, PolicyLayer)), None)
-    if following is not None:
-        following.prefetch()

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from kvpolicy.cache.eviction.together import Together
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.huggingface.attention.mask_memo import MaskMemo
+from kvpolicy.huggingface.drafts import Drafts
 from kvpolicy.huggingface.guard import Guard
 from kvpolicy.huggingface.model.ranks import Ranks
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
@@ -51,6 +52,7 @@ class Session:
     """Whether layers hold latents, of which the model makes the keys and values of all heads."""
     guard: Guard = attrs.field(factory=Guard)
     masks: MaskMemo = attrs.field(factory=MaskMemo)
+    drafts: Drafts = attrs.field(factory=Drafts)
     rotary_positions: RotaryPositions | None = attrs.field()
     """None where no part of the policy computes with rotary positions."""
     together: Together = attrs.field()
@@ -77,6 +79,7 @@ class Session:
             self,
             guard=Guard(),
             masks=MaskMemo(),
+            drafts=Drafts(),
             rotary_positions=RotaryPositions.of(self.policy, self.rotaries),
             together=Together(self.policy, self.num_layers),
         )

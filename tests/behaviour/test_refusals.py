@@ -197,20 +197,6 @@ def test_models_that_cannot_be_served_are_refused_and_left_alone():
         POLICY.cache(torch.nn.Linear(1, 1))
 
 
-def test_assisted_decoding_is_refused_by_name():
-    model = tiny_model("llama")
-
-    with pytest.raises(UnsupportedModelError, match="Assisted decoding"):
-        model.generate(
-            tokens(0),
-            attention_mask=torch.ones(1, 60, dtype=torch.long),
-            past_key_values=POLICY.cache(model),
-            prompt_lookup_num_tokens=2,
-            eos_token_id=1,
-            max_new_tokens=4,
-        )
-
-
 def test_a_mask_may_not_hide_tokens_that_are_far_back_either():
     model = tiny_model("llama")
     cache = POLICY.cache(model)

@@ -200,10 +200,9 @@ def test_a_cache_that_generate_returns_is_open_until_the_block_is_left():
         ({"use_cache": False}, "use_cache=False where a policy is applied"),
         ({"generation_config": GenerationConfig(use_cache=False)}, "use_cache=False"),
         ({"cache_implementation": "static"}, "cache_implementation='static'"),
-        ({"prompt_lookup_num_tokens": 3}, "Assisted decoding and prompt look-up"),
-        ({"assistant_model": tiny_model("llama")}, "Assisted decoding and prompt look-up"),
+        ({"assistant_early_exit": 1}, "assistant_early_exit"),
     ],
-    ids=["use_cache", "config", "implementation", "lookup", "assistant"],
+    ids=["use_cache", "config", "implementation", "early exit"],
 )
 def test_what_no_policy_can_serve_is_refused_before_any_work(options, message):
     model, forwards = tiny_model("llama"), []

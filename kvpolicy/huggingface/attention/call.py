@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.huggingface.attention.grouped import attend_grouped
+from kvpolicy.huggingface.attention.listener import Listener
 from kvpolicy.huggingface.attention.marks import MARK, listener_of
 from kvpolicy.huggingface.attention.points import Function
+from kvpolicy.huggingface.drafts import Rest
+from kvpolicy.huggingface.model.architectures import EXPANSION
 from kvpolicy.huggingface.static.attention import STEP, attend
+
+Rows: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Queries [B, H, Q, D], keys [B, N, S, D] and values [B, N, S, Dv] of one attention call."""
 
 
 def observed(own: Function) -> Function:
@@ -51,6 +58,48 @@ def _observed(
     layer = listener_of(key)
     if layer is None:
         return own(module, query, key, value, mask, *args, **kwargs)
+    if layer.rest is not None:
+        rows = (query, key, value)
+        return _read_in_two(own, module, layer, layer.rest, rows, mask, *args, **kwargs)
+    return _read(own, module, layer, (query, key, value), mask, *args, **kwargs)
+
+
+def _read_in_two(
+    own: Function,
+    module: Any,
+    layer: Listener,
+    rest: Rest,
+    rows: Rows,
+    mask: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Let the queries of a prompt attend, evict, and let those of the drafts attend to the rest."""
+    query, key, value = rows
+    prompt, drafts = query.split([query.shape[2] - rest.count, rest.count], 2)
+    try:
+        Call(module, kwargs).refuse_what_is_not_computed()
+        first, _ = _read(own, module, layer, (prompt, key, value), mask, *args, **kwargs)
+        key, value = rest.read()
+        if (expansion := getattr(module, EXPANSION, None)) is not None:
+            key, value = expansion(key, value)
+    except BaseException as error:
+        layer.failed(error)
+        raise
+    second, _ = _observed(own, module, drafts, key, value, mask, *args, **kwargs)
+    return torch.cat([first, second], 1), None
+
+
+def _read(
+    own: Function,
+    module: Any,
+    layer: Listener,
+    rows: Rows,
+    mask: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    query, key, value = rows
     try:
         call = Call(module, kwargs)
         logits = call.logits(query)

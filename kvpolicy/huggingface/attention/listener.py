@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.huggingface.drafts import Rest
 from kvpolicy.observation.logits import Logits
 
 
@@ -21,6 +22,10 @@ class Listener(Protocol):
     @property
     def has_evicted(self) -> bool:
         """Whether the layer holds fewer tokens than it has seen."""
+
+    @property
+    def rest(self) -> Rest | None:
+        """Drafts of this forward, which are read when the layer has evicted."""
 
     def failed(self, error: BaseException) -> None:
         """Learn that the call failed: the cache refuses to go on, unless nothing was changed."""

@@ -13,7 +13,7 @@ from transformers.masking_utils import causal_mask_function
 
 from kvpolicy.cache.memory.padding import padding_counts
 from kvpolicy.cache.memory.slots import Slots
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.huggingface.attention.masks import (
     NEEDS_2D,
@@ -94,6 +94,22 @@ class MaskMemo:
                 self._check_rows(mask, slots, judged)
                 self._judged = judged
         return self._real
+
+    def check_plain(self, mask: Any) -> None:
+        """Raise UnsupportedModelError unless a mask was built to be plainly causal."""
+        if mask is None:
+            return
+        if self._mask is None or self._mask() is not mask or self._before:
+            note = next((each for each in reversed(self.notes) if each.is_of(mask)), None)
+            self._mask, self._before = weakref.ref(mask), []
+            self._is_plain = note is not None and note.plain
+            self.notes.clear()
+        if not self._is_plain:
+            raise UnsupportedModelError(
+                "assisted decoding and prompt look-up need a model whose full attention is plainly "
+                "causal. This model's mask has a rule of its own, or was given ready. Generate "
+                "without drafts."
+            )
 
     def padding(self, real: Bool[Tensor, "B Q"]) -> list[int]:
         """Return how many of the new tokens of each row are padding, counted once for a mask.
