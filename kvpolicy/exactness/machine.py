@@ -68,6 +68,19 @@ class CacheMachine(RuleBasedStateMachine):
         if talk.length + length <= LONGEST:
             self._read(talk, _tokens(seed, talk.rows, length))
 
+    @rule(data=st.data(), length=st.integers(2, 20), seed=SEEDS)
+    @precondition(lambda self: self._used())
+    def ask_questions(self, data: st.DataObject, length: int, seed: int) -> None:
+        """Read a question in each row; shorter ones are padded behind what was read."""
+        talk = self._drawn(data)
+        if talk.length + length > LONGEST:
+            return
+        mask = torch.ones(talk.rows, length, dtype=torch.long)
+        for row in range(1, talk.rows):
+            mask[row, : data.draw(st.integers(0, length - 1), label="padding")] = 0
+        self._read(talk, _tokens(seed, talk.rows, length) * mask, mask)
+        self.done["padded questions"] += bool((mask == 0).any())
+
     @rule(data=st.data(), count=st.integers(1, 6), seed=SEEDS)
     @precondition(lambda self: self._used())
     def decode(self, data: st.DataObject, count: int, seed: int) -> None:
@@ -156,7 +169,8 @@ class CacheMachine(RuleBasedStateMachine):
     ) -> None:
         talk.read(tokens, mask)
         self.done["turns"] += 1
-        if tokens.shape[1] > 1 or talk.length == 1:
+        # With a budget for each turn, the sum over turns has no bound here.
+        if (tokens.shape[1] > 1 or talk.length == 1) and not self.policy.per_turn:
             _check_budget(talk, self.policy)
 
     def _check(self, talk: Conversation) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 
 from kvpolicy.exactness.cells import Line
+from kvpolicy.exactness.families import families
 from kvpolicy.exactness.markdown import escaped
 
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -54,6 +55,7 @@ def rendered(lines: Sequence[Line]) -> str:
         "types_refused": str(
             sum(line.refused is not None and line.table != "media" for line in lines)
         ),
+        "families": "\n".join(families(lines)),
         "usages": "\n".join(f"{number}. {usage}" for number, usage in enumerate(usages, 1)),
         "reasons": "\n".join(_reasons([each for each in served if each.table != "media"])),
         "not_served": "\n".join(_not_served([each for each in lines if each not in of_media])),

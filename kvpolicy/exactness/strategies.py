@@ -103,6 +103,7 @@ def _settings(budgets: tuple[int, int]) -> st.SearchStrategy[dict[str, Any]]:
             "group": st.sampled_from(["mean", "max", "sum"]),
             "group_order": st.sampled_from(["before", "after"]),
             "layer_group": st.sampled_from([None, "mean", "max"]),
+            "per_turn": st.booleans(),
             "slot_positions": st.booleans(),
         },
     )

@@ -25,6 +25,12 @@ from kvpolicy.exactness.usages.modes import (
     output_attentions,
     prompt_lookup,
 )
+from kvpolicy.exactness.usages.people import (
+    a_budget_for_each_turn,
+    adapters_of_peft,
+    padded_questions_to_one_context,
+    policy_applied,
+)
 from kvpolicy.exactness.usages.several_caches import (
     after_a_failure,
     four_threads,
@@ -52,6 +58,7 @@ __all__ = [
     "OF_PLAIN_DATA",
     "PROMPT",
     "USAGES",
+    "WAYS",
     "Usage",
     "one_prompt",
     "small_policy",
@@ -94,6 +101,7 @@ BITWISE = frozenset(
         interleaved_conversations,
         questions_to_clones,
         nothing_to_evict,
+        policy_applied,
     )
 )
 """Usages that do the same computation twice. Both must be equal, bit for bit."""
@@ -103,5 +111,12 @@ AGAINST_ITSELF = BITWISE | set(
 """Usages that do not replay: they compare with the same policy, or with nothing evicted."""
 MODES: dict[str, Usage] = _named(compiled, output_attentions, assisted_decoding, prompt_lookup)
 """Modes of a model and of `generate`. Each is served exactly or refused."""
+WAYS: dict[str, Usage] = _named(
+    adapters_of_peft,
+    policy_applied,
+    padded_questions_to_one_context,
+    a_budget_for_each_turn,
+)
+"""Ways of asking. Each is served exactly; others are refused."""
 OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
 """Usages that need a policy of installed parts, since a file holds the names of parts."""

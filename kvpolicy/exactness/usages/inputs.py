@@ -69,18 +69,18 @@ def read(model: Any, cache: Any, turns: Sequence[int], *, first_seed: int = 0) -
     ]
 
 
-def generate(
-    model: Any, cache: PolicyCache, ids: Int[Tensor, "B T"], **options: Any
-) -> Int[Tensor, "rows longer"]:
-    """Decode some tokens with `generate`, greedily unless `options` say otherwise."""
+def generate(model: Any, cache: PolicyCache | None, ids: Int[Tensor, "B T"], **options: Any) -> Any:
+    """Decode some tokens with `generate`, greedily unless `options` say otherwise.
+
+    Returns the text, ids [rows, longer], or what `generate` returns in its place.
+    """
     defaults = {
         "attention_mask": torch.ones_like(ids),
         "max_new_tokens": NEW_TOKENS,
         "do_sample": False,
         "pad_token_id": 0,
     }
-    generated: Tensor = model.generate(ids, past_key_values=cache, **defaults | options)
-    return generated
+    return model.generate(ids, past_key_values=cache, **defaults | options)
 
 
 def largest(differences: Sequence[Float[Tensor, ...]]) -> float:
