@@ -96,6 +96,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "longcat_flash": {"num_layers": LAYERS // 2, "zero_expert_num": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "xmod": {"default_language": "en_XX"},
+    "zamba2": {"hybrid_layer_ids": [1, 3]},
     "zaya": {"num_experts_per_tok": 1},
 }
 

@@ -221,7 +221,7 @@ class PolicyCache(Cache):
         """
         if self.session.drafts.end is None:
             raise UnsupportedModelError(UNKNOWN_END)
-        super().activate_past_recording()
+        super().activate_past_recording()  # type: ignore[no-untyped-call]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.

@@ -37,6 +37,11 @@ def drafts_announced(
         if end is None:
             raise UnsupportedModelError(UNKNOWN_END)
         _refuse_padding(kwargs.get("attention_mask"))
+        if hasattr(cache, "capacity"):
+            raise UnsupportedModelError(
+                f"{FEATURE} take drafted tokens back, which a cache of fixed size cannot do. Use "
+                "static=False, or generate without drafts."
+            )
         check_drafts(cache.session)
         drafts.end = end
         cache.activate_past_recording()

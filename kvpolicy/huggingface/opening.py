@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import LinearAttentionLayer
 
+from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.attach import Attachment, attachment
+from kvpolicy.huggingface.hybrid import HybridLayer
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.model.fit import fitting_rotaries
 from kvpolicy.huggingface.model.latents import check_latents, expanding_modules
 from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.model.shared_layers import readers_of, refuse_shards
-from kvpolicy.huggingface.model.support import plain_layers, supported_config
+from kvpolicy.huggingface.model.support import EVICTING, plain_layers, supported_config
 from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.pipeline import Pipeline
 
@@ -29,7 +31,7 @@ def opened(
     """
     config = supported_config(model)
     layers, ranks = plain_layers(model, config), ranks_of(model, config)
-    evicting = [at for at, layer in enumerate(layers) if type(layer) is DynamicLayer]
+    evicting = [at for at, layer in enumerate(layers) if type(layer) in EVICTING]
     readers = readers_of(type(model).__name__, config)
     refuse_shards(type(model).__name__, readers, ranks)
     expanding = expanding_modules(model, config, evicting)
@@ -57,7 +59,26 @@ def opened(
         session,
         attached,
         [
-            layer_class(session, next(order)) if type(layer) is DynamicLayer else layer
+            _evicting(session, next(order), layer, layer_class)
+            if type(layer) in EVICTING
+            else layer
             for layer in layers
         ],
     )
+
+
+def _evicting(
+    session: Session, index: int, plain: Any, layer_class: type[PolicyLayer]
+) -> PolicyLayer:
+    """Return the layer that evicts in place of one of transformers.
+
+    Raises UnsupportedModelError for a linear state in a cache of fixed size.
+    """
+    if not isinstance(plain, LinearAttentionLayer):
+        return layer_class(session, index)
+    if layer_class is not PolicyLayer:
+        raise UnsupportedModelError(
+            "layers of this model have attention and a linear state in one, which a cache of fixed "
+            "size does not hold. Use static=False."
+        )
+    return HybridLayer(session, index, plain.number_of_states)

@@ -19,7 +19,7 @@ REFUSED = {
     "deepseek_v32": "an indexer",
     "diffllama": "attends twice",
     "falcon": "does not call its attention",
-    "falcon_h1": "LinearAttentionAndFullAttentionLayer",
+    "deepseek_v4": "DeepseekV4HCACache",
     "mamba": "takes no past_key_values",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, cache_utils
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -16,6 +16,10 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.architectures import ATTENTION, REFUSED, STATES
 from kvpolicy.huggingface.model.config import decoder_config
 
+# Older transformers have no layers with attention and a linear state in one.
+_HYBRID = getattr(cache_utils, "LinearAttentionAndFullAttentionLayer", DynamicLayer)
+EVICTING = (DynamicLayer, _HYBRID)
+"""Types of layers whose attention a policy can evict from."""
 _LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer)
 
 
@@ -97,7 +101,7 @@ def _refuse_more_than_causal_attention(model: PreTrainedModel, config: PreTraine
 
 
 def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
-    """Return transformers' own cache layers for this model; those of type DynamicLayer can evict.
+    """Return transformers' own cache layers for this model; those of `EVICTING` types can evict.
 
     Raises UnsupportedModelError if there is none, or if there is one that can neither be evicted
     nor left alone.
@@ -106,7 +110,7 @@ def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
     for index, layer in enumerate(layers):
         # Older transformers have no layers without attention.
         nothing = type(layer).__name__ == "DummyLayer"
-        if type(layer) is not DynamicLayer and type(layer) not in _LEFT_ALONE and not nothing:
+        if type(layer) not in (*EVICTING, *_LEFT_ALONE) and not nothing:
             if (reason := STATES.get(type(layer).__name__)) is not None:
                 raise UnsupportedModelError(f"in layer {index} of {type(model).__name__} {reason}.")
             raise UnsupportedModelError(
@@ -114,7 +118,7 @@ def plain_layers(model: PreTrainedModel, config: PreTrainedConfig) -> list[Any]:
                 f"{type(layer).__name__}, which policies cannot evict from yet. Served are full "
                 "attention layers; sliding-window and linear layers are left as they are."
             )
-    if not any(type(layer) is DynamicLayer for layer in layers):
+    if not any(type(layer) in EVICTING for layer in layers):
         raise UnsupportedModelError(
             f"no layer of {type(model).__name__} has full attention: its cache does not grow with "
             "the prompt, so there is nothing to evict."

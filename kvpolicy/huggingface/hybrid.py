@@ -1,0 +1,72 @@
+"""A layer with attention and a linear state in one: attention is evicted, the state left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+from transformers.cache_utils import LinearAttentionLayer
+
+from kvpolicy.errors import CacheStateError
+from kvpolicy.huggingface.layer import PolicyLayer
+from kvpolicy.huggingface.session import Session
+
+
+class HybridLayer(LinearAttentionLayer, PolicyLayer):  # type: ignore[misc]
+    """A layer that evicts, beside the states of transformers' linear attention."""
+
+    # What was evicted cannot be brought back, and neither can an earlier state.
+    is_croppable = False
+    is_compileable = False
+
+    def __init__(self, session: Session, index: int, number_of_states: int) -> None:
+        """Start empty; `index` counts the layers that evict."""
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+        PolicyLayer.__init__(self, session, index)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        LinearAttentionLayer.reset(self)
+        PolicyLayer.reset(self)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens back; `check_crop` has refused all but none."""
+        PolicyLayer.crop(self, tokens_to_remove)
+
+    def check_crop(self, count: int) -> None:
+        """Raise CacheStateError: a linear state has no way back."""
+        if count:
+            raise CacheStateError(
+                f"cannot crop: layer {self.index} is linear attention beside full attention, and "
+                "its state has no way back. Start over with cache.reset()."
+            )
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep, repeat or reorder the sequences of the batch."""
+        LinearAttentionLayer.reorder_cache(self, beam_idx)  # type: ignore[arg-type]
+        PolicyLayer.reorder_cache(self, beam_idx)
+
+    def offload(self) -> None:
+        """Do nothing: the contents are put away when the layer's forward ends."""
+
+    def prefetch(self) -> None:
+        """Begin to bring what the next forward needs of this layer to the device."""
+        PolicyLayer.prefetch(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: those of the attention, and of the states."""
+        return PolicyLayer.nbytes.fget(self) + self._state_nbytes  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes that the keys and values of all tokens seen would need, and those of the states."""
+        return PolicyLayer.full_nbytes.fget(self) + self._state_nbytes  # type: ignore[attr-defined, no-any-return]
+
+    @property
+    def _state_nbytes(self) -> int:
+        return sum(each.nbytes for each in self._states())
+
+    def _states(self) -> Iterator[Tensor]:
+        for states in (self.conv_states, self.recurrent_states):
+            yield from (each for each in states.values() if each is not None)
