@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from kvpolicy.cache.storage.protocol import AnyStorage
-from kvpolicy.errors import CacheFileError, InvalidValueError, UnsupportedModelError
+from kvpolicy.errors import CacheFileError, InvalidValueError
 from kvpolicy.huggingface import checks
 from kvpolicy.huggingface.attention.graphs import between_graphs
-from kvpolicy.huggingface.drafts import UNKNOWN_END
 from kvpolicy.huggingface.file.saving import save
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.model.adapters import plain_model
@@ -214,13 +213,8 @@ class PolicyCache(Cache):
         save(self.layers, self.session, self._model(), path)
 
     def activate_past_recording(self) -> None:
-        """Have layers with a window keep what they need to take drafts back.
-
-        transformers calls this for assisted decoding. Raises UnsupportedModelError if `generate`
-        has not said where the prompt ends.
-        """
-        if self.session.drafts.end is None:
-            raise UnsupportedModelError(UNKNOWN_END)
+        """Let windows go back, for drafts. Raises UnsupportedModelError without `generate`."""
+        self.session.drafts.check_end()
         super().activate_past_recording()  # type: ignore[no-untyped-call]
 
     def crop(self, tokens_to_remove: int) -> None:

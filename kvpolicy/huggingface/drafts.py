@@ -43,6 +43,11 @@ class Drafts:
         """Return how many of `count` tokens behind `seen` others belong to the prompt."""
         return count if self.end is None else min(count, max(0, self.end - seen))
 
+    def check_end(self) -> None:
+        """Raise UnsupportedModelError if nobody has said where the prompt ends."""
+        if self.end is None:
+            raise UnsupportedModelError(UNKNOWN_END)
+
 
 @attrs.frozen(eq=False)
 class Rest:
