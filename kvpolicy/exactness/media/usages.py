@@ -72,7 +72,8 @@ def padded_batch_with_media(model: PreTrainedModel, policy: Policy) -> float:
 
 def _generate(model: Any, cache: PolicyCache, prompt: dict[str, Tensor], media: Media) -> Tensor:
     given = arguments(model, prompt, media)
-    return generate(model, cache, given.pop("input_ids"), **given)
+    found: Tensor = generate(model, cache, given.pop("input_ids"), **given)
+    return found
 
 
 def _offered(model: PreTrainedModel, policy: Policy, use: Callable[[Any], None]) -> float:
