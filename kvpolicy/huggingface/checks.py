@@ -33,7 +33,7 @@ def check_training(model: Any) -> None:
 
 def check_observed(layers: Sequence[Any], index: int) -> None:
     """Raise UnsupportedModelError if a layer's keys never came to its attention."""
-    if isinstance(layers[index], PolicyLayer) and layers[index].is_unread:
+    if _is_unobserved(layers[index]) and not layers[index].forward.readings:
         raise UnsupportedModelError(
             f"attention layer {index} changed its keys after the cache gave them out (as latent "
             "attention does), or belongs to another model than this cache: it cannot be observed."
@@ -92,4 +92,5 @@ def _goes_back(layer: Any) -> bool:
 
 
 def _is_unobserved(layer: Any) -> bool:
-    return isinstance(layer, PolicyLayer) and layer.is_unobserved
+    forward = layer.forward if isinstance(layer, PolicyLayer) else None
+    return forward is not None and forward.keys is not None

@@ -169,24 +169,25 @@ class Forward:
     def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
         """Take note of the queries that just attended.
 
-        When the last of the layers that attend with these keys has done so, evict where the policy
-        says so.
+        Once all layers that attend with these keys have done so, evict where the policy says so.
         """
         session, keys, self.undo = self.session, self._attended(), None
         contents, runs = self._own(), session.policy.running_scorer is not None
         last = None if runs or self.readers == 1 else session.policy.window
-        self.readings.append(Reading.of(module, query, logits, last))
+        kept = (query if last is None else query[:, :, -last:]).detach()
+        self.readings.append(Reading(module, kept, logits, query.shape[2], query.requires_grad))
         if len(self.readings) < self.readers:
             return
         held, ragged = contents.keys.buffer, contents.ragged
         rows = [held] if ragged is None else [held, ragged.keys]
-        needs_gradients = any(each.has_gradients for each in self.readings) or any(
-            each.requires_grad for each in rows
-        )
+        gradients = [each.has_gradients for each in self.readings]
+        needs_gradients = any(gradients) or any(each.requires_grad for each in rows)
         # Backward passes need keys and values unmoved; a storage compares rows by their place.
         in_place = not needs_gradients and session.storage is None
-        readings = shown_of(self.readings, session.policy, self.seen)
-        query = joined_queries(readings, contents.slots.heads)
+        readings, query = self.readings, self.readings[0].queries
+        if self.readers > 1:
+            readings = shown_of(readings, session.policy, self.seen)
+            query = joined_queries(readings, contents.slots.heads)
         decoded = self.decodes or (self.readings[0].count == 1 and self.seen > 1)
         queries = self.schedule.queries_if_due(query, decoded=decoded)
         evicted = False

@@ -19,9 +19,9 @@ from kvpolicy.observation.projection import mark_of
 from kvpolicy.pipeline.pipeline import Pipeline
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class Reading:
-    """One layer's attention call: its module, its last queries, and how it makes logits."""
+    """One layer's attention call: its module, how it makes logits, and its last queries or all."""
 
     module: nn.Module
     queries: Float[Tensor, "B H Q D"]
@@ -29,20 +29,7 @@ class Reading:
     count: int
     """How many queries the call had."""
     has_gradients: bool
-
-    @classmethod
-    def of(
-        cls, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits, last: int | None
-    ) -> Reading:
-        """Note a call; only its `last` queries, or all."""
-        kept = query if last is None else query[:, :, -last:]
-        return cls(
-            module=module,
-            queries=kept.detach(),
-            logits=logits,
-            count=query.shape[2],
-            has_gradients=query.requires_grad,
-        )
+    """Whether a backward pass needs the queries."""
 
 
 class JoinedWeights:

@@ -28,24 +28,27 @@ def shown_by(
     `new_real` counts the real tokens of each row where padding stands before them. Raises
     UnsupportedModelError for calls that cannot be shown as one.
     """
-    heads, needed = contents.slots.heads, session.needs_output_weight
+    heads, needed, shard = contents.slots.heads, session.needs_output_weight, None
     if len(readings) == 1:
+        logits = readings[0].logits
         weight = output_weight(readings[0].module, needed=needed, like=queries)
     else:
+        logits = joined_logits(readings, heads)
         weight = session.weights.of(layer, readings, heads, needed=needed)
-    shard, weight = here(
-        session.ranks,
-        weight,
-        session.config,
-        heads=queries.shape[1],
-        value_dim=contents.values.buffer.shape[-1],
-    )
+    if session.ranks is not None:
+        shard, weight = here(
+            session.ranks,
+            weight,
+            session.config,
+            heads=queries.shape[1],
+            value_dim=contents.values.buffer.shape[-1],
+        )
     return Shown(
         layer=layer,
         num_layers=session.num_layers,
         kv_heads=heads,
         queries=queries,
-        logits=joined_logits(readings, heads),
+        logits=logits,
         output_weight=weight,
         rotary=session.rotaries[layer],
         shard=shard,
