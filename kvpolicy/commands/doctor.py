@@ -105,7 +105,7 @@ def _kernels() -> Iterator[Finding]:
     chosen = os.environ.get("KVPOLICY_KERNELS", "auto")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        rows = torch.ones((1, 1, 4, 16), device=device)
+        rows = torch.ones((1, 1, 4, 16), dtype=torch.float32, device=device)
         kept = torch.zeros((1, 1, 2), dtype=torch.long, device=device)
         kvpolicy_kernels.gather_kv(rows, rows, kept)
     except Exception as error:  # noqa: BLE001 - whatever is wrong is what is asked for

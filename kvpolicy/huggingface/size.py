@@ -174,9 +174,10 @@ def _state_nbytes(layer: LayerShape, policy: Pipeline | None, held: int) -> int:
     if policy is None or policy.running_scorer is None:
         return 0
     keys, values = (
-        torch.zeros((1, layer.heads, 2, dim), device="cpu")
+        torch.zeros((1, layer.heads, 2, dim), dtype=torch.float32, device="cpu")
         for dim in (layer.key_dim, layer.value_dim)
     )
-    queries = torch.zeros((1, layer.query_heads, 2, layer.key_dim), device="cpu")
+    shape = (1, layer.query_heads, 2, layer.key_dim)
+    queries = torch.zeros(shape, dtype=torch.float32, device="cpu")
     state = policy.accumulate(Observation(queries=queries, keys=keys, values=values))
     return 0 if state is None else state.nbytes // 2 * held

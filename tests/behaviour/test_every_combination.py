@@ -20,10 +20,9 @@ NEEDED = {"headkv": {"importance": TABLE}, "skiplayers": {"layers": [0]}}
 FITTING = {"lacache": {"span": 1}}
 """What scorers need for it."""
 KINDS = ("scorer", "smoother", "allocator", "selector", "compactor")
-# The oracle knows the future of one prompt, in tensors; its own tests compose it.
-NAMES = {
-    kind: sorted(part.name for part in installed(kind) if part.name != "oracle") for kind in KINDS
-}
+ORACLES = {"oracle", "oracle_single"}
+"""They know the future of one prompt, in tensors; their own tests compose them."""
+NAMES = {kind: sorted({part.name for part in installed(kind)} - ORACLES) for kind in KINDS}
 MODEL = tiny_model("llama")
 
 

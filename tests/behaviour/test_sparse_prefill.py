@@ -23,7 +23,7 @@ from kvpolicy.errors import (
     UnsupportedModelError,
 )
 from kvpolicy.exactness.usages import small_policy, tokens
-from kvpolicy.huggingface import forward as layers
+from kvpolicy.huggingface.attention import first_prompt
 from kvpolicy.prefill import AShape, VerticalSlash
 from kvpolicy.testing.models import tiny_model
 
@@ -201,14 +201,14 @@ def test_generate_works_with_a_name():
 @pytest.fixture
 def shown(monkeypatch):
     """What the attention of every layer was given and gave, in the order of the layers."""
-    prompts, read = [], layers.read_sparsely
+    prompts, read = [], first_prompt.read_sparsely
 
     def recorded(pattern, queries, keys, values, lengths, logits):
         prompt = read(pattern, queries, keys, values, lengths, logits)
         prompts.append((queries.clone(), keys.clone(), values.clone(), prompt.output))
         return prompt
 
-    monkeypatch.setattr(layers, "read_sparsely", recorded)
+    monkeypatch.setattr(first_prompt, "read_sparsely", recorded)
     return prompts
 
 
