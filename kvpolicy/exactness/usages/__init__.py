@@ -117,6 +117,6 @@ WAYS: dict[str, Usage] = _named(
     padded_questions_to_one_context,
     a_budget_for_each_turn,
 )
-"""Ways of asking. Each is served exactly; others are refused."""
+"""Ways of asking, which tests measure on some models. They are no columns of the tables yet."""
 OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
 """Usages that need a policy of installed parts, since a file holds the names of parts."""
