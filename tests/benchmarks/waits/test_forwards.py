@@ -52,9 +52,9 @@ BOUNDS = {
 }
 """By recipe: the launches and waits of a layer in a prompt, and in a decoded token.
 
-cam, expectedattention, keydiff, lookm and rkv had fewer launches before they worked in blocks, which
-keep the memory of an eviction small (decision 39). A token of adakv takes 4, and 5 now and then; it
-is not known why.
+cam, expectedattention, keydiff, lookm and rkv had fewer before they worked in blocks, which keep
+the memory of an eviction small (decision 39). A token of adakv takes 4, and 5 now and then; it is
+not known why.
 """
 
 
