@@ -57,7 +57,7 @@ def measure(
     subject: str,
     build: Callable[[], Any],
     policy: Policy,
-    columns: Mapping[str, Usage] = COLUMNS,
+    columns: Mapping[str, Usage] | None = None,
 ) -> Line:
     """Measure usages of one model: all, or other `columns`."""
     try:
@@ -69,7 +69,8 @@ def measure(
         policy.cache(model)
     except KvpolicyError as error:
         return Line(table=table, subject=subject, refused=_sentence(error))
-    cells = {name: _cell(name, usage, model, policy) for name, usage in columns.items()}
+    usages = COLUMNS if columns is None else columns
+    cells = {name: _cell(name, usage, model, policy) for name, usage in usages.items()}
     return Line(table=table, subject=subject, cells=cells, limit=limit_of(model))
 
 

@@ -34,6 +34,10 @@ def test_every_usage_is_exact_or_refused(usage, profile, count):
         except KvpolicyError:
             count("usage:", usage, "refused")
             return
+        except ValueError as error:
+            # With per_turn a short turn may keep all that it has: there is nothing to compare.
+            assume(not (policy.per_turn and "nothing was evicted" in str(error)))
+            raise
         assert difference <= (0 if usage in BITWISE else LIMIT)
         count("usage:", usage)
 

@@ -71,7 +71,7 @@ def lossless(monkeypatch):
 @pytest.mark.sampled(8, "recipe", "bits", "usage")
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("usage", sorted(AGAINST_ITSELF))
+@pytest.mark.parametrize("usage", sorted(AGAINST_ITSELF & set(USAGES)))
 def test_a_cache_that_is_used_otherwise_gives_the_same(usage, recipe, bits, always):
     # What has nothing evicted is compared with a full cache: all of it must be recent.
     always(quantized(bits, PROMPT if usage == "nothing to evict" else RESIDUAL))
