@@ -184,7 +184,8 @@ class Forward:
         needs_gradients = any(gradients) or any(each.requires_grad for each in rows)
         # Backward passes need keys and values unmoved; a storage compares rows by their place.
         in_place = not needs_gradients and session.storage is None
-        readings, query = self.readings, self.readings[0].queries
+        readings: Sequence[Reading] = self.readings
+        query = readings[0].queries
         if self.readers > 1:
             readings = shown_of(readings, session.policy, self.seen)
             query = joined_queries(readings, contents.slots.heads)

@@ -79,6 +79,7 @@ def kind(request):
     try:
         importlib.import_module(package)
     except ImportError:
+        # They have an environment of their own: transformers imports hqq wherever it is installed.
         pytest.skip(f"{package} is not installed: `make quantizers` installs it")
     return quantized
 

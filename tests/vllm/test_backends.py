@@ -30,6 +30,7 @@ def _backend(name):
     try:
         return getattr(import_module(f"vllm.v1.attention.backends.{module}"), kind)
     except ImportError as error:
+        # Some of vLLM's backends load CUDA libraries when they are imported.
         pytest.skip(f"{name} does not import without a GPU: {error}")
 
 

@@ -6,8 +6,7 @@ each head: the same operations on tensors of the same shapes, so that a step can
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import attrs
 import torch
@@ -24,9 +23,9 @@ from kvpolicy.cache.static.buffers import (
     kept,
     longer,
     nbytes,
-    row_nbytes,
     writable,
 )
+from kvpolicy.cache.static.fixed import SteadyRows
 from kvpolicy.cache.static.owners import number_for
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.doubts import Doubts, collected
@@ -39,24 +38,20 @@ Tables: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 @attrs.define(eq=False)
-class StaticEvicting:
-    """Buffers [B, N, K + 1, D] of one layer, and the positions and running state of its rows."""
+class StaticEvicting(SteadyRows):
+    """Buffers of one layer, and the positions and running state of its rows."""
 
-    keys: Shaped[Tensor, "B N C D"]
-    values: Shaped[Tensor, "B N C Dv"]
+    SHARED: ClassVar[frozenset[str]] = frozenset({"pipeline"})
     known: Int32[Tensor, "B N C"]
     """The positions."""
     state: Float[Tensor, "B H C *rest"] | None
     newest: Int64[Tensor, "B 1 1"]
     """The position of the next token of each row."""
-    count: Count
-    slots: Slots
     budgets: Int64[Tensor, "B N"]
     """K for each head; on the CPU."""
     pipeline: Pipeline
     layer: int
     num_layers: int
-    number: int = attrs.field(init=False)
 
     @classmethod
     def of(
@@ -101,37 +96,6 @@ class StaticEvicting:
         )
         found.number = number_for(found, before)
         return found
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StaticEvicting:
-        """Return rows that go their own way."""
-        fields = {
-            each.name: copy.deepcopy(getattr(self, each.name), memo)
-            for each in attrs.fields(type(self))
-            if each.name not in ("number", "pipeline")
-        }
-        twin = type(self)(**fields, pipeline=self.pipeline)
-        twin.number = number_for(twin)
-        return twin
-
-    @property
-    def held(self) -> int:
-        """K, the rows that stay when a step is over."""
-        return self.slots.held
-
-    @property
-    def width(self) -> int:
-        """The columns that a mask needs."""
-        return self.held + 1
-
-    @property
-    def left(self) -> None:
-        """Any number of tokens fits."""
-        return
-
-    @property
-    def added(self) -> int:
-        """Tokens that steps have added. Waits for the device."""
-        return int(self.count.added)
 
     def write(
         self, keys: Shaped[Tensor, "B N 1 D"], values: Shaped[Tensor, "B N 1 Dv"]
@@ -217,13 +181,6 @@ class StaticEvicting:
             slots.seen = [seen + added for seen in slots.seen]
         return slots
 
-    @property
-    def layout(self) -> Contents:
-        """The slots alone, without rows."""
-        return Contents(
-            Rows(self.keys[:, :, :0]), Rows(self.values[:, :, :0]), slots=self.slots_now
-        )
-
     def load(self) -> Contents:
         """Return a copy of the rows that stay."""
         state = self.state
@@ -235,8 +192,3 @@ class StaticEvicting:
     def nbytes(self) -> int:
         """Bytes allocated."""
         return nbytes(self.keys, self.values, self.known, self.state, self.slots)
-
-    @property
-    def row_nbytes(self) -> int:
-        """Bytes of the key and the value of one position."""
-        return row_nbytes(self.keys, self.values)

@@ -5,8 +5,7 @@ The newest token takes the place of the oldest. Nothing is scored, selected or m
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from typing import ClassVar
 
 import attrs
 import torch
@@ -22,9 +21,9 @@ from kvpolicy.cache.static.buffers import (
     fill,
     kept,
     nbytes,
-    row_nbytes,
     writable,
 )
+from kvpolicy.cache.static.fixed import SteadyRows
 from kvpolicy.cache.static.operators import turn_sinks
 from kvpolicy.cache.static.owners import number_for
 from kvpolicy.observation.rotary import Rotary
@@ -32,7 +31,7 @@ from kvpolicy_kernels import rerotate_keys
 
 
 @attrs.define(eq=False)
-class StaticRing:
+class StaticRing(SteadyRows):
     """Buffers [B, N, K + 1, D]: `sinks` rows that stay, and a ring of the others.
 
     A token attends to K + 1 rows, itself included. Behind it the oldest row of the ring is free.
@@ -40,16 +39,12 @@ class StaticRing:
     their slots are; `of_sinks` are those keys as the model rotated them.
     """
 
-    keys: Shaped[Tensor, "B N C D"]
-    values: Shaped[Tensor, "B N C Dv"]
-    count: Count
-    slots: Slots
+    SHARED: ClassVar[frozenset[str]] = frozenset({"rotary"})
     sinks: int
     of_sinks: Shaped[Tensor, "B N sinks D"]
     offsets: Int64[Tensor, "B 1 1"]
     """By how much the position of a row's newest token exceeds the tokens that steps have added."""
     rotary: Rotary | None
-    number: int = attrs.field(init=False)
 
     @classmethod
     def of(
@@ -78,37 +73,6 @@ class StaticRing:
         )
         ring.number = number_for(ring, before)
         return ring
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StaticRing:
-        """Return a ring that goes its own way."""
-        fields = {
-            each.name: copy.deepcopy(getattr(self, each.name), memo)
-            for each in attrs.fields(type(self))
-            if each.name not in ("number", "rotary")
-        }
-        twin = type(self)(**fields, rotary=self.rotary)
-        twin.number = number_for(twin)
-        return twin
-
-    @property
-    def held(self) -> int:
-        """K, the rows that stay when a step is over."""
-        return self.slots.held
-
-    @property
-    def width(self) -> int:
-        """The columns that a mask needs."""
-        return self.held + 1
-
-    @property
-    def left(self) -> None:
-        """Any number of tokens fits."""
-        return
-
-    @property
-    def added(self) -> int:
-        """Tokens that steps have added. Waits for the device."""
-        return int(self.count.added)
 
     @property
     def _ring(self) -> int:
@@ -153,13 +117,6 @@ class StaticRing:
             slots.moved = self.slots.moved
         return slots
 
-    @property
-    def layout(self) -> Contents:
-        """The slots alone, without rows."""
-        return Contents(
-            Rows(self.keys[:, :, :0]), Rows(self.values[:, :, :0]), slots=self.slots_now
-        )
-
     def load(self) -> Contents:
         """Return a copy of all rows in the order of their tokens."""
         free = (self.held - self.sinks + self.added) % self._ring
@@ -173,8 +130,3 @@ class StaticRing:
     def nbytes(self) -> int:
         """Bytes allocated."""
         return nbytes(self.keys, self.values, self.of_sinks, self.slots)
-
-    @property
-    def row_nbytes(self) -> int:
-        """Bytes of the key and the value of one position."""
-        return row_nbytes(self.keys, self.values)

@@ -9,20 +9,17 @@ from torch import Tensor
 
 from kvpolicy.cache.memory.contents import Contents, Rows
 from kvpolicy.cache.memory.slots import Slots
-from kvpolicy.cache.static.buffers import Count, buffers_for, fill, nbytes, row_nbytes, spoiled
+from kvpolicy.cache.static.buffers import Count, buffers_for, fill, nbytes, spoiled
+from kvpolicy.cache.static.fixed import FixedRows
 
 
 @attrs.define(eq=False)
-class StaticRows:
+class StaticRows(FixedRows):
     """Buffers [B, N, K + room, D] whose first K rows are those that an eviction left.
 
-    `slots` are those K. `real` says which of them are tokens; None if all are.
+    `real` says which of them are tokens; None if all are.
     """
 
-    keys: Shaped[Tensor, "B N C D"]
-    values: Shaped[Tensor, "B N C Dv"]
-    count: Count
-    slots: Slots
     real: Bool[Tensor, "B K"] | None
 
     @classmethod
@@ -41,11 +38,6 @@ class StaticRows:
         )
 
     @property
-    def held(self) -> int:
-        """K, the rows that were there before the first step."""
-        return self.slots.held
-
-    @property
     def width(self) -> int:
         """C, the columns that a mask needs."""
         return self.keys.shape[2]
@@ -54,11 +46,6 @@ class StaticRows:
     def left(self) -> int:
         """How many more tokens fit. Waits for the device."""
         return self.width - self.held - self.added
-
-    @property
-    def added(self) -> int:
-        """Tokens that steps have added. Waits for the device."""
-        return int(self.count.added)
 
     def write(
         self, keys: Shaped[Tensor, "B N 1 D"], values: Shaped[Tensor, "B N 1 Dv"]
@@ -81,20 +68,6 @@ class StaticRows:
             return seen
         return seen & torch.nn.functional.pad(self.real, (0, self.width - self.held), value=True)
 
-    @property
-    def slots_now(self) -> Slots:
-        """The slots with those that steps have added. Waits for the device."""
-        slots = self.slots.copied()
-        slots.append(self.added)
-        return slots
-
-    @property
-    def layout(self) -> Contents:
-        """The slots alone, without rows."""
-        return Contents(
-            Rows(self.keys[:, :, :0]), Rows(self.values[:, :, :0]), slots=self.slots_now
-        )
-
     def load(self) -> Contents:
         """Return a copy of all rows in use."""
         slots = self.slots_now
@@ -105,11 +78,6 @@ class StaticRows:
     def nbytes(self) -> int:
         """Bytes allocated, room included."""
         return nbytes(self.keys, self.values, self.real, self.slots)
-
-    @property
-    def row_nbytes(self) -> int:
-        """Bytes of the key and the value of one position."""
-        return row_nbytes(self.keys, self.values)
 
 
 def _real(slots: Slots) -> Bool[Tensor, "B K"]:

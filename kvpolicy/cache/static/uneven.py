@@ -14,19 +14,18 @@ from kvpolicy.cache.memory.contents import Contents, Rows
 from kvpolicy.cache.memory.ragged import RaggedRows
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
-from kvpolicy.cache.static.buffers import Count, buffers_for, nbytes, row_nbytes, spoiled, writable
+from kvpolicy.cache.static.buffers import Count, buffers_for, nbytes, spoiled, writable
+from kvpolicy.cache.static.fixed import FixedRows
 from kvpolicy.cache.static.operators import attend_ragged
 
 
 @attrs.define(eq=False)
-class StaticRagged:
-    """Ragged rows, and buffers [B, N, C, D] for the tokens behind them."""
+class StaticRagged(FixedRows):
+    """Ragged rows, and buffers [B, N, C, D] for the tokens behind them.
 
-    keys: Shaped[Tensor, "B N C D"]
-    values: Shaped[Tensor, "B N C Dv"]
-    count: Count
-    slots: Slots
-    """The slots of the tail when it was stored; the ragged rows have none."""
+    `slots` are those of the tail; the ragged rows have none.
+    """
+
     ragged: RaggedRows
     lengths: list[int]
     """How many ragged rows each sequence and head has."""
@@ -72,11 +71,6 @@ class StaticRagged:
         """How many more tokens fit. Waits for the device."""
         return self.keys.shape[2] - self.slots.held - self.added
 
-    @property
-    def added(self) -> int:
-        """Tokens that steps have added. Waits for the device."""
-        return int(self.count.added)
-
     def write(
         self, keys: Shaped[Tensor, "B N 1 D"], values: Shaped[Tensor, "B N 1 Dv"]
     ) -> tuple[Shaped[Tensor, "B N C D"], Shaped[Tensor, "B N C Dv"]]:
@@ -111,21 +105,9 @@ class StaticRagged:
         return output.to(queries.dtype).transpose(1, 2).contiguous()
 
     @property
-    def slots_now(self) -> Slots:
-        """The slots of the tail with those that steps have added. Waits for the device."""
-        slots = self.slots.copied()
-        slots.append(self.added)
-        return slots
-
-    @property
-    def layout(self) -> Contents:
-        """The slots and the ragged rows, without the rows of the tail."""
-        return Contents(
-            Rows(self.keys[:, :, :0]),
-            Rows(self.values[:, :, :0]),
-            slots=self.slots_now,
-            ragged=self.ragged,
-        )
+    def of_uneven_heads(self) -> RaggedRows:
+        """The ragged rows."""
+        return self.ragged
 
     def load(self) -> Contents:
         """Return the ragged rows, and a copy of the tail in the order of its tokens."""
@@ -137,11 +119,6 @@ class StaticRagged:
     def nbytes(self) -> int:
         """Bytes allocated, room included."""
         return nbytes(self.keys, self.values, self.tokens, self.ragged, self.slots)
-
-    @property
-    def row_nbytes(self) -> int:
-        """Bytes of the key and the value of one position."""
-        return row_nbytes(self.keys, self.values)
 
 
 def _fill_backwards(
