@@ -16,6 +16,7 @@ def expected_logits(
 
     Keys are read in blocks of bounded size.
 
+    >>> import torch
     >>> head = QueryStatistics(mean=torch.ones(1, 1, 1), covariance=torch.ones(1, 1, 1, 1))
     >>> expected_logits(head, torch.tensor([[[[0.0], [2.0]]]]), 1.0)
     tensor([[[[0., 4.]]]])

@@ -19,6 +19,7 @@ class RandomScorer:
     The draws depend on `seed`, the layer and the number of positions, and not on the device. All
     sequences of a batch get the same draws, so no sequence depends on the others.
 
+    >>> import torch
     >>> from kvpolicy import Observation
     >>> layer = Observation(queries=torch.ones(1, 1, 1, 1), keys=torch.ones(1, 1, 3, 1),
     ...                     values=torch.ones(1, 1, 3, 1))

@@ -18,6 +18,7 @@ def redundancy(
     `threshold`. Each key i ignores the last (or first) similar key: their cosine counts as 0. If no
     key is similar to i, it ignores position 0, as in the authors' code.
 
+    >>> import torch
     >>> keys = torch.tensor([[[[0.0, 1.0], [1.0, 0.0], [2.0, 0.0]]]])
     >>> redundancy(keys, threshold=0.5, retain="none")
     tensor([[[0.2638, 0.3681, 0.3681]]])
