@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from kvpolicy.cache.eviction.spans import BatchSpans
     from kvpolicy.cache.storage.protocol import AnyStorage
     from kvpolicy.huggingface.applied import Applied
     from kvpolicy.huggingface.cache import PolicyCache
     from kvpolicy.prefill.pattern import PrefillPattern
+    from kvpolicy.spans import GivenSpans
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +83,8 @@ class Policy(Pipeline):
         *,
         prefill: Part[PrefillPattern] | None = None,
         storage: Part[AnyStorage] | None = None,
+        spans: GivenSpans | None = None,
+        protect: Sequence[str] = (),
         static: bool = False,
         capacity: int | None = None,
     ) -> PolicyCache:
@@ -94,6 +98,11 @@ class Policy(Pipeline):
         `name` and options, or an object; `kvpolicy list` prints them. Scores are made of all keys,
         whatever the pattern leaves out.
 
+        `spans` gives names to ranges of the first prompt, for all sequences of a batch or in a list
+        for each: `{"system": (0, 24), "image": (40, 616)}`. A range counts real tokens from 0, and
+        ends behind its last one. Spans that `protect` names stay whole: every head of every layer
+        keeps them. They are part of the budget.
+
         With `static=True` the tokens behind a prompt go to buffers of fixed size, so that a decode
         step can be captured: `generate` compiles it by itself on a GPU, and `torch.compile(model,
         fullgraph=True)` takes it whole. `capacity` is how many tokens can be decoded behind each
@@ -101,30 +110,34 @@ class Policy(Pipeline):
         storage, and serves models of full attention in one process.
 
         Raises UnsupportedModelError, with the reason, if the model cannot be served exactly, and
-        InvalidValueError for what does not go with a static cache.
+        InvalidValueError for spans that are none, that overlap, or that the budget cannot hold, and
+        for what does not go with a static cache.
         """
+        from kvpolicy.cache.eviction.spans import BatchSpans
+
+        told = BatchSpans.of_texts(self, spans, protect)
         if static or capacity is not None:
-            return self._static_cache(model, prefill, storage, static=static, capacity=capacity)
+            check_static(static=static, capacity=capacity, storage=storage)
+            return self._static_cache(model, prefill, told, capacity)
         from kvpolicy.huggingface.cache import PolicyCache
 
         pattern = None if prefill is None else resolved("prefill_pattern", prefill).part
         kept, title = (None, None) if storage is None else resolved("storage", storage)
-        return PolicyCache(self, model, prefill=pattern, storage=kept, storage_title=title)
+        return PolicyCache(
+            self, model, prefill=pattern, storage=kept, storage_title=title, spans=told
+        )
 
     def _static_cache(
         self,
         model: PreTrainedModel | PeftModel,
         prefill: Part[PrefillPattern] | None,
-        storage: Part[AnyStorage] | None,
-        *,
-        static: bool,
+        spans: BatchSpans | None,
         capacity: int | None,
     ) -> PolicyCache:
-        check_static(static=static, capacity=capacity, storage=storage)
         from kvpolicy.huggingface.static.cache import StaticPolicyCache
 
         pattern = None if prefill is None else resolved("prefill_pattern", prefill).part
-        return StaticPolicyCache(self, model, capacity=capacity, prefill=pattern)
+        return StaticPolicyCache(self, model, capacity=capacity, prefill=pattern, spans=spans)
 
     def applied(
         self,
@@ -132,6 +145,8 @@ class Policy(Pipeline):
         *,
         prefill: Part[PrefillPattern] | None = None,
         storage: Part[AnyStorage] | None = None,
+        spans: GivenSpans | None = None,
+        protect: Sequence[str] = (),
         static: bool = False,
         capacity: int | None = None,
     ) -> Applied:
@@ -158,6 +173,8 @@ class Policy(Pipeline):
         options: dict[str, Any] = {
             "prefill": prefill,
             "storage": storage,
+            "spans": spans,
+            "protect": protect,
             "static": static,
             "capacity": capacity,
         }

@@ -109,7 +109,7 @@ def load(path: str | os.PathLike[str], model: PreTrainedModel | PeftModel) -> Po
     from kvpolicy.huggingface.file.loading import load as load_cache
 
     return load_cache(
-        path, model, lambda policy, storage: Policy.from_dict(policy).cache(model, storage=storage)
+        path, model, lambda policy, others: Policy.from_dict(policy).cache(model, **others)
     )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.errors import CacheFileError, InvalidValueError
 from kvpolicy.huggingface import checks
@@ -33,8 +34,8 @@ from kvpolicy.prefill.pattern import PrefillPattern
 class PolicyCache(Cache):
     """Keys and values of one conversation (or batch), evicted layer by layer as a policy says.
 
-    It evicts when a prompt ends: at the end of every forward of more than one token. While it is
-    open the model's attention is observed. Leaving `with`, or `kvpolicy.restore(model)`, closes it.
+    It evicts when a prompt ends: at the end of every forward of more than one token. While open it
+    observes the model's attention. Leaving `with`, or `kvpolicy.restore(model)`, closes it.
 
     Raises UnsupportedModelError, with the reason, if the model cannot be served exactly.
     """
@@ -50,17 +51,17 @@ class PolicyCache(Cache):
         prefill: PrefillPattern | None = None,
         storage: AnyStorage | None = None,
         storage_title: Title | None = None,
+        spans: BatchSpans | None = None,
     ) -> None:
         """Make an empty cache; nothing of the model changes if it is refused."""
         inner: PreTrainedModel = plain_model(model)
         self.session, self._attachment, layers = opened(
             policy, inner, self.layer_class,
-            prefill=prefill, storage=storage, storage_title=storage_title,
+            prefill=prefill, storage=storage, storage_title=storage_title, spans=spans,
         )  # fmt: skip
         super().__init__(layers=layers)
         self.read_tokens = ReadTokens()
-        self._last_updated = -1
-        self._entered = 0
+        self._last_updated, self._entered = -1, 0
         self._model = weakref.ref(inner)
         self._attachment.open(self)
 
@@ -182,8 +183,8 @@ class PolicyCache(Cache):
     @between_graphs
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the sizes for the full layer that holds the most: they all share one mask."""
-        if getattr(self._model(), "training", False):
-            checks.check_training(self._model())
+        if getattr(model := self._model(), "training", False):
+            checks.check_training(model)
         self.session.masks.expect()
         if not isinstance(self.layers[layer_idx], PolicyLayer):
             return super().get_mask_sizes(query_length, layer_idx)
@@ -195,9 +196,8 @@ class PolicyCache(Cache):
         with self.session.guard.changing():
             for layer in self.layers:
                 layer.reset()
-            self.session.together.clear()
+            self.session.clear()
             self.read_tokens.clear()
-            self.session.drafts.end = None
             self._last_updated = -1
         self.session.guard.clear()
 
@@ -220,8 +220,7 @@ class PolicyCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.
 
-        Raises InvalidValueError for anything but an int of at most 0. Raises UnsupportedModelError
-        for a length, with which older transformers roll back after assisted decoding.
+        Raises InvalidValueError for anything but minus a count, UnsupportedModelError for lengths.
         """
         checks.check_crop(self.layers, tokens_to_remove)
         with self.session.guard.changing():
@@ -248,3 +247,4 @@ class PolicyCache(Cache):
             for layer in self.layers:
                 layer.reorder_cache(rows)
             self.read_tokens.select_rows(rows)
+            self.session.select_rows(rows)

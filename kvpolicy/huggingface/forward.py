@@ -97,6 +97,7 @@ class Forward:
         contents = self._own()
         if self.session.drafts.end is not None:
             self.session.masks.check_plain(mask)
+            self._check_spans(contents, query.shape[2])
             if contents.ragged is not None:
                 return None
             return causal_behind(mask, contents.slots, query, self.session.attention)
@@ -115,6 +116,7 @@ class Forward:
         )
         if real is not None and contents.mark_padding(real, self.seen - count, masks.padding(real)):
             self.new_real = [count - pad for pad in masks.padding(real)]
+        self._check_spans(contents, count)
         if self.session.rotary_positions is not None:
             self.session.rotary_positions.follow(slots, count, self.new_real)
         if self.new_real is not None:
@@ -124,6 +126,10 @@ class Forward:
             if self.session.is_latent:
                 self.moved = getattr(module, EXPANSION)(*self.moved)
                 self.learn_expanded(*self.moved)
+
+    def _check_spans(self, contents: Contents, count: int) -> None:
+        if (spans := self.session.spans) is not None and not self.layer:
+            spans.check(self.session.policy, contents.slots, read=self.seen, new=count)
 
     def learn_expanded(
         self, keys: Float[Tensor, "B H S D"], values: Float[Tensor, "B H S Dv"]
@@ -151,15 +157,9 @@ class Forward:
             return None
         keys = self._attended()
         values = contents.values.view if keys.values is None else keys.values
+        slots, masks, rows = contents.slots, self.session.masks, (query, keys.dense, values)
         prompt = first_prompt(
-            pattern,
-            call,
-            (query, keys.dense, values),
-            mask,
-            logits,
-            slots=contents.slots,
-            masks=self.session.masks,
-            layer=self.layer,
+            pattern, call, rows, mask, logits, slots=slots, masks=masks, layer=self.layer
         )
         if prompt is None:
             return None

@@ -80,7 +80,7 @@ def checked_generate(
         drafting = drafts_announced(model, cache, args, kwargs, end=end)
         cache.read_tokens.begin()
         try:
-            with drafting:
+            with drafting, cache.session.first_prompt(None if before else new):
                 result = own(model, *args, **kwargs)
         except BaseException:
             cache.read_tokens.stop()

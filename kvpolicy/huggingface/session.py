@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
+from torch import Tensor
 from transformers import PreTrainedConfig
 
+from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.eviction.together import Together
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.huggingface.attention.mask_memo import MaskMemo
@@ -47,6 +50,7 @@ class Session:
     prefill: PrefillPattern | None = None
     storage: AnyStorage | None = None
     storage_title: Title | None = None
+    spans: BatchSpans | None = None
     ranks: Ranks | None = None
     is_latent: bool = False
     """Whether layers hold latents, of which the model makes the keys and values of all heads."""
@@ -80,11 +84,36 @@ class Session:
             guard=Guard(),
             masks=MaskMemo(),
             drafts=Drafts(),
+            spans=None if self.spans is None else self.spans.copied(),
             rotary_positions=RotaryPositions.of(self.policy, self.rotaries),
             together=Together(self.policy, self.num_layers),
         )
         twin.guard.failure = self.guard.failure
         return twin
+
+    def clear(self) -> None:
+        """Forget the conversation; what never changes stays."""
+        self.together.clear()
+        self.drafts.end = None
+        if self.spans is not None:
+            self.spans.clear()
+
+    @contextmanager
+    def first_prompt(self, tokens: int | None) -> Iterator[None]:
+        """Say how many tokens the first prompt has that is read in this block; None: not known."""
+        spans = self.spans
+        if spans is not None:
+            spans.prompt = tokens
+        try:
+            yield
+        finally:
+            if spans is not None:
+                spans.prompt = None
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep, repeat or reorder the sequences of the batch."""
+        if self.spans is not None:
+            self.spans.select_rows(rows)
 
     @property
     def num_layers(self) -> int:

@@ -55,4 +55,5 @@ def shown_by(
         readers=len(readings),
         of_prompt=readings[0].count > 1,
         new_real=new_real,
+        spans=session.spans,
     )

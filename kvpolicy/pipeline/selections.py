@@ -75,7 +75,7 @@ def _check_rows(
             refuse,
             title,
             "a selection that leaves out protected positions",
-            "all protected positions (attention sinks and recent tokens)",
+            "all protected positions (attention sinks, recent tokens and protected spans)",
         ),
     )
 

@@ -24,8 +24,10 @@ def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
         return None
     if ranked.within is not None:
         return ranked.within
-    budgets = pipeline.allocate(scores, ranked.observation, ranked.competing)
-    return _agreed(pipeline, budgets, ranked.shard)
+    if not ranked.observation.budget:
+        return torch.full(scores.shape[:2], ranked.reserved, dtype=torch.long, device="cpu")
+    budgets = pipeline.allocate(scores, ranked.observation, ranked.shared_out)
+    return _agreed(pipeline, budgets + ranked.reserved, ranked.shard)
 
 
 def budgets_of_layers(pipeline: Pipeline, layers: Sequence[Ranked]) -> list[Budgets]:
@@ -37,10 +39,13 @@ def budgets_of_layers(pipeline: Pipeline, layers: Sequence[Ranked]) -> list[Budg
     # Layers may be on different devices: they are compared on the first layer's.
     together = [each.to(known[0].device) for each in known]
     shown = [each.observation for each in layers]
-    held = [each.competing for each in layers]
-    budgets = pipeline.allocate_layers(together, shown, held)
+    held = [each.shared_out for each in layers]
+    if not shown[0].budget:
+        budgets = [torch.zeros(each.shape[:2], dtype=torch.long, device="cpu") for each in known]
+    else:
+        budgets = pipeline.allocate_layers(together, shown, held)
     return [
-        _agreed(pipeline, of_layer, layer.shard)
+        _agreed(pipeline, of_layer + layer.reserved, layer.shard)
         for of_layer, layer in zip(budgets, layers, strict=True)
     ]
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import attrs
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.eviction.shown import Shown
+from kvpolicy.cache.eviction.spans import without
 from kvpolicy.cache.eviction.views import View, views_of
 from kvpolicy.cache.eviction.within import counts_within
 from kvpolicy.cache.memory.contents import Contents
@@ -36,11 +37,16 @@ class Ranked:
     shard: Shard | None = None
     within: Int[Tensor, "b N"] | None = None
     """The counts of all heads of the layer, on the CPU, where the budget is an error target."""
+    reserved: int = 0
+    """How many positions every head keeps for protected spans; no allocator shares them out."""
+    free: Float[Tensor, "b n _"] | None = None
+    """The scores of the other positions, where some are reserved."""
 
     @property
     def observation(self) -> Observation:
         """The observation that allocators see: that of the head that holds the most."""
-        return max(self.observations, key=lambda each: each.length)
+        found = max(self.observations, key=lambda each: each.length)
+        return attrs.evolve(found, budget=found.budget - self.reserved) if self.reserved else found
 
     @property
     def held(self) -> Sequence[int]:
@@ -53,11 +59,17 @@ class Ranked:
         return [min(each, self.views[0].newest) for each in self.held]
 
     @property
-    def scores_of_layer(self) -> Float[Tensor, "b N S"] | None:
-        """The scores of all heads of the layer, heads of other processes included."""
-        if self.scores is None or self.shard is None:
-            return self.scores
-        return torch.cat(list(self.shard.exchange(self.scores)), 1)
+    def shared_out(self) -> Sequence[int]:
+        """How many positions of each head an allocator may share out."""
+        return [each - self.reserved for each in self.competing]
+
+    @property
+    def scores_of_layer(self) -> Float[Tensor, "b N _"] | None:
+        """The scores that allocators see: of all heads of the layer, those elsewhere included."""
+        scores = self.scores if self.free is None else self.free
+        if scores is None or self.shard is None:
+            return scores
+        return torch.cat(list(self.shard.exchange(scores)), 1)
 
     def by_row(self) -> list[Ranked]:
         """Return a group for each row, with its share of the scores."""
@@ -70,6 +82,7 @@ class Ranked:
                 views=[view.row(row) for view in self.views],
                 observations=[each.row(row) for each in self.observations],
                 scores=None if self.scores is None else self.scores[row : row + 1],
+                free=None if self.free is None else self.free[row : row + 1],
             )
             for row in rows
         ]
@@ -90,6 +103,8 @@ def ranked(
     Scores have no gradients; keys and values keep theirs.
     """
     groups = views_of(contents, keys, shard=shown.shard)
+    if shown.spans is not None:
+        groups = shown.spans.apart(groups)
     found = [_ranked(pipeline, views, shown) for views in groups]
     if pipeline.model_allocator is None:
         return found
@@ -106,14 +121,29 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
     if shown.of_prompt:
         for observation in observations:
             check_numbers(observation)
-    scores = [pipeline.rank(observation) for observation in observations]
-    within = _within(pipeline, views, shown, scores)
+    scores, reserved = [pipeline.rank(observation) for observation in observations], 0
+    masks: list[Bool[Tensor, "b n S"]] = []
+    if shown.spans is not None:
+        reserved, row = shown.spans.reserved(views[0]), views[0].rows.start
+        masks = [shown.spans.protects(view.positions, row) for view in views]
+        scores = [
+            each.masked_fill(mask, torch.inf) for each, mask in zip(scores, masks, strict=True)
+        ]
+    within = _within(pipeline, views, shown, scores, reserved)
     if pipeline.per_turn:
         scores = [each[..., -views[0].newest :] for each in scores]
-    competing = unranked.competing
-    return attrs.evolve(
-        unranked, observations=observations, scores=_joined(scores, competing), within=within
+        masks = [each[..., -views[0].newest :] for each in masks]
+    found = attrs.evolve(
+        unranked,
+        observations=observations,
+        scores=_joined(scores, unranked.competing),
+        within=within,
+        reserved=reserved,
     )
+    if not reserved:
+        return found
+    free = [without(*each, reserved) for each in zip(scores, masks, strict=True)]
+    return attrs.evolve(found, free=_joined(free, found.shared_out))
 
 
 def _within(
@@ -121,6 +151,7 @@ def _within(
     views: Sequence[View],
     shown: Shown,
     scores: Sequence[Float[Tensor, "b _ _"]],
+    reserved: int,
 ) -> Int[Tensor, "b N"] | None:
     """Return the counts of an error target; None if the budget is none."""
     if pipeline.target is None:
@@ -130,7 +161,7 @@ def _within(
     return counts_within(
         pipeline.target,
         list(zip(views, observations, scores, strict=True)),
-        protected=pipeline.protected,
+        protected=pipeline.protected + reserved,
         shard=shown.shard,
     )
 

@@ -6,6 +6,7 @@ import attrs
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.observation.logits import Logits
 from kvpolicy.observation.observation import Observation
@@ -38,6 +39,9 @@ class Shown:
 
     new_real: list[int] | None = None
     """How many of the last queries of each row are real, where padding stands before them."""
+
+    spans: BatchSpans | None = None
+    """What the cache was told of the texts of its rows."""
 
     def observation(self, pipeline: Pipeline, view: View, window: int | None) -> Observation:
         """Show a view, with the last `window` of the queries; None shows all."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvpolicy.cache.eviction.schedule import Schedule
+from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
 from kvpolicy.cache.memory.slots import Slots
@@ -29,6 +30,21 @@ def check_layers(layers: Sequence[Any]) -> None:
     for layer in layers:
         if not isinstance(layer, PolicyLayer):
             _check_other(layer, evicting[0].seen, evicting[0].batch)
+
+
+def restore_spans(spans: BatchSpans | None, layers: Sequence[PolicyLayer]) -> None:
+    """Give each row its spans; raise ValueError unless all layers hold what these protect."""
+    batch = layers[0].batch
+    if spans is None or not batch:
+        return
+    _require(len(spans.given) in (1, batch), "spans of another number of sequences")
+    spans.rows = list(range(batch)) if len(spans.given) > 1 else []
+    for layer in layers:
+        layout = layer.memory.layout
+        for row, seen in enumerate([] if layout is None else layout.slots.seen):
+            held = spans.protects(layer.positions[row : row + 1], row).sum(-1)
+            own = spans.protected(row, 0, seen)
+            _require(bool((held == own).all()), "a protected position is not held")
 
 
 def check_policy_layer(layer: PolicyLayer, query_heads: int) -> None:

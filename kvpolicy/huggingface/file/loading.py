@@ -12,7 +12,11 @@ from transformers import PreTrainedModel
 
 from kvpolicy.errors import CacheFileError, KvpolicyError, shown
 from kvpolicy.huggingface.cache import PolicyCache
-from kvpolicy.huggingface.file.consistency import check_layers, check_policy_layer
+from kvpolicy.huggingface.file.consistency import (
+    check_layers,
+    check_policy_layer,
+    restore_spans,
+)
 from kvpolicy.huggingface.file.container import one_line, read
 from kvpolicy.huggingface.file.fingerprint import differences
 from kvpolicy.huggingface.file.layers import restore_layer
@@ -24,10 +28,10 @@ from kvpolicy.huggingface.model.devices import layer_devices
 from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.support import supported_config
 
-NewCache = Callable[[Mapping[str, Any], Mapping[str, Any] | None], PolicyCache]
-"""Makes an empty cache from the description of a policy and of a storage."""
+NewCache = Callable[[Mapping[str, Any], Mapping[str, Any]], PolicyCache]
+"""Makes an empty cache from the description of a policy, and of other arguments of `cache`."""
 
-_FIELDS = {"format", "policy", "parts", "storage", "model", "kinds", "layers"}
+_FIELDS = {"format", "policy", "parts", "storage", "spans", "model", "kinds", "layers"}
 _OF_FOREIGN_DATA = (
     ArithmeticError,
     AttributeError,
@@ -75,7 +79,7 @@ def _loaded(
         raise CacheFileError(SPREAD)
     _check_model(text["model"], model, path)
     try:
-        cache = new_cache(text["policy"], text["storage"])
+        cache = new_cache(text["policy"], {"storage": text["storage"], **_spans(text["spans"])})
     except KvpolicyError as error:
         raise CacheFileError(f"the cache of {path} cannot be made here: {error}") from error
     try:
@@ -85,6 +89,14 @@ def _loaded(
         cache.close()
         raise
     return cache
+
+
+def _spans(saved: Any) -> dict[str, Any]:
+    if saved is None:
+        return {}
+    if not isinstance(saved, dict) or set(saved) != {"spans", "protect"}:
+        raise ValueError("spans have other fields than this version writes")
+    return saved
 
 
 def _fill(
@@ -103,6 +115,7 @@ def _fill(
     for layer, readers in zip(cache.policy_layers, cache.session.readers, strict=True):
         check_policy_layer(layer, heads * len(readers))
     check_layers(cache.layers)
+    restore_spans(cache.session.spans, cache.policy_layers)
     if devices != host:
         # What is checked on the host makes no device wait.
         _restore(cache, text["layers"], tensors, devices)

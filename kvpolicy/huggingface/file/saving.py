@@ -67,6 +67,7 @@ def save(
         "policy": session.policy.to_dict(),
         "parts": releases(session.policy.titles),
         "storage": None if storage is None or title is None else described(title, storage),
+        "spans": None if session.spans is None else session.spans.to_dict(),
         "model": fingerprint(model),
         "kinds": [kind_of(layer) for layer in layers],
         "layers": [packed_layer(layer, tensors, f"layers.{at}") for at, layer in enumerate(layers)],

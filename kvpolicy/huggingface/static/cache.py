@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.static.memory import StaticMemory
 from kvpolicy.errors import CacheStateError, InvalidValueError
 from kvpolicy.huggingface.cache import PolicyCache
@@ -22,6 +23,10 @@ from kvpolicy.prefill.pattern import PrefillPattern
 CLOSED = (
     "this cache was closed, by kvpolicy.restore(model) or by leaving its `with` block. Use the "
     "cache inside its `with`, or make a new one: policy.cache(model, static=True)."
+)
+STEPS_KNOW_NO_SPANS = (
+    "spans do not go with static=True and every=1: the step that evicts is captured, and it knows "
+    "sinks and recent tokens only. Use every=None, or static=False."
 )
 NO_GRADIENTS = (
     "a static cache has no gradients, but the new keys need them. Decode under torch.no_grad(), "
@@ -45,10 +50,13 @@ class StaticPolicyCache(PolicyCache):
         *,
         capacity: int | None,
         prefill: PrefillPattern | None = None,
+        spans: BatchSpans | None = None,
     ) -> None:
         """Make an empty cache; nothing of the model changes if it is refused."""
+        if spans is not None and policy.every is not None:
+            raise InvalidValueError(STEPS_KNOW_NO_SPANS)
         storage: Any = static_storage(policy, model, capacity)
-        super().__init__(policy, model, prefill=prefill, storage=storage)
+        super().__init__(policy, model, prefill=prefill, storage=storage, spans=spans)
         # A policy that evicts at every token holds as many rows however many it reads.
         self.capacity = None if policy.every is not None else capacity
 

@@ -1,0 +1,175 @@
+"""The spans of a batch: which positions stay whatever their scores, and how many these are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from kvpolicy.budget import Within
+from kvpolicy.cache.eviction.views import View
+from kvpolicy.cache.memory.sent import sent
+from kvpolicy.cache.memory.slots import Slots
+from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.pipeline.pipeline import Pipeline
+from kvpolicy.spans import (
+    EXAMPLE,
+    LARGEST,
+    GivenSpans,
+    Spans,
+    checked_protect,
+    checked_spans,
+)
+
+
+@attrs.define(eq=False)
+class BatchSpans:
+    """The spans of every row of a batch. They follow the rows; a reset leaves them as given.
+
+    `given` has the spans of each sequence, or one entry for all. Spans whose name is in `protect`
+    stay whole: all heads of all layers keep their positions. They are part of the budget.
+    """
+
+    given: tuple[Spans, ...]
+    protect: frozenset[str]
+    rows: list[int] = attrs.field(factory=list)
+    """For each row of the batch its entry of `given`; empty where one is for all."""
+    prompt: int | None = None
+    """Tokens of the first prompt, padding included, where `generate` says it; else a forward's."""
+
+    @classmethod
+    def of_texts(
+        cls, pipeline: Pipeline, spans: GivenSpans | None, protect: Sequence[str]
+    ) -> BatchSpans | None:
+        """Return what a user says of the texts to come; None if that is nothing.
+
+        Raises InvalidValueError for spans and names that are none, for spans that nothing uses,
+        and for a budget that cannot hold what is protected.
+        """
+        if spans is None:
+            if protect:
+                raise InvalidValueError(
+                    f"protect={shown(protect)} names spans, and there are none. Give "
+                    f"spans=..., {EXAMPLE}."
+                )
+            return None
+        given = checked_spans(spans)
+        found = cls(given, checked_protect(protect, given))
+        if not found.protect:
+            raise InvalidValueError(
+                "spans are given, and nothing uses them. Give the names of those that stay whole: "
+                "protect=['system']."
+            )
+        found.check_budget(pipeline)
+        return found
+
+    def copied(self) -> BatchSpans:
+        """Return the same spans, to go their own way from here."""
+        return attrs.evolve(self, rows=list(self.rows), prompt=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments of `policy.cache` as plain data, a mapping for each row."""
+        rows = self.rows or range(len(self.given))
+        spans = [{name: list(each) for name, each in self.given[at].ranges.items()} for at in rows]
+        return {"spans": spans, "protect": sorted(self.protect)}
+
+    def clear(self) -> None:
+        """Forget the batch."""
+        self.rows, self.prompt = [], None
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep, repeat or reorder the sequences of the batch."""
+        if self.rows:
+            self.rows = [self.rows[row] for row in rows.tolist()]
+
+    def of(self, row: int) -> Spans:
+        """Return the spans of a row."""
+        return self.given[self.rows[row] if self.rows else 0]
+
+    def protected(self, row: int, first: int, end: int) -> int:
+        """Return how many of a row's positions `first` to `end` are protected."""
+        return self.of(row).between(first, end, self.protect)
+
+    def check_budget(self, pipeline: Pipeline) -> None:
+        """Raise InvalidValueError for a number of positions that cannot hold what is protected."""
+        target = pipeline.budget.cap if isinstance(pipeline.budget, Within) else pipeline.budget
+        if isinstance(target, int):
+            for spans in self.given:
+                self._check_room(pipeline, spans, 0, LARGEST, target)
+
+    def check(self, pipeline: Pipeline, slots: Slots, *, read: int, new: int) -> None:
+        """Check a forward before anything is evicted: `new` of `read` tokens are new.
+
+        Raises InvalidValueError for spans that the first prompt does not hold, for another number
+        of sequences than have spans, and for a share that cannot hold what is protected.
+        """
+        if read == new:
+            self._begin(slots, read)
+        if read > new > 1 or read == new:
+            for row, (seen, newest) in enumerate(zip(slots.seen, slots.newest, strict=True)):
+                if not pipeline.keeps_all(newest):
+                    budget = pipeline.positions(newest)
+                    self._check_room(pipeline, self.of(row), seen - newest, seen, budget)
+
+    def _begin(self, slots: Slots, read: int) -> None:
+        """Give each row its spans; beams and samples of a sequence stand side by side."""
+        sequences, later = len(self.given), max(0, (self.prompt or read) - read)
+        if slots.batch % sequences:
+            raise InvalidValueError(
+                f"there are spans for {sequences} sequences, but the batch has {slots.batch}. Give "
+                "a mapping for each sequence, or one for all. Nothing was changed."
+            )
+        times = slots.batch // sequences
+        self.rows = [row // times for row in range(slots.batch)] if sequences > 1 else []
+        for row, seen in enumerate(slots.seen):
+            self.of(row).check_within(seen + later, row)
+
+    def _check_room(
+        self, pipeline: Pipeline, spans: Spans, first: int, end: int, budget: int
+    ) -> None:
+        sinks = max(0, min(end, pipeline.sinks) - first)
+        recent = pipeline.recent_of(budget)
+        protected = spans.between(max(first, pipeline.sinks), end, self.protect)
+        if sinks + protected + recent > budget:
+            names = [name for name in spans.ranges if name in self.protect]
+            raise InvalidValueError(
+                f"protect keeps {protected} positions of {', '.join(map(repr, names))}. "
+                f"With sinks {sinks} + recent {recent} these are "
+                f"{sinks + protected + recent}, more than the budget of {budget}. Raise the "
+                "budget, or protect fewer or shorter spans. Nothing was changed."
+            )
+
+    def apart(self, groups: Sequence[list[View]]) -> list[list[View]]:
+        """Return the groups of rows such that the rows of each have the same spans."""
+        if not self.rows:
+            return list(groups)
+        return [part for views in groups for part in self._apart(views)]
+
+    def _apart(self, views: list[View]) -> list[list[View]]:
+        rows = range(views[0].rows.start, views[0].rows.stop)
+        if all(self.of(row) == self.of(rows[0]) for row in rows):
+            return [views]
+        return [[view.row(at) for view in views] for at in range(len(rows))]
+
+    def reserved(self, view: View) -> int:
+        """Return how many positions of the newest turn each head of a view keeps for spans."""
+        return self.protected(view.rows.start, view.seen - view.newest, view.seen)
+
+    def protects(self, positions: Int[Tensor, "b n S"], row: int) -> Bool[Tensor, "b n S"]:
+        """Return which positions of rows with the spans of `row` are protected."""
+        ranges, positions = self.of(row).ranges.items(), positions.contiguous()
+        ends = [end for name, both in ranges if name in self.protect for end in both]
+        # Inside of a span, an odd number of ends have been passed.
+        return torch.searchsorted(sent(ends, positions.device), positions, right=True) % 2 == 1
+
+
+def without(
+    scores: Float[Tensor, "b n S"], protected: Bool[Tensor, "b n S"], count: int
+) -> Float[Tensor, "b n _"]:
+    """Return the scores without those of `count` protected positions of each head, in order."""
+    order = protected.to(torch.uint8).sort(dim=-1, stable=True).indices
+    return scores.gather(-1, order[..., : scores.shape[-1] - count])
