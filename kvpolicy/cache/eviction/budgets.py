@@ -24,9 +24,10 @@ def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
         return None
     if ranked.within is not None:
         return ranked.within
-    if not ranked.observation.budget:
+    shown = ranked.observation
+    if not shown.budget:  # all of it is reserved
         return torch.full(scores.shape[:2], ranked.reserved, dtype=torch.long, device="cpu")
-    budgets = pipeline.allocate(scores, ranked.observation, ranked.shared_out)
+    budgets = pipeline.allocate(scores, shown, ranked.shared_out)
     return _agreed(pipeline, budgets + ranked.reserved, ranked.shard)
 
 
