@@ -30,6 +30,7 @@ from benchmarks import rows
 from benchmarks.gpu.models import MODELS, config_of
 from benchmarks.gpu.scale import REAL, Scale
 from kvpolicy.exactness.attention import replaced_attention
+from kvpolicy.huggingface.cache_argument import handed
 
 ATTENTION = "kvpolicy-benchmark-output-alone"
 
@@ -115,7 +116,7 @@ def peaks(name: str, scale: Scale, length: int) -> Iterator[tuple[str, int]]:
         for chunked in (False, True):
             cache = Cache(layers=[EvictedLayer(held) for _ in range(scale.layers)])
             chunks = kvpolicy.chunked_mlp(model, tokens=scale.mlp_chunk)
-            read = partial(model, prompt, past_key_values=cache, logits_to_keep=1)
+            read = partial(model, prompt, **handed(cache, to=model), logits_to_keep=1)
             attention = replaced_attention(model, output_alone, name=ATTENTION)
             with attention, chunks if chunked else nullcontext():
                 peak = peak_of(read)

@@ -16,6 +16,7 @@ import typer
 
 from kvpolicy import recipe as policy_of
 from kvpolicy.exactness.usages import tokens
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.huggingface.report import readable_bytes
 from kvpolicy.testing.models import tiny_model
 
@@ -26,11 +27,11 @@ def sizes(recipe: str, *, tokens_decoded: int, budget: int) -> list[int]:
     """Return the bytes of the cache after each decoded token."""
     model = tiny_model("llama", num_hidden_layers=2, max_position_embeddings=tokens_decoded + 512)
     cache = policy_of(recipe, budget=budget, every=1).cache(model)
-    model(input_ids=tokens(0, 2 * budget), past_key_values=cache, logits_to_keep=1)
+    model(input_ids=tokens(0, 2 * budget), **handed(cache, to=model), logits_to_keep=1)
     stream = (tokens(seed, 1) for seed in range(tokens_decoded))
     found = []
     for token in islice(stream, tokens_decoded):
-        model(input_ids=token, past_key_values=cache)
+        model(input_ids=token, **handed(cache, to=model))
         found.append(cache.nbytes)
     return found
 

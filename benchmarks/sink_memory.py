@@ -20,6 +20,7 @@ from rich.table import Table
 import kvpolicy
 from benchmarks.memory import extra_mib, in_a_fresh_process
 from benchmarks.timing import MIB
+from kvpolicy.huggingface.cache_argument import handed
 
 
 def measured(length: int, fused: bool) -> tuple[float, float]:
@@ -45,7 +46,7 @@ def measured(length: int, fused: bool) -> tuple[float, float]:
     with torch.no_grad(), context, policy.cache(model) as cache:
         model(prompt[:, :64], logits_to_keep=1)  # what a first call allocates
         started = time.perf_counter()
-        peak = extra_mib(lambda: model(prompt, past_key_values=cache, logits_to_keep=1))
+        peak = extra_mib(lambda: model(prompt, **handed(cache, to=model), logits_to_keep=1))
         return peak, time.perf_counter() - started
 
 

@@ -23,6 +23,7 @@ from benchmarks.timing import Timing, interleaved, ratio
 from benchmarks.uneven import UnevenAllocator
 from kvpolicy.huggingface.attention.grouped import grouped_attention
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 Call = Callable[[], object]
 CALLS = 16
@@ -126,7 +127,7 @@ class Stepper:
 
     @torch.inference_mode()
     def _read(self, ids: torch.Tensor, cache: Cache) -> None:
-        self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        self.model(input_ids=ids, **handed(cache, to=self.model), logits_to_keep=1)
 
 
 def stepper_of(scale: Scale, decoder: Decoder) -> Stepper:

@@ -17,6 +17,7 @@ from benchmarks.cpu.decode import EVERY_TOKEN
 from benchmarks.cpu.scale import Scale
 from kvpolicy.exactness.usages import tokens
 from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.testing.models import tiny_model
 
 RECIPES = ("snapkv", "restkv", "adakv", *EVERY_TOKEN)
@@ -55,7 +56,7 @@ def seconds_of_parts(recipe: str, *, held: int, steps: int) -> dict[str, float]:
     """Return the median seconds of each part; in so small a model Python takes most of them."""
     model = tiny_model("llama", num_hidden_layers=4, max_position_embeddings=4 * held + steps)
     cache = kvpolicy.recipe(recipe, budget=held).cache(model)
-    model(input_ids=tokens(0, 2 * held), past_key_values=cache)
+    model(input_ids=tokens(0, 2 * held), **handed(cache, to=model))
     layer, module = cache.policy_layers[0], model.model.layers[0].self_attn
     rounds = [_round(layer, module) for _ in range(steps)]
     return {part: median(each[part] for each in rounds) for part in rounds[0]}

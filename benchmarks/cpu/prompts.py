@@ -14,6 +14,7 @@ from benchmarks.cpu.cases import Narrow
 from benchmarks.cpu.scale import Scale
 from benchmarks.cpu.targets import PROMPT
 from benchmarks.memory import extra_mib
+from kvpolicy.huggingface.cache_argument import handed
 
 RECIPE = "restkv"
 
@@ -50,7 +51,7 @@ def peak_mib(recipe: str | None, budget: int, tokens: int, narrow: Narrow) -> fl
         ids = torch.randint(0, 128, (1, length))
         policy = None if recipe is None else kvpolicy.recipe(recipe, budget=budget)
         cache = DynamicCache(config=model.config) if policy is None else policy.cache(model)
-        model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        model(input_ids=ids, **handed(cache, to=model), logits_to_keep=1)
 
     # The first prompt loads libraries and starts their threads.
     read(min(tokens, 2 * budget))

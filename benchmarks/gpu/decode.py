@@ -22,6 +22,7 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.memory import free_bytes
 from benchmarks.timing import Timing, interleaved, ratio
 from benchmarks.uneven import UnevenAllocator
+from kvpolicy.huggingface.cache_argument import handed
 
 Call = Callable[[], Any]
 EAGER = ("full, DynamicCache", "full, dense", "evicted, dense", "evicted", "uneven")
@@ -57,7 +58,7 @@ def cells(name: str, shapes: Sequence[tuple[int, int]]) -> Iterator[Cell[Scale]]
 
 def step_of(model: PreTrainedModel, cache: Any, token: Tensor) -> Call:
     """Return a call that decodes one token."""
-    return lambda: model(token, past_key_values=cache, use_cache=True).logits
+    return lambda: model(token, **handed(cache, to=model), use_cache=True).logits
 
 
 def evicted_cache(bench: Bench[Scale], model: PreTrainedModel, batch: int, **parts: Any) -> Any:
@@ -65,7 +66,7 @@ def evicted_cache(bench: Bench[Scale], model: PreTrainedModel, batch: int, **par
     budget = bench.scale.budget
     cache = kvpolicy.recipe("snapkv", budget=budget, **parts).cache(model)
     with kernels("auto"):
-        model(prompt(model, 2 * budget, batch), past_key_values=cache, logits_to_keep=1)
+        model(prompt(model, 2 * budget, batch), **handed(cache, to=model), logits_to_keep=1)
     return cache
 
 

@@ -16,6 +16,7 @@ from benchmarks.gpu.scale import Scale
 from benchmarks.layers import random_layer
 from benchmarks.memory import extra_bytes
 from benchmarks.timing import MIB, interleaved, quotient, ratio, release
+from kvpolicy.huggingface.cache_argument import handed
 
 OPERATIONS = {
     "snapkv": ("window_attention", "pool_scores", "select", "gather_kv"),
@@ -62,7 +63,7 @@ def prefill_layer(bench: Bench[Scale], length: int) -> Call:
         attention_mask=None,
         position_ids=positions,
         position_embeddings=rotary,
-        past_key_values=DynamicCache(),
+        **handed(DynamicCache(), to=model.layers[0]),
         use_cache=True,
     )
 

@@ -17,6 +17,7 @@ from benchmarks.gpu.models import prompt, random_model
 from benchmarks.gpu.scale import Scale
 from benchmarks.memory import extra_bytes
 from benchmarks.timing import MIB, interleaved, quotient, ratio, release
+from kvpolicy.huggingface.cache_argument import handed
 
 RECIPES = ("restkv", "snapkv")
 Call = Callable[[], object]
@@ -49,11 +50,11 @@ def reading(
 
     def read() -> None:
         if recipe is None:
-            model(tokens, past_key_values=DynamicCache(config=model.config), logits_to_keep=1)
+            model(tokens, **handed(DynamicCache(config=model.config), to=model), logits_to_keep=1)
             return
         policy = kvpolicy.recipe(recipe, budget=bench.scale.budget)
         with kernels("auto"), policy.cache(model) as cache:
-            model(tokens, past_key_values=cache, logits_to_keep=1)
+            model(tokens, **handed(cache, to=model), logits_to_keep=1)
 
     return read
 

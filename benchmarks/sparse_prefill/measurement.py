@@ -19,6 +19,7 @@ from benchmarks.rows import Row, machine, versions
 from benchmarks.sparse_prefill.inputs import Inputs, inputs_of
 from benchmarks.timing import Timing, interleaved, timed
 from kvpolicy.errors import PrefillFallbackWarning
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.named import resolved
 from kvpolicy.prefill import PrefillPattern
 from kvpolicy.prefill.blocks import density
@@ -96,7 +97,7 @@ def _options(pattern: Any) -> dict[str, Any]:
 def first_token(model: PreTrainedModel, ids: Tensor, policy: Any, pattern: Any) -> Tensor:
     """Read a prompt, and return the logits of the token after it."""
     with policy.cache(model, prefill=pattern) as cache:
-        logits: Tensor = model(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits
+        logits: Tensor = model(input_ids=ids, **handed(cache, to=model), logits_to_keep=1).logits
     return logits
 
 
@@ -139,7 +140,7 @@ def _figures(
     seconds = {name: _fastest(timing) for name, timing in timings.items()}
     share = model.config.num_hidden_layers * seconds["dense attention"] / seconds["dense prefill"]
     with policy.cache(model, prefill=pattern) as cache:
-        model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        model(input_ids=ids, **handed(cache, to=model), logits_to_keep=1)
         rho = cache.report().density or 1.0
     alone = density(inputs.chosen(pattern), [ids.shape[1]], pattern.block).item()
     return {

@@ -17,6 +17,7 @@ import kvpolicy
 from benchmarks.waits.counts import KINDS, Counts, Kind
 from benchmarks.waits.kernels import kernels_counted
 from benchmarks.waits.pretended import Pretended, numbers_of, on_gpu, pretended, pretending
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.testing import tiny_model
 
 LENGTH, BUDGET, PADDING = 300, 128, 20
@@ -131,5 +132,5 @@ def _counted(
     prompt = torch.randint(3, 100, shape, generator=generator, device="cpu")
     mask = batch.mask(before + count)
     counts.clear()
-    model(Pretended(prompt), attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+    model(Pretended(prompt), attention_mask=mask, **handed(cache, to=model), logits_to_keep=1)
     return {kind: counts.total(kind) for kind in KINDS}

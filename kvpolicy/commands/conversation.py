@@ -17,6 +17,7 @@ from kvpolicy.commands.holdings import holdings
 from kvpolicy.commands.prefill import prefill_progress
 from kvpolicy.commands.prompts import encoded, too_long
 from kvpolicy.evaluation.caches import opened_cache
+from kvpolicy.huggingface.cache_argument import handed
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedTokenizerBase
@@ -95,7 +96,11 @@ class Conversation:
         streamer: Any = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         with prefill_progress(model, new, console):
             said = model.generate(
-                **inputs, past_key_values=cache, streamer=streamer, num_beams=1, **self.sampling
+                **inputs,
+                **handed(cache, to=model.generate),
+                streamer=streamer,
+                num_beams=1,
+                **self.sampling,
             )
         self.read = said.cpu()
         content = self.tokenizer.decode(said[0, given:], skip_special_tokens=True)

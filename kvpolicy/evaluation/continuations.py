@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvpolicy.huggingface.cache_argument import handed
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -66,9 +68,9 @@ def logits_of_stream(
 def _read(
     model: PreTrainedModel, cache: PolicyCache, ids: Int[Tensor, "1 Q"], **options: Any
 ) -> Float[Tensor, "kept V"]:
-    logits: Tensor = model(input_ids=ids.to(model.device), past_key_values=cache, **options).logits[
-        0
-    ]
+    logits: Tensor = model(
+        input_ids=ids.to(model.device), **handed(cache, to=model), **options
+    ).logits[0]
     return logits
 
 

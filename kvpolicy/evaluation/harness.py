@@ -28,6 +28,7 @@ from kvpolicy.errors import (
 )
 from kvpolicy.evaluation.continuations import logits_of_continuations, logits_of_stream
 from kvpolicy.evaluation.runs.entrant import Recipe, entrants
+from kvpolicy.huggingface.cache_argument import handed
 
 try:
     from lm_eval.api.registry import register_model
@@ -104,7 +105,7 @@ class PolicyLM(HFLM):  # type: ignore[misc]
     def _model_generate(self, *args: Any, **options: Any) -> Tensor:
         """Generate with a fresh cache for each request."""
         with nullcontext() if self.policy is None else self.policy.cache(self.model) as cache:
-            own = {} if cache is None else {"past_key_values": cache}
+            own = {} if cache is None else handed(cache, to=self.model.generate)
             written: Tensor = super()._model_generate(*args, **own, **options)
             return written
 

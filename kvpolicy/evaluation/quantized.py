@@ -30,6 +30,7 @@ from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.needle.reader import Question, Reader, batches
 from kvpolicy.evaluation.recording.listening import blocks_heard
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.huggingface.report import readable_bytes
 
 Storage = Mapping[str, Any]
@@ -106,11 +107,11 @@ def _outputs(
     blocks = [layer.self_attn for layer in model.model.layers]
     outputs: list[Tensor] = []
     with policy.cache(model, storage=storage) as cache:
-        model(input_ids=reader.encode(questions), past_key_values=cache, logits_to_keep=1)
+        model(input_ids=reader.encode(questions), **handed(cache, to=model), logits_to_keep=1)
         nbytes = cache.nbytes
         with blocks_heard(blocks, lambda number, given, out: outputs.append(out)):
             for word in ids.split(1, 1):
-                model(input_ids=word, past_key_values=cache)
+                model(input_ids=word, **handed(cache, to=model))
     return torch.stack(outputs).transpose(0, 1), nbytes
 
 

@@ -32,6 +32,7 @@ from kvpolicy.evaluation.fidelity.rows import Estimate
 from kvpolicy.evaluation.measures.reconstruction import Recording, record, token_errors
 from kvpolicy.evaluation.needle.prompts import QUESTION_LENGTH
 from kvpolicy.evaluation.tasks.stdlib import StandardLibraryTask
+from kvpolicy.huggingface.cache_argument import handed
 
 if TYPE_CHECKING:
     from kvpolicy.policy import Policy
@@ -88,7 +89,7 @@ def found(bed: Bed, name: str, target: float) -> Found:
 
 def _kept(model: Any, policy: Policy, prompt: Int[Tensor, "B T"]) -> float:
     with policy.cache(model) as cache:
-        model.base_model(input_ids=prompt, past_key_values=cache)
+        model.base_model(input_ids=prompt, **handed(cache, to=model.base_model))
         held = [(each >= 0).sum(-1).double().mean() for each in cache.positions]
     return float(torch.stack(held).mean()) / prompt.shape[1]
 

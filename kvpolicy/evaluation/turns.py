@@ -29,6 +29,7 @@ from kvpolicy.evaluation.needle.prompts import (
     question,
     write_document,
 )
+from kvpolicy.huggingface.cache_argument import handed
 
 TURNS, TOKENS, FACTS = 6, 200, 12
 """How many turns there are, and about how many tokens and facts each has."""
@@ -76,7 +77,7 @@ def _say(model: Any, cache: Any, ids: list[int]) -> list[int]:
     said: list[int] = []
     new: Int[Tensor, "1 Q"] = torch.tensor([ids], device=model.device)
     for _ in range(CODE_LENGTH):
-        new = model(new, past_key_values=cache).logits[:, -1:].argmax(-1)
+        new = model(new, **handed(cache, to=model)).logits[:, -1:].argmax(-1)
         said.append(int(new))
     return said
 

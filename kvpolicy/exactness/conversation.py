@@ -17,6 +17,7 @@ from kvpolicy.errors import CacheStateError
 from kvpolicy.exactness.forwards import Change, Forward, recorded
 from kvpolicy.exactness.replay import replay_difference
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 
 @attrs.define(eq=False)
@@ -54,7 +55,7 @@ class Conversation:
         """Read a turn. The mask of the first turn may hide padding on the left."""
         new = torch.ones_like(tokens) if mask is None else mask
         whole = new if self.mask is None else torch.cat([self.mask, new], 1)
-        inputs: dict[str, Any] = {"input_ids": tokens, "past_key_values": self.cache}
+        inputs: dict[str, Any] = {"input_ids": tokens, **handed(self.cache, to=self.model)}
         if not bool(whole.all()):
             inputs["attention_mask"] = whole
             inputs["position_ids"] = (whole.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import cache_in, name_for, renamed
 
 Change = Callable[[Any], None]
 """Does to a cache what was done to another one: reorders its rows, or takes tokens back."""
@@ -61,20 +62,20 @@ def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Forwar
     forwards: list[Forward] = []
     before: list[Any] = []
     changes: list[Change] = []
-    signature = inspect.signature(model.forward)
+    signature, own_name = inspect.signature(model.forward), name_for(model)
 
     def given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        bound = dict(signature.bind(*args, **kwargs).arguments)
+        bound = dict(signature.bind(*args, **renamed(kwargs, own_name)).arguments)
         more: dict[str, Any] = bound.pop("kwargs", {})
         return bound | more
 
     def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if given(args, kwargs).get("past_key_values") is cache:
+        if cache_in(given(args, kwargs)) is cache:
             before.append(([held.clone() for held in cache.positions], cache.seen))
 
     def leave(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         arguments = given(args, kwargs)
-        if arguments.get("past_key_values") is cache:
+        if cache_in(arguments) is cache:
             positions, seen = before.pop()
             forwards.append(
                 Forward(

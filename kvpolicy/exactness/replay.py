@@ -16,6 +16,7 @@ from kvpolicy.exactness.forwards import Forward
 from kvpolicy.exactness.full_cache import FullCache, masked_attention
 from kvpolicy.exactness.slot_rotation import slot_frequencies
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 NAME = "kvpolicy-masked-full-cache"
 
@@ -46,7 +47,7 @@ def replay_difference(model: PreTrainedModel, forwards: list[Forward], cache: Po
             change(full)
         attention = masked_attention(forward, full, evicting, frequencies)
         with replaced_attention(model, attention, name=NAME, mask=eager_mask):
-            logits = model(**forward.arguments | {"past_key_values": full}).logits
+            logits = model(**forward.arguments | handed(full, to=model)).logits
         real = forward.real[:, -logits.shape[1] :]
         differences.append((logits - forward.logits).abs().amax(-1)[real].max().float())
     return float(torch.stack(differences).max())

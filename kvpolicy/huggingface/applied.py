@@ -14,6 +14,7 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.attach import is_open
 from kvpolicy.huggingface.attention.points import Point, method_point
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import cache_in, cache_of, handed
 from kvpolicy.huggingface.generation import checked_generate
 from kvpolicy.huggingface.model.adapters import plain_model
 from kvpolicy.huggingface.report import CacheReport, table_of
@@ -87,14 +88,14 @@ class Applied:
         """
         _refuse_what_needs_no_cache_of_ours(self._model, args, kwargs)
         cache = self._new_cache()
-        kwargs = kwargs | {"past_key_values": cache}
+        kwargs = kwargs | handed(cache, to=own)
         try:
             result = checked_generate(is_open, own)(self._model, *args, **kwargs)
         except BaseException:
             cache.close()
             raise
         self.reports.append(cache.report())
-        if getattr(result, "past_key_values", None) is cache:
+        if cache_of(result) is cache:
             self._returned.add(cache)
         else:
             cache.close()
@@ -122,7 +123,7 @@ def _applied(own: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-        block = None if kwargs.get("past_key_values") is not None else _block_of(model)
+        block = None if cache_in(kwargs) is not None else _block_of(model)
         if block is None:
             return own(model, *args, **kwargs)
         return block.generated(own, args, kwargs)

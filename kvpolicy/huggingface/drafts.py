@@ -16,7 +16,7 @@ from kvpolicy.pipeline.pipeline import Pipeline
 FEATURE = "Assisted decoding and prompt look-up"
 UNKNOWN_END = (
     f"{FEATURE} need to know where the prompt ends. Call model.generate with token ids and "
-    "past_key_values=cache."
+    "the cache."
 )
 SETTINGS = ("assistant_model", "prompt_lookup_num_tokens")
 """The arguments of `generate` by which tokens are drafted."""

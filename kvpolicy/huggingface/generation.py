@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.cache_argument import NAMES, cache_in, handed, name_for, renamed
 from kvpolicy.huggingface.drafting import drafts_announced, only_new_tokens
 from kvpolicy.huggingface.model.adapters import check_no_virtual_tokens
 from kvpolicy.huggingface.settings import setting
@@ -21,29 +22,32 @@ def checked_inputs(
     is_ours: Callable[[object], bool], own: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Return `prepare_inputs_for_generation` that keeps a cache of ours, or refuses."""
+    name = name_for(own)
 
     @functools.wraps(own)
     def prepare(model: Any, *args: Any, **kwargs: Any) -> Any:
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if is_ours(cache):
-            kwargs |= only_new_tokens(cache, args, kwargs)
+            kwargs = renamed(kwargs | only_new_tokens(cache, args, kwargs), name)
         inputs = own(model, *args, **kwargs)
         if not is_ours(cache):
             return inputs
         if kwargs.get("use_cache") is False:
             raise UnsupportedModelError(
-                "generate was called with use_cache=False and past_key_values=cache: it would feed "
-                "the whole text into the cache again for every token. Leave use_cache out."
+                "generate was called with use_cache=False and a cache: it would feed the "
+                "whole text into the cache again for every token. Leave use_cache out."
             )
-        if inputs.get("past_key_values") is not cache:
-            _keep(model, cache, inputs)
-        return inputs
+        if cache_in(inputs) is not cache:
+            _check_nothing_is_read(model, cache)
+        # The code of a checkpoint may have another name than transformers.
+        others = {key: value for key, value in inputs.items() if key not in NAMES}
+        return others | handed(cache, to=model)
 
     return prepare
 
 
-def _keep(model: Any, cache: Any, inputs: dict[str, Any]) -> None:
-    """Give the cache back to inputs that dropped it, where the model reads all tokens anyway."""
+def _check_nothing_is_read(model: Any, cache: Any) -> None:
+    """Refuse inputs that dropped the cache, unless the model reads all tokens anyway."""
     if cache.seen > 0:
         raise UnsupportedModelError(
             f"{type(model).__name__} drops its cache here, to read the whole text again. Models "
@@ -51,7 +55,6 @@ def _keep(model: Any, cache: Any, inputs: dict[str, Any]) -> None:
             "What was evicted cannot be read again. Start over with a prompt that is longer than "
             "that, or keep prompt and answer below it."
         )
-    inputs["past_key_values"] = cache
 
 
 def checked_generate(
@@ -61,13 +64,15 @@ def checked_generate(
 
     It also refuses to return a text which did not come out of that cache.
     """
+    name = name_for(own)
 
     @functools.wraps(own)
     def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-        cache: Any = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if not is_ours(cache):
             return own(model, *args, **kwargs)
         check_no_virtual_tokens(model)
+        kwargs = renamed(kwargs, name)
         before, ids = cache.seen, _ids_of(args, kwargs)
         mask = kwargs.get("attention_mask")
         # A mask that is longer than the ids says that they are the new tokens only.
@@ -89,7 +94,7 @@ def checked_generate(
         if cache.seen == before:
             raise UnsupportedModelError(
                 f"{type(model).__name__} generated with another cache than the one it was given: "
-                "it read no token into past_key_values. Prompt learning (prefix tuning) brings a "
+                "it read no token into that one. Prompt learning (prefix tuning) brings a "
                 "cache of its own, for example. Generate without it, or without a policy."
             )
         return result

@@ -28,7 +28,6 @@ class PolicyLayer(DynamicLayer):
     that are *held*.
     """
 
-    is_croppable = False  # What was evicted cannot be brought back.
     forward_class: ClassVar[type[Forward]] = Forward
 
     def __init__(self, session: Session, index: int) -> None:
@@ -73,6 +72,14 @@ class PolicyLayer(DynamicLayer):
         """Return how many columns a mask needs, and the token count of the first."""
         held = self.held
         return held + query_length, self.seen - held
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether `crop` brings the layer back as it was: what was evicted stays evicted.
+
+        Drafts can be taken back: they are refused where something is evicted among them.
+        """
+        return self.session.drafts.end is not None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

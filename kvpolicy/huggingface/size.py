@@ -12,8 +12,9 @@ from transformers.cache_utils import DynamicLayer
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.huggingface.model.config import decoder_config
-from kvpolicy.huggingface.model.support import supported_config
+from kvpolicy.huggingface.model.support import plain_layers, supported_config
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.pipeline import Pipeline
 
@@ -77,9 +78,11 @@ def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     supported_config(model)
     text = decoder_config(model)
+    plain_layers(model, text)
     cache = DynamicCache(config=text)
+    probe = torch.zeros((1, _PROBE), dtype=torch.long, device="meta")
     with torch.no_grad():
-        model(torch.zeros((1, _PROBE), dtype=torch.long, device="meta"), past_key_values=cache)
+        model(probe, **handed(cache, to=model))
     layers = tuple(
         _layer_shape(layer, text) for layer in cache.layers if isinstance(layer, DynamicLayer)
     )

@@ -13,6 +13,7 @@ from kvpolicy.evaluation.needle.places import token_places
 from kvpolicy.evaluation.reports.comparison import FULL_NAME
 from kvpolicy.evaluation.runs.entrant import FULL, Entrant
 from kvpolicy.evaluation.runs.row import Row
+from kvpolicy.huggingface.cache_argument import handed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ def _survival(
 ) -> Survival:
     ids = torch.tensor([tokens], device=model.device)
     with opened_cache(model, entrant.policy) as cache:
-        model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        model(input_ids=ids, **handed(cache, to=model), logits_to_keep=1)
         (shares,) = shares_held(cache, ids)
     row = answers[entrant.name]
     return Survival(

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from kvpolicy.huggingface.cache_argument import handed
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
@@ -46,7 +48,7 @@ def attention_on(
 
     with wrapped(attention_points(model.modules(), decoder_config(model)), looking):
         output: Any = model(
-            input_ids=torch.tensor([[token]], device=model.device), past_key_values=cache
+            input_ids=torch.tensor([[token]], device=model.device), **handed(cache, to=model)
         )
     return output.logits[0, -1].float(), found
 

@@ -16,6 +16,7 @@ from kvpolicy.evaluation.inspection.cause import Cause, mean_attention, shares, 
 from kvpolicy.evaluation.inspection.keeping import KeepingSelector
 from kvpolicy.evaluation.inspection.prompt import TokenizedPrompt
 from kvpolicy.evaluation.runs.reading import ends_of
+from kvpolicy.huggingface.cache_argument import handed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -147,7 +148,9 @@ class _Reader:
         ids = self.prompt.ids.to(self.model.device)
         needed = {position for place in self.places for position in place}
         with opened_cache(self.model, policy) as cache:
-            output: Any = self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+            output: Any = self.model(
+                input_ids=ids, **handed(cache, to=self.model), logits_to_keep=1
+            )
             held = tuple(_mask(each, ids.shape[1]) for each in held_of(cache, ids.shape[1]))
             tokens, attention = [int(output.logits[0, -1].argmax())], []
             while tokens[-1] not in self.ends and len(tokens) < self.limit:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kvpolicy.evaluation.recording import Recording, record
 from kvpolicy.evaluation.recording.listening import blocks_given, blocks_heard
+from kvpolicy.huggingface.cache_argument import handed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,12 +77,12 @@ def token_errors(
     blocks = [model.get_submodule(layer.block) for layer in full.layers]
     outputs: list[list[Tensor]] = [[] for _ in blocks]
     with policy.cache(model) as cache:
-        model.base_model(input_ids=full.prompt, past_key_values=cache)
+        model.base_model(input_ids=full.prompt, **handed(cache, to=model.base_model))
         with blocks_heard(blocks, lambda place, _, out: outputs[place].append(out)):
             for step, token in enumerate(full.continuation.split(1, dim=1)):
                 given = [layer.inputs[:, step : step + 1] for layer in full.layers]
                 with nullcontext() if propagate else blocks_given(blocks, given.__getitem__):
-                    model.base_model(input_ids=token, past_key_values=cache)
+                    model.base_model(input_ids=token, **handed(cache, to=model.base_model))
     return torch.stack(
         [
             relative_error(torch.cat(rows, dim=1), layer.outputs)

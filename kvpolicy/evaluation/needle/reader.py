@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from kvpolicy.huggingface.cache_argument import handed
+
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,7 +65,7 @@ class Reader:
         said = generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
+            **handed(cache, to=generate),
             max_new_tokens=max(lengths) + 1,
             do_sample=False,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.evaluation.recording.listening import blocks_heard, heard
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.observation.observation import Observation
 
 if TYPE_CHECKING:
@@ -98,13 +99,13 @@ def record(
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     found: dict[int, nn.Module] = {}
     with heard(model, lambda block, _: found.update({_number(block): block})):
-        model.base_model(input_ids=prompt, past_key_values=cache)
+        model.base_model(input_ids=prompt, **handed(cache, to=model.base_model))
     numbers = full_layers(cache)
     blocks = _blocks(model, found, numbers)
     tape = _Tape(blocks)
     with heard(model, tape.take_queries), blocks_heard(blocks, tape.take_states):
         for token in continuation.split(1, dim=1):
-            model.base_model(input_ids=token, past_key_values=cache)
+            model.base_model(input_ids=token, **handed(cache, to=model.base_model))
     names = {block: name for name, block in model.named_modules()}
     start = prompt.shape[1]
     return Recording(

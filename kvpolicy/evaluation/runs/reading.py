@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kvpolicy.evaluation.caches import copied_cache, shares_held
 from kvpolicy.evaluation.runs.prompt import Prompt
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.huggingface.report import CacheReport, report_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Reading:
         before = [(layer.held, layer.seen) for layer in self.report().layers]
         self._count(before, ids.shape[1])
         output = self.model(
-            input_ids=ids.to(self.model.device), past_key_values=self.cache, **options
+            input_ids=ids.to(self.model.device), **handed(self.cache, to=self.model), **options
         )
         logits: Tensor = output.logits[0].float()
         return logits

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.evaluation.serving.engine import BLOCK, Served
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.policy import Policy
 from kvpolicy.vllm.rounding import Rounding
 
@@ -31,11 +32,11 @@ def expected(model: Any, policy: Policy, prompt: Sequence[int], answer: Sequence
     rounded = policy if budget == len(prompt) else attrs.evolve(policy, budget=budget)
     with rounded.cache(model) as cache:
         read = torch.tensor([list(prompt)])
-        logits = [model(read, past_key_values=cache).logits[0, -1]]
+        logits = [model(read, **handed(cache, to=model)).logits[0, -1]]
         kept = [each[0].long() for each in cache.positions]
         for token in answer[:-1]:
             one = torch.tensor([[token]])
-            logits.append(model(one, past_key_values=cache).logits[0, -1])
+            logits.append(model(one, **handed(cache, to=model)).logits[0, -1])
     return Expected(kept=kept, logprobs=torch.stack(logits).float().log_softmax(-1))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvpolicy.exactness.usages.inputs import tokens
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 Operation = Callable[[Any, PolicyCache], object]
 BATCH = 2
@@ -29,7 +30,7 @@ def probe(model: Any, cache: PolicyCache, seed: int, length: int) -> Tensor:
     """Read `length` tokens, and return their logits."""
     batch = cache.policy_layers[0].batch or BATCH
     with torch.no_grad():
-        logits: Tensor = model(tokens(seed, length, batch), past_key_values=cache).logits
+        logits: Tensor = model(tokens(seed, length, batch), **handed(cache, to=model)).logits
     return logits
 
 

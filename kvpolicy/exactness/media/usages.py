@@ -14,6 +14,7 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.exactness.media.prompts import Media, arguments, media_of
 from kvpolicy.exactness.usages.inputs import PROMPT, generate, replayed, tokens
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 BEFORE, BEHIND = 30, 30
 """Tokens of text before and behind the media."""
@@ -35,9 +36,9 @@ def media_by_forward(model: Any, policy: Policy) -> float:
     media = media_of(model)
 
     def turns(cache: PolicyCache) -> None:
-        model(**arguments(model, media.prompt(1, BEFORE, BEHIND), media), past_key_values=cache)
+        model(**arguments(model, media.prompt(1, BEFORE, BEHIND), media), **handed(cache, to=model))
         for seed, length in enumerate((1, 40, 1)):
-            model(input_ids=tokens(5 + seed, length), past_key_values=cache)
+            model(input_ids=tokens(5 + seed, length), **handed(cache, to=model))
 
     return _offered(model, policy, turns)
 
@@ -47,9 +48,9 @@ def media_in_the_second_turn(model: Any, policy: Policy) -> float:
     media = media_of(model)
 
     def turns(cache: PolicyCache) -> None:
-        model(input_ids=tokens(1, PROMPT), past_key_values=cache)
-        model(**arguments(model, media.prompt(2, 9, 12), media), past_key_values=cache)
-        model(input_ids=tokens(9, 1), past_key_values=cache)
+        model(input_ids=tokens(1, PROMPT), **handed(cache, to=model))
+        model(**arguments(model, media.prompt(2, 9, 12), media), **handed(cache, to=model))
+        model(input_ids=tokens(9, 1), **handed(cache, to=model))
 
     return _offered(model, policy, turns)
 

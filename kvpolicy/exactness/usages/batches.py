@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from kvpolicy import Policy
 from kvpolicy.exactness.usages.inputs import PROMPT, generate, largest, padded, replayed, tokens
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 
 def left_padded_batch(model: PreTrainedModel, policy: Policy) -> float:
@@ -69,10 +70,10 @@ def repeated_rows(model: Any, policy: Policy) -> float:
     """Two questions to each of two prompts: rows are repeated after they were evicted."""
 
     def turns(cache: PolicyCache) -> None:
-        model(input_ids=tokens(5, batch=2), past_key_values=cache)
+        model(input_ids=tokens(5, batch=2), **handed(cache, to=model))
         cache.batch_repeat_interleave(2)
         for turn, length in enumerate((5, 1, 40, 1)):
-            model(input_ids=tokens(6 + turn, length, 4), past_key_values=cache)
+            model(input_ids=tokens(6 + turn, length, 4), **handed(cache, to=model))
 
     return replayed(model, policy, turns)
 
@@ -81,12 +82,12 @@ def chosen_and_reordered_rows(model: Any, policy: Policy) -> float:
     """Rows of a batch are put in another order, and one of them is dropped."""
 
     def turns(cache: Any) -> None:
-        model(input_ids=tokens(5, batch=3), past_key_values=cache)
+        model(input_ids=tokens(5, batch=3), **handed(cache, to=model))
         cache.reorder_cache(torch.tensor([2, 0, 1]))
-        model(input_ids=tokens(6, 5, 3), past_key_values=cache)
+        model(input_ids=tokens(6, 5, 3), **handed(cache, to=model))
         cache.batch_select_indices(torch.tensor([2, 1]))
         for turn, length in enumerate((1, 40, 1)):
-            model(input_ids=tokens(7 + turn, length, 2), past_key_values=cache)
+            model(input_ids=tokens(7 + turn, length, 2), **handed(cache, to=model))
 
     return replayed(model, policy, turns)
 
@@ -120,7 +121,7 @@ def _last_logits(
             mask = torch.cat([mask, mask.new_ones((len(mask), length))], 1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
+            input_ids=ids, attention_mask=mask, position_ids=positions, **handed(cache, to=model)
         )
         logits.append(output.logits[:, -1])
     return torch.stack(logits, 1)

@@ -16,6 +16,7 @@ from kvpolicy import recipe as policy_of
 from kvpolicy.exactness.forwards import recorded
 from kvpolicy.exactness.replay import max_logit_difference
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 Usage: TypeAlias = Callable[[PreTrainedModel, Policy], float]
 PROMPT = 60
@@ -64,7 +65,7 @@ def replayed(model: PreTrainedModel, policy: Policy, use: Callable[[PolicyCache]
 def read(model: Any, cache: Any, turns: Sequence[int], *, first_seed: int = 0) -> list[Tensor]:
     """Read turns with these numbers of tokens, a forward each; return the logits of each."""
     return [
-        model(input_ids=tokens(first_seed + turn, length), past_key_values=cache).logits
+        model(input_ids=tokens(first_seed + turn, length), **handed(cache, to=model)).logits
         for turn, length in enumerate(turns)
     ]
 
@@ -80,7 +81,7 @@ def generate(model: Any, cache: PolicyCache | None, ids: Int[Tensor, "B T"], **o
         "do_sample": False,
         "pad_token_id": 0,
     }
-    return model.generate(ids, past_key_values=cache, **defaults | options)
+    return model.generate(ids, **handed(cache, to=model.generate), **defaults | options)
 
 
 def largest(differences: Sequence[Float[Tensor, ...]]) -> float:

@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from kvpolicy import Policy
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.exactness.usages.inputs import PROMPT, difference, generate, read, tokens
+from kvpolicy.huggingface.cache_argument import handed
 
 TURNS = (PROMPT, 1, 5)
 STEPS = (1,) * 6
@@ -49,7 +50,9 @@ def output_attentions(model: Any, policy: Policy) -> float:
     """Attention weights against those without a cache; logits against those of plain calls."""
 
     def ask(cache: Any) -> Any:
-        return model(input_ids=tokens(0), past_key_values=cache, output_attentions=True).attentions
+        return model(
+            input_ids=tokens(0), **handed(cache, to=model), output_attentions=True
+        ).attentions
 
     given = _offered(model, ask, policy)
     plain = model(input_ids=tokens(0), output_attentions=True, use_cache=False).attentions
@@ -61,7 +64,7 @@ def output_attentions(model: Any, policy: Policy) -> float:
     with_weights, plain_calls = policy.cache(model), policy.cache(model)
     logits = [
         model(
-            input_ids=tokens(turn, length), past_key_values=with_weights, output_attentions=True
+            input_ids=tokens(turn, length), **handed(with_weights, to=model), output_attentions=True
         ).logits
         for turn, length in enumerate(TURNS)
     ]

@@ -20,6 +20,7 @@ from kvpolicy.exactness.usages.inputs import (
     tokens,
 )
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 
 def adapters_of_peft(model: PreTrainedModel, policy: Policy) -> float:
@@ -42,7 +43,7 @@ def adapters_of_peft(model: PreTrainedModel, policy: Policy) -> float:
         answered = adapted.generate(
             input_ids=tokens(1),
             attention_mask=torch.ones_like(tokens(1)),
-            past_key_values=cache,
+            **handed(cache, to=adapted.generate),
             max_new_tokens=3,
             do_sample=False,
             pad_token_id=0,
@@ -74,7 +75,10 @@ def padded_questions_to_one_context(model: Any, policy: Policy) -> float:
         for new, whole in ((ids, mask), (tokens(3, 1, 2), longer)):
             positions = (whole.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
             model(
-                input_ids=new, attention_mask=whole, position_ids=positions, past_key_values=cache
+                input_ids=new,
+                attention_mask=whole,
+                position_ids=positions,
+                **handed(cache, to=model),
             )
 
     return replayed(model, policy, turns)

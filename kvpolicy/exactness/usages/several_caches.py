@@ -17,6 +17,7 @@ from kvpolicy import Policy, Selection, load
 from kvpolicy.errors import CacheStateError, ComponentFailedError
 from kvpolicy.exactness.usages.inputs import PROMPT, changed, difference, read, tokens
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 TURNS = (PROMPT, 1, 9, 1)
 
@@ -28,7 +29,7 @@ def interleaved_conversations(model: Any, policy: Policy) -> float:
     for turn, length in enumerate(TURNS):
         for who, cache in enumerate(both):
             ids = tokens(10 * who + turn, length)
-            logits[who].append(model(input_ids=ids, past_key_values=cache).logits)
+            logits[who].append(model(input_ids=ids, **handed(cache, to=model)).logits)
     return max(
         difference(logits[who], read(model, policy.cache(model), TURNS, first_seed=10 * who))
         for who in range(2)

@@ -19,6 +19,7 @@ from kvpolicy.exactness.usages.inputs import (
     tokens,
 )
 from kvpolicy.huggingface.cache import PolicyCache
+from kvpolicy.huggingface.cache_argument import handed
 
 
 def one_prompt(model: PreTrainedModel, policy: Policy) -> float:
@@ -48,7 +49,7 @@ def second_turn_with_position_ids(model: Any, policy: Policy) -> float:
         for seed, length in enumerate((PROMPT, 1, 5, 40, 1)):
             first = cache.get_seq_length()
             positions = torch.arange(first, first + length)[None]
-            model(input_ids=tokens(seed, length), position_ids=positions, past_key_values=cache)
+            model(input_ids=tokens(seed, length), position_ids=positions, **handed(cache, to=model))
 
     return replayed(model, policy, turns)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.huggingface.model.architectures import ROTARY_EMBEDDING, VARYING_ROTARY
 from kvpolicy.huggingface.model.config import decoder_attentions
 from kvpolicy.huggingface.model.devices import device_of
@@ -139,7 +140,7 @@ def _keys_at(
             hidden,
             position_embeddings=embeddings,
             attention_mask=None,
-            past_key_values=_Probe(),
+            **handed(_Probe(), to=attention),
         )
     except _KeysSeenError as seen:
         keys: Tensor = seen.args[0]

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.cache_argument import cache_in, name_for, renamed
 
 
 def readers_of(name: str, config: PreTrainedConfig) -> dict[int, list[int]]:
@@ -70,13 +71,13 @@ def keeping_queries(
     Such a layer adds nothing to the cache, so models compute it only for the tokens whose logits
     are asked for. A policy scores by the queries of more tokens.
     """
-    signature = inspect.signature(own)
+    signature, name = inspect.signature(own), name_for(own)
 
     @functools.wraps(own)
     def sliced(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
+        bound = signature.bind(*args, **renamed(kwargs, name))
         given = bound.arguments
-        cache: Any = given.get("past_key_values")
+        cache = cache_in(given)
         logits = given.get("logits_to_keep")
         if is_ours(cache) and type(logits) is int and logits > 0:
             given["logits_to_keep"] = cache.session.queries_to_keep(cache.get_seq_length(), logits)
@@ -92,16 +93,16 @@ def keeping_outputs(
 
     The classes around it take the outputs for those of the logits, if they are not of all tokens.
     """
-    signature = inspect.signature(own)
+    signature, name = inspect.signature(own), name_for(own)
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
         result = own(*args, **kwargs)
-        given = signature.bind(*args, **kwargs).arguments
+        given = signature.bind(*args, **renamed(kwargs, name)).arguments
         given = given | given.get("kwargs", {})
         asked = given.get("logits_to_keep", 0)
         hidden = getattr(result, "last_hidden_state", None)
-        if hidden is None or type(asked) is not int or not is_ours(given.get("past_key_values")):
+        if hidden is None or type(asked) is not int or not is_ours(cache_in(given)):
             return result
         read = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"]
         if 0 < asked < hidden.shape[1] < read.shape[1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, cache_utils
@@ -13,6 +12,7 @@ from transformers.cache_utils import (
 )
 
 from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.huggingface.cache_argument import name_for, takes_a_cache
 from kvpolicy.huggingface.model.architectures import ATTENTION, REFUSED, STATES
 from kvpolicy.huggingface.model.config import decoder_config
 
@@ -33,10 +33,10 @@ def supported_config(model: Any) -> PreTrainedConfig:
     if model.config.is_encoder_decoder:
         raise UnsupportedModelError(f"{name} is an encoder-decoder; only decoders are served.")
     # The test that transformers itself makes before it lets the attention be set.
-    if not (_takes_a_cache(model) and model._can_set_attn_implementation()):
+    if not (takes_a_cache(type(model).forward) and model._can_set_attn_implementation()):
         _refuse_what_is_around_a_language_model(model)
-    if not _takes_a_cache(model):
-        raise UnsupportedModelError(f"{name} takes no past_key_values: it has a state of its own.")
+    if not takes_a_cache(type(model).forward):
+        raise UnsupportedModelError(f"{name} takes no cache: it has a state of its own.")
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{name} does not call its attention through transformers' attention interface, so its "
@@ -54,23 +54,19 @@ def supported_config(model: Any) -> PreTrainedConfig:
     return config
 
 
-def _takes_a_cache(model: PreTrainedModel) -> bool:
-    return "past_key_values" in inspect.signature(type(model).forward).parameters
-
-
 def _refuse_what_is_around_a_language_model(model: PreTrainedModel) -> None:
     """Name the model inside that takes a cache, if there is one."""
     for path, inner in model.named_modules():
         if (
             path
             and isinstance(inner, PreTrainedModel)
-            and _takes_a_cache(inner)
+            and takes_a_cache(type(inner).forward)
             and inner._can_set_attn_implementation()
         ):
             raise UnsupportedModelError(
                 f"{type(model).__name__} is a class around the language model "
                 f"{type(inner).__name__}, which takes the cache. Use policy.cache(model.{path}), "
-                "and give that cache to model.generate(past_key_values=...)."
+                f"and give that cache to model.generate({name_for(model.generate)}=...)."
             )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvpolicy.composition import compose
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.policy import Policy
 from kvpolicy.testing.models import tiny_model
 from kvpolicy.testing.promises.promise import Draw, promise
@@ -83,7 +84,7 @@ def _generate(model: PreTrainedModel, prompt: Tensor, cache: Any, **inputs: Tens
     # transformers types `generate` on a mixin that PreTrainedModel does not inherit.
     output = cast("Any", model).generate(
         prompt,
-        past_key_values=cache,
+        **handed(cache, to=cast("Any", model).generate),
         max_new_tokens=NEW,
         do_sample=False,
         return_dict_in_generate=True,
@@ -96,7 +97,7 @@ def _generate(model: PreTrainedModel, prompt: Tensor, cache: Any, **inputs: Tens
 @torch.no_grad()
 def _read(model: PreTrainedModel, tokens: Tensor, cache: Any) -> Tensor:
     """Return the logits of the last of `tokens`, read after what the cache has seen."""
-    logits: Tensor = model(tokens, past_key_values=cache).logits[:, -1]
+    logits: Tensor = model(tokens, **handed(cache, to=model)).logits[:, -1]
     return logits
 
 

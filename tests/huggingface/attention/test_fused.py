@@ -1,5 +1,6 @@
 """Models with learned sinks read long prompts without a tensor of queries times keys."""
 
+import inspect
 import pickle
 
 import pytest
@@ -117,7 +118,7 @@ def test_another_model_of_the_type_is_left_alone(gpt_oss, monkeypatch):
 
 
 def test_behind_the_block_the_model_is_as_found(gpt_oss):
-    scope = type(gpt_oss.model.layers[0].self_attn).forward.__globals__
+    scope = inspect.unwrap(type(gpt_oss.model.layers[0].self_attn).forward).__globals__
     before = scope["eager_attention_forward"]
     with kvpolicy.fused_sinks(gpt_oss):
         assert scope["eager_attention_forward"] is not before
@@ -127,7 +128,7 @@ def test_behind_the_block_the_model_is_as_found(gpt_oss):
 
 
 def test_an_exception_leaves_the_model_as_found(gpt_oss):
-    scope = type(gpt_oss.model.layers[0].self_attn).forward.__globals__
+    scope = inspect.unwrap(type(gpt_oss.model.layers[0].self_attn).forward).__globals__
     before = scope["eager_attention_forward"]
     with pytest.raises(IndexError), kvpolicy.fused_sinks(gpt_oss):
         gpt_oss(ids(gpt_oss, 9) + 10**6)
