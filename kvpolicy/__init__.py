@@ -1,7 +1,8 @@
 """KV-cache eviction policies for Hugging Face models, composed from plugins.
 
     policy = kvpolicy.compose(scorer="restkv", smoother="spatiotemporal", budget=1024)
-    model.generate(**inputs, past_key_values=policy.cache(model))
+    cache = policy.cache(model)
+    model.generate(**inputs, past_key_values=cache)
 
 `kvpolicy list` shows the parts that are installed.
 """

@@ -73,14 +73,6 @@ class PolicyLayer(DynamicLayer):
         held = self.held
         return held + query_length, self.seen - held
 
-    @property
-    def is_croppable(self) -> bool:
-        """Whether `crop` brings the layer back as it was: what was evicted stays evicted.
-
-        Drafts can be taken back: they are refused where something is evicted among them.
-        """
-        return self.session.drafts.end is not None
-
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -152,14 +144,12 @@ class PolicyLayer(DynamicLayer):
         Raises CacheStateError if rows or heads would then hold different numbers of positions.
         """
         count, owned = abs(tokens_to_remove), self.memory.owned
-        if owned is None or count == 0:
-            return
-        if count >= self.seen:
+        if owned is not None and count >= self.seen:
             self.reset()
-            return
-        owned.forget_last(count)
-        self.seen -= count
-        self.schedule.forget_last(count)
+        elif owned is not None and count:
+            owned.forget_last(count)
+            self.seen -= count
+            self.schedule.forget_last(count)
 
     def check_crop(self, count: int) -> None:
         """Raise CacheStateError if `crop(-count)` would."""
@@ -215,9 +205,13 @@ class PolicyLayer(DynamicLayer):
     def positions(self) -> Int[Tensor, "B N K"]:
         """The true position of every slot, -1 for padding (leftmost)."""
         layout = self.memory.layout
-        if layout is None:
-            return torch.empty((0, 0, 0), dtype=torch.long, device="cpu")
-        return layout.positions
+        nothing = torch.empty((0, 0, 0), dtype=torch.long, device="cpu")
+        return nothing if layout is None else layout.positions
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether tokens are taken back without a trace: drafts are, as none of them evicts."""
+        return self.session.drafts.end is not None
 
     @property
     def is_uneven(self) -> bool:
