@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kvpolicy.policy import Policy
     from kvpolicy.prefill.pattern import PrefillPattern
     from kvpolicy.public import chunked_mlp, fused_sinks, load, restore, save
+    from kvpolicy.spans import find_spans
     from kvpolicy.stages.allocation import Allocator
     from kvpolicy.stages.compaction import Compactor, GatherCompactor
     from kvpolicy.stages.scoring import RunningScorer, Scorer
@@ -60,6 +61,7 @@ _MODULES = {
     "chunked_mlp": "kvpolicy.public",
     "compose": "kvpolicy.composition",
     "evaluate": "kvpolicy.public",
+    "find_spans": "kvpolicy.spans",
     "fused_sinks": "kvpolicy.public",
     "hookimpl": "kvpolicy.hookspecs",
     "installed": "kvpolicy.discovery.registry",
@@ -96,6 +98,7 @@ __all__ = [
     "chunked_mlp",
     "compose",
     "evaluate",
+    "find_spans",
     "fused_sinks",
     "hookimpl",
     "installed",

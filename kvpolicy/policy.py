@@ -84,7 +84,7 @@ class Policy(Pipeline):
         prefill: Part[PrefillPattern] | None = None,
         storage: Part[AnyStorage] | None = None,
         spans: GivenSpans | None = None,
-        protect: Sequence[str] = (),
+        protect: Sequence[str] | bool = (),
         static: bool = False,
         capacity: int | None = None,
     ) -> PolicyCache:
@@ -100,8 +100,8 @@ class Policy(Pipeline):
 
         `spans` gives names to ranges of the first prompt, for all sequences of a batch or in a list
         for each: `{"system": (0, 24), "image": (40, 616)}`. A range counts real tokens from 0, and
-        ends behind its last one. Spans that `protect` names stay whole: every head of every layer
-        keeps them. They are part of the budget.
+        ends behind its last one. Spans that `protect` names (True: all) stay whole: every head of
+        every layer keeps them. They are part of the budget. `kvpolicy.find_spans` finds images.
 
         With `static=True` the tokens behind a prompt go to buffers of fixed size, so that a decode
         step can be captured: `generate` compiles it by itself on a GPU, and `torch.compile(model,
@@ -146,7 +146,7 @@ class Policy(Pipeline):
         prefill: Part[PrefillPattern] | None = None,
         storage: Part[AnyStorage] | None = None,
         spans: GivenSpans | None = None,
-        protect: Sequence[str] = (),
+        protect: Sequence[str] | bool = (),
         static: bool = False,
         capacity: int | None = None,
     ) -> Applied:

@@ -43,7 +43,7 @@ class BatchSpans:
 
     @classmethod
     def of_texts(
-        cls, pipeline: Pipeline, spans: GivenSpans | None, protect: Sequence[str]
+        cls, pipeline: Pipeline, spans: GivenSpans | None, protect: Sequence[str] | bool
     ) -> BatchSpans | None:
         """Return what a user says of the texts to come; None if that is nothing.
 
