@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kvpolicy.spans import find_spans
     from kvpolicy.stages.allocation import Allocator
     from kvpolicy.stages.compaction import Compactor, GatherCompactor
+    from kvpolicy.stages.division import Divider
     from kvpolicy.stages.scoring import RunningScorer, Scorer
     from kvpolicy.stages.selection import Selection, Selector, TopKSelector
     from kvpolicy.stages.smoothing import Smoother
@@ -42,6 +43,7 @@ _MODULES = {
     "Allocator": "kvpolicy.stages.allocation",
     "Compactor": "kvpolicy.stages.compaction",
     "Contents": "kvpolicy.cache.memory.contents",
+    "Divider": "kvpolicy.stages.division",
     "GatherCompactor": "kvpolicy.stages.compaction",
     "KvpolicyError": "kvpolicy.errors",
     "Metric": "kvpolicy.task",
@@ -78,6 +80,7 @@ __all__ = [
     "Allocator",
     "Compactor",
     "Contents",
+    "Divider",
     "GatherCompactor",
     "KvpolicyError",
     "Metric",

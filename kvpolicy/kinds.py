@@ -10,6 +10,7 @@ from kvpolicy.cache.storage.protocol import Storage
 from kvpolicy.prefill.pattern import PrefillPattern
 from kvpolicy.stages.allocation import Allocator
 from kvpolicy.stages.compaction import Compactor
+from kvpolicy.stages.division import Divider
 from kvpolicy.stages.scoring import Scorer
 from kvpolicy.stages.selection import Selector
 from kvpolicy.stages.smoothing import Smoother
@@ -67,6 +68,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("compactor", Compactor, "compactor"),
         Kind("storage", Storage, "storage"),
         Kind("prefill_pattern", PrefillPattern, "prefill"),
+        Kind("divider", Divider, "divider"),
         Kind("recipe", Mapping, None),
         Kind("task", Task, None),
     )

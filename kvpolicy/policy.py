@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvpolicy.huggingface.cache import PolicyCache
     from kvpolicy.prefill.pattern import PrefillPattern
     from kvpolicy.spans import GivenSpans
+    from kvpolicy.stages.division import Divider
 
 
 @attrs.frozen(kw_only=True)
@@ -85,6 +86,7 @@ class Policy(Pipeline):
         storage: Part[AnyStorage] | None = None,
         spans: GivenSpans | None = None,
         protect: Sequence[str] | bool = (),
+        divider: Part[Divider] | None = None,
         static: bool = False,
         capacity: int | None = None,
     ) -> PolicyCache:
@@ -102,6 +104,9 @@ class Policy(Pipeline):
         for each: `{"system": (0, 24), "image": (40, 616)}`. A range counts real tokens from 0, and
         ends behind its last one. Spans that `protect` names (True: all) stay whole: every head of
         every layer keeps them. They are part of the budget. `kvpolicy.find_spans` finds images.
+        `divider` names how the rest of the budget is divided among the spans before scores decide
+        within each; the text outside of them is a span of its own. With "fair" the same share of
+        each span is kept.
 
         With `static=True` the tokens behind a prompt go to buffers of fixed size, so that a decode
         step can be captured: `generate` compiles it by itself on a GPU, and `torch.compile(model,
@@ -115,7 +120,8 @@ class Policy(Pipeline):
         """
         from kvpolicy.cache.eviction.spans import BatchSpans
 
-        told = BatchSpans.of_texts(self, spans, protect)
+        shares = None if divider is None else resolved("divider", divider)
+        told = BatchSpans.of_texts(self, spans, protect, shares)
         if static or capacity is not None:
             check_static(static=static, capacity=capacity, storage=storage)
             return self._static_cache(model, prefill, told, capacity)
@@ -147,6 +153,7 @@ class Policy(Pipeline):
         storage: Part[AnyStorage] | None = None,
         spans: GivenSpans | None = None,
         protect: Sequence[str] | bool = (),
+        divider: Part[Divider] | None = None,
         static: bool = False,
         capacity: int | None = None,
     ) -> Applied:
@@ -175,6 +182,7 @@ class Policy(Pipeline):
             "storage": storage,
             "spans": spans,
             "protect": protect,
+            "divider": divider,
             "static": static,
             "capacity": capacity,
         }

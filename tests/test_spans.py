@@ -40,7 +40,7 @@ def test_what_is_no_span_is_refused(given, message):
 
 def test_a_name_that_is_no_span_is_refused_with_the_nearest_one():
     spans = checked_spans([{"system": (0, 4)}, {"image": (2, 4)}])
-    with pytest.raises(InvalidValueError, match="Did you mean 'image'.*'system', 'image'"):
+    with pytest.raises(InvalidValueError, match=r"Did you mean 'image'.*'system', 'image'"):
         checked_protect(["imag"], spans)
     with pytest.raises(InvalidValueError, match=r"a list of names.*'image'"):
         checked_protect("image", spans)
@@ -68,7 +68,7 @@ def test_images_side_by_side_are_told_apart_by_their_size():
 
 
 def test_an_image_that_truncation_has_cut_is_refused():
-    with pytest.raises(InvalidValueError, match="image 2 has 2 of 3 tokens.*truncation=False"):
+    with pytest.raises(InvalidValueError, match=r"image 2 has 2 of 3 tokens.*truncation=False"):
         find_spans([9, 9, 9, 5, 9, 9], 9, tokens=3)
 
 

@@ -12,6 +12,7 @@ from kvpolicy.hookspecs import hookimpl
 from kvpolicy.prefill import AShape, PrefillPattern, VerticalSlash
 from kvpolicy.stages.allocation import Allocator, UniformAllocator
 from kvpolicy.stages.compaction import Compactor, GatherCompactor
+from kvpolicy.stages.division import Divider, FairDivider
 from kvpolicy.stages.selection import Selector, TopKSelector
 from kvpolicy.stages.smoothing import MeanSmoother, Smoother
 
@@ -50,3 +51,9 @@ def kvpolicy_storages() -> Mapping[str, Callable[..., Storage[Any]]]:
 def kvpolicy_prefill_patterns() -> Mapping[str, Callable[..., PrefillPattern]]:
     """Offer 'ashape' and 'verticalslash', two patterns of MInference."""
     return {"ashape": AShape, "verticalslash": VerticalSlash}
+
+
+@hookimpl
+def kvpolicy_dividers() -> Mapping[str, Callable[..., Divider]]:
+    """Offer 'fair', the same share of each span."""
+    return {"fair": FairDivider}

@@ -50,7 +50,7 @@ def held(cache):
     return float(counts.double().mean())
 
 
-RECIPES = [part.name for part in kvpolicy.installed("recipe") if part.name not in ("headkv",)]
+RECIPES = [part.name for part in kvpolicy.installed("recipe") if part.name != "headkv"]
 
 
 @pytest.mark.sampled(4, "recipe")
@@ -203,7 +203,7 @@ def test_a_static_cache_and_a_storage_keep_protected_spans(model):
         cache = small("adakv").cache(model, spans=SPANS, protect=["image", "tools"], **options)
         model.generate(ids_of(1, 60), max_new_tokens=3, past_key_values=cache)
         assert missing(cache) == set()
-    with pytest.raises(InvalidValueError, match="static=True and every=1.*static=False"):
+    with pytest.raises(InvalidValueError, match=r"static=True and every=1.*static=False"):
         small(every=1).cache(model, spans=SPANS, protect=["image"], static=True)
 
 

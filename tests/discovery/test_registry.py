@@ -105,8 +105,8 @@ def test_the_title_of_a_part_that_nobody_offers_is_its_class():
             "scorers",
             "restkv",
             "there is no kind of component called 'scorers'. Did you mean 'scorer'? Kinds: "
-            "scorer, smoother, allocator, selector, compactor, storage, prefill_pattern, recipe, "
-            "task.",
+            "scorer, smoother, allocator, selector, compactor, storage, prefill_pattern, divider, "
+            "recipe, task.",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from kvpolicy.cache.storage.offloaded import Offloaded
 from kvpolicy.prefill import AShape
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.compaction import GatherCompactor
+from kvpolicy.stages.division import FairDivider
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.stages.smoothing import MeanSmoother
 from kvpolicy.task import Metric, Sample
@@ -261,6 +262,27 @@ class HastyPattern(AShape):
     dense_up_to = 10_000
 
 
+class LeavingDivider(FairDivider):
+    def divide(self, lengths):
+        return {name: length for name, length in lengths.items() if length}
+
+
+class WritingDivider(FairDivider):
+    def divide(self, lengths):
+        lengths["more"] = 1
+        return {name: 1.0 for name in lengths if name != "more"}
+
+
+class ForgetfulDivider(FairDivider):
+    """Divides otherwise where it is asked by a layer than where it is asked again."""
+
+    asked = 0
+
+    def divide(self, lengths):
+        ForgetfulDivider.asked += 1
+        return {name: float(at == ForgetfulDivider.asked % 3) for at, name in enumerate(lengths)}
+
+
 class Question:
     """A blameless task, of which every mutant changes one thing."""
 
@@ -341,6 +363,11 @@ FAULTY = {
         "chooses_for_each_row_as_if_alone": MinglingPattern(sinks=4, local=8, block=4),
         "leaves_nothing_out_of_a_short_prompt": HastyPattern(sinks=4, local=8, block=64),
     },
+    "divider": {
+        "gives_each_span_a_part": LeavingDivider(),
+        "divides_the_same_twice": WritingDivider(),
+        "keeps_each_span_within_one_position_of_its_part": ForgetfulDivider(),
+    },
     "recipe": {
         "survives_a_trip_through_json": {"scorer": Scorer()},
         "generates_within_the_budget": {"scorer": "snapkv", "allocator": GenerousAllocator()},
@@ -361,6 +388,7 @@ BLAMELESS = {
     "compactor": GatherCompactor(),
     "storage": Offloaded(),
     "prefill_pattern": AShape(sinks=4, local=8, block=4),
+    "divider": FairDivider(),
     "recipe": {"scorer": "snapkv"},
     "task": Question(),
 }

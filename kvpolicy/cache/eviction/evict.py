@@ -92,7 +92,7 @@ def _chosen(pipeline: Pipeline, group: Ranked, budgets: Budgets) -> list[Piece] 
     of_layer: list[list[int]] = budgets.tolist()
     if all(length == each for row in of_layer for length, each in _paired(row, group.competing)):
         return None
-    selection = pipeline.choose(group.scores, group.own(budgets))
+    selection = _selected(pipeline, group, group.scores, group.own(budgets))
     if len({length for row in of_layer for length in row}) > 1:
         _check_uneven(pipeline, of_layer)
     lengths = group.own(budgets)
@@ -107,6 +107,18 @@ def _chosen(pipeline: Pipeline, group: Ranked, budgets: Budgets) -> list[Piece] 
         )
         pieces.append(_compacted(pipeline, *shown, alone, lengths[:, own]))
     return pieces
+
+
+def _selected(
+    pipeline: Pipeline,
+    group: Ranked,
+    scores: Float[Tensor, "b n S"],
+    lengths: Int[Tensor, "b n"],
+) -> Selection:
+    """Select as many positions of each head, and of each span its part of them."""
+    if group.division is not None:
+        scores = group.division.of(scores, lengths)
+    return pipeline.choose(scores, lengths)
 
 
 def _moved(pipeline: Pipeline, contents: Contents, group: Ranked, budgets: Budgets) -> bool:
@@ -127,7 +139,7 @@ def _moved(pipeline: Pipeline, contents: Contents, group: Ranked, budgets: Budge
     high += max(0, contents.slots.held - view.newest)
     if uneven or high >= contents.slots.held or not all(each.fits(high) for each in tables):
         return False
-    selection = pipeline.choose(group.scores, group.own(budgets))
+    selection = _selected(pipeline, group, group.scores, group.own(budgets))
     selection, _ = _behind_settled(selection, selection.lengths, view)
     compact_in_place(contents.keys.view, contents.values.view, selection.indices)
     for table in tables:

@@ -7,6 +7,7 @@ import torch
 from kvpolicy.cache.attention.keys import attended
 from kvpolicy.cache.eviction.evict import evict
 from kvpolicy.cache.eviction.shown import Shown
+from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.observation.logits import Logits
 from kvpolicy.observation.observation import Observation
@@ -14,8 +15,12 @@ from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.stages.selection import Selection
 
 
-def evicted(policy: Pipeline, observation: Observation) -> Contents:
+def evicted(
+    policy: Pipeline, observation: Observation, spans: BatchSpans | None = None
+) -> Contents:
     """Return what a layer holds after it was evicted; the observation shows what it held before.
+
+    `spans` are those of the text of its rows.
 
     >>> import kvpolicy
     >>> from kvpolicy.testing import observation
@@ -47,6 +52,7 @@ def evicted(policy: Pipeline, observation: Observation) -> Contents:
         rotary=observation.rotary,
         shard=observation.shard,
         readers=observation.readers,
+        spans=spans,
     )
     found = evict(policy, contents, attended(contents), shown)
     return contents if found is None else found

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.cache.attention.keys import AttendedKeys
+from kvpolicy.cache.eviction.division import Division
 from kvpolicy.cache.eviction.shown import Shown
 from kvpolicy.cache.eviction.spans import without
 from kvpolicy.cache.eviction.views import View, views_of
@@ -41,6 +42,8 @@ class Ranked:
     """How many positions every head keeps for protected spans; no allocator shares them out."""
     free: Float[Tensor, "b n _"] | None = None
     """The scores of the other positions, where some are reserved."""
+    division: Division | None = None
+    """How each head's budget is divided among spans; None: not at all."""
 
     @property
     def observation(self) -> Observation:
@@ -83,6 +86,7 @@ class Ranked:
                 observations=[each.row(row) for each in self.observations],
                 scores=None if self.scores is None else self.scores[row : row + 1],
                 free=None if self.free is None else self.free[row : row + 1],
+                division=None if self.division is None else self.division.row(row),
             )
             for row in rows
         ]
@@ -123,9 +127,11 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
             check_numbers(observation)
     scores, reserved = [pipeline.rank(observation) for observation in observations], 0
     masks: list[Bool[Tensor, "b n S"]] = []
+    division = None
     if shown.spans is not None:
         reserved, row = shown.spans.reserved(views[0]), views[0].rows.start
         masks = [shown.spans.protects(view.positions, row) for view in views]
+        division = shown.spans.division(pipeline, views, observations[0].budget)
         scores = [
             each.masked_fill(mask, torch.inf) for each, mask in zip(scores, masks, strict=True)
         ]
@@ -139,6 +145,7 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
         scores=_joined(scores, unranked.competing),
         within=within,
         reserved=reserved,
+        division=division,
     )
     if not reserved:
         return found

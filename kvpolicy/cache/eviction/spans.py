@@ -11,11 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.budget import Within
+from kvpolicy.cache.eviction.division import Division, joined_spans, parts_of
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import InvalidValueError, shown
+from kvpolicy.pipeline.describe import described
 from kvpolicy.pipeline.pipeline import Pipeline
+from kvpolicy.pipeline.title import Title
 from kvpolicy.spans import (
     EXAMPLE,
     LARGEST,
@@ -24,6 +27,7 @@ from kvpolicy.spans import (
     checked_protect,
     checked_spans,
 )
+from kvpolicy.stages.division import OUTSIDE, Divider
 
 
 @attrs.define(eq=False)
@@ -36,6 +40,9 @@ class BatchSpans:
 
     given: tuple[Spans, ...]
     protect: frozenset[str]
+    divider: Divider | None = None
+    """How the budget is divided among the spans; None: not at all."""
+    divider_title: Title | None = None
     rows: list[int] = attrs.field(factory=list)
     """For each row of the batch its entry of `given`; empty where one is for all."""
     prompt: int | None = None
@@ -43,7 +50,11 @@ class BatchSpans:
 
     @classmethod
     def of_texts(
-        cls, pipeline: Pipeline, spans: GivenSpans | None, protect: Sequence[str] | bool
+        cls,
+        pipeline: Pipeline,
+        spans: GivenSpans | None,
+        protect: Sequence[str] | bool,
+        divider: tuple[Divider, Title] | None = None,
     ) -> BatchSpans | None:
         """Return what a user says of the texts to come; None if that is nothing.
 
@@ -51,18 +62,24 @@ class BatchSpans:
         and for a budget that cannot hold what is protected.
         """
         if spans is None:
-            if protect:
+            if protect or divider:
+                what = f"protect={shown(protect)}" if protect else str(divider and divider[1])
                 raise InvalidValueError(
-                    f"protect={shown(protect)} names spans, and there are none. Give "
-                    f"spans=..., {EXAMPLE}."
+                    f"{what} is about spans, and there are none. Give spans=..., {EXAMPLE}."
                 )
             return None
         given = checked_spans(spans)
-        found = cls(given, checked_protect(protect, given))
-        if not found.protect:
+        found = cls(given, checked_protect(protect, given), *(divider or ()))
+        if not (found.protect or divider):
             raise InvalidValueError(
-                "spans are given, and nothing uses them. Give the names of those that stay whole: "
-                "protect=['system']."
+                "spans are given, and nothing uses them. Give the names of those that stay whole, "
+                "protect=['system'], or divider='fair' to give each its share of the budget."
+            )
+        if divider and pipeline.target:
+            raise InvalidValueError(
+                f"{divider[1]} divides a number of positions among spans, and a budget that is an "
+                "error target counts the best positions of a head. Give a number or a share as "
+                "budget, or no divider."
             )
         found.check_budget(pipeline)
         return found
@@ -75,7 +92,10 @@ class BatchSpans:
         """Return the arguments of `policy.cache` as plain data, a mapping for each row."""
         rows = self.rows or range(len(self.given))
         spans = [{name: list(each) for name, each in self.given[at].ranges.items()} for at in rows]
-        return {"spans": spans, "protect": sorted(self.protect)}
+        title, divider = self.divider_title, None
+        if self.divider is not None and title is not None:
+            divider = described(title, self.divider)
+        return {"spans": spans, "protect": sorted(self.protect), "divider": divider}
 
     def clear(self) -> None:
         """Forget the batch."""
@@ -165,6 +185,34 @@ class BatchSpans:
         ends = [end for name, both in ranges if name in self.protect for end in both]
         # Inside of a span, an odd number of ends have been passed.
         return torch.searchsorted(sent(ends, positions.device), positions, right=True) % 2 == 1
+
+    def division(self, pipeline: Pipeline, views: Sequence[View], budget: int) -> Division | None:
+        """Return how heads that are shown in these views divide their budgets among spans."""
+        if self.divider is None or self.divider_title is None:
+            return None
+        view, device = views[0], views[0].positions.device
+        first = max(view.seen - view.newest, pipeline.sinks)
+        end = view.seen - pipeline.recent_of(budget)
+        lengths = self._competing(view.rows.start, first, end)
+        ranges = self.of(view.rows.start).ranges.values()
+        ends = sent([each for both in ranges for each in both], device)
+        found = []
+        for each in views:
+            passed = torch.searchsorted(ends, each.positions.contiguous(), right=True)
+            of_each = torch.where(passed % 2 == 1, (passed + 1) // 2, 0)
+            found.append(of_each[..., -view.newest :])
+        parts = parts_of(self.divider, self.divider_title, lengths, device)
+        longest = max(each.shape[-1] for each in found)
+        return Division(spans=joined_spans(found, longest), parts=parts)
+
+    def _competing(self, row: int, first: int, end: int) -> dict[str, int]:
+        """Return how many tokens of each span compete; the text outside of all comes first."""
+        spans, names = self.of(row), frozenset(self.of(row).ranges)
+        outside = max(0, end - first) - spans.between(first, end, names)
+        return {OUTSIDE: outside} | {
+            name: 0 if name in self.protect else spans.between(first, end, frozenset([name]))
+            for name in spans.ranges
+        }
 
 
 def without(

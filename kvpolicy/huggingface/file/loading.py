@@ -94,7 +94,7 @@ def _loaded(
 def _spans(saved: Any) -> dict[str, Any]:
     if saved is None:
         return {}
-    if not isinstance(saved, dict) or set(saved) != {"spans", "protect"}:
+    if not isinstance(saved, dict) or set(saved) != {"spans", "protect", "divider"}:
         raise ValueError("spans have other fields than this version writes")
     return saved
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from kvpolicy.testing.promises import (
     allocation,
     compaction,
+    division,
     generation,
     patterns,
     recipes,
@@ -33,6 +34,7 @@ PROMISES: Mapping[str, tuple[Promise, ...]] = {
     "compactor": _made_in(compaction),
     "storage": _made_in(storage),
     "prefill_pattern": _made_in(patterns),
+    "divider": _made_in(division),
     "recipe": _made_in(recipes, generation),
     "task": _made_in(tasks),
 }
