@@ -1,5 +1,6 @@
 """Protected spans stay whole in every head of every layer, and the cache stays exact and small."""
 
+import attrs
 import pytest
 import torch
 
@@ -111,6 +112,28 @@ def test_a_budget_may_be_no_more_than_what_is_always_kept(model):
     cache = small(budget=13, recent=0).cache(model, spans=SPANS, protect=["tools", "image"])
     model(ids_of(1, 70), past_key_values=cache)
     assert all(set(head) == WHOLE for layer in cache.positions for head in layer[0].tolist())
+
+
+@attrs.frozen
+class Miser:
+    """Gives the first head of a layer one position, and the others as many as there are."""
+
+    uneven = True
+
+    def allocate(self, scores, observation, budget):
+        counts = torch.full(scores.shape[:2], budget)
+        counts[:, 0] = 1
+        return counts
+
+
+@pytest.mark.parametrize("divider", [None, "fair"])
+def test_an_allocator_that_gives_a_head_nearly_nothing_takes_no_protected_position(model, divider):
+    spans = {"tools": (1, 9), "end": (56, 60)}
+    policy = small(allocator=Miser(), sinks=4)
+    cache = policy.cache(model, spans=spans, protect=True, divider=divider)
+    model(ids_of(1, 60), past_key_values=cache)
+    assert missing(cache, {*range(1, 9), *range(56, 60)}) == set()
+    assert [(layer >= 0).sum(-1).tolist() for layer in cache.positions] == [[[13, BUDGET]]] * 4
 
 
 def test_rows_of_a_batch_have_spans_of_their_own_that_follow_them(model):

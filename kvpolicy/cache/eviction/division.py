@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -57,17 +57,6 @@ def parts_of(
     return table.to(device, non_blocking=True)
 
 
-def _is_part(number: object) -> bool:
+def _is_part(number: Any) -> bool:
     plain = isinstance(number, int | float) and not isinstance(number, bool)
     return plain and 0 <= number <= LARGEST_PART
-
-
-def joined_spans(spans: Sequence[Int[Tensor, "b _ _"]], longest: int) -> Int[Tensor, "b n S"]:
-    """Return the spans of all heads; behind a shorter head the number does not matter."""
-    filled = [
-        torch.nn.functional.pad(each, (0, longest - each.shape[-1]))
-        if each.shape[-1] < longest
-        else each
-        for each in spans
-    ]
-    return filled[0] if len(filled) == 1 else torch.cat(filled, 1)

@@ -12,6 +12,7 @@ from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.eviction.budgets import Budgets, budgets_of
 from kvpolicy.cache.eviction.ranked import Ranked, ranked
 from kvpolicy.cache.eviction.shown import Shown
+from kvpolicy.cache.eviction.spans import before_others
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.cache.memory.assembly import Piece, assembled
 from kvpolicy.cache.memory.contents import Contents
@@ -116,6 +117,8 @@ def _selected(
     lengths: Int[Tensor, "b n"],
 ) -> Selection:
     """Select as many positions of each head, and of each span its part of them."""
+    if group.protected is not None:
+        scores = before_others(scores, group.protected, lengths)
     if group.division is not None:
         scores = group.division.of(scores, lengths)
     return pipeline.choose(scores, lengths)

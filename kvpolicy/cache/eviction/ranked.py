@@ -12,7 +12,7 @@ from torch import Tensor
 from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.eviction.division import Division
 from kvpolicy.cache.eviction.shown import Shown
-from kvpolicy.cache.eviction.spans import without
+from kvpolicy.cache.eviction.spans import joined, without
 from kvpolicy.cache.eviction.views import View, views_of
 from kvpolicy.cache.eviction.within import counts_within
 from kvpolicy.cache.memory.contents import Contents
@@ -40,8 +40,10 @@ class Ranked:
     """The counts of all heads of the layer, on the CPU, where the budget is an error target."""
     reserved: int = 0
     """How many positions every head keeps for protected spans; no allocator shares them out."""
+    protected: Bool[Tensor, "b n S"] | None = None
+    """Which positions these are, where some are reserved."""
     free: Float[Tensor, "b n _"] | None = None
-    """The scores of the other positions, where some are reserved."""
+    """The scores of the other positions."""
     division: Division | None = None
     """How each head's budget is divided among spans; None: not at all."""
 
@@ -85,6 +87,7 @@ class Ranked:
                 views=[view.row(row) for view in self.views],
                 observations=[each.row(row) for each in self.observations],
                 scores=None if self.scores is None else self.scores[row : row + 1],
+                protected=None if self.protected is None else self.protected[row : row + 1],
                 free=None if self.free is None else self.free[row : row + 1],
                 division=None if self.division is None else self.division.row(row),
             )
@@ -150,7 +153,9 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
     if not reserved:
         return found
     free = [without(*each, reserved) for each in zip(scores, masks, strict=True)]
-    return attrs.evolve(found, free=_joined(free, found.shared_out))
+    return attrs.evolve(
+        found, protected=joined(masks, found.competing), free=_joined(free, found.shared_out)
+    )
 
 
 def _within(

@@ -9,9 +9,10 @@ import attrs
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kvpolicy.budget import Within
-from kvpolicy.cache.eviction.division import Division, joined_spans, parts_of
+from kvpolicy.cache.eviction.division import Division, parts_of
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
@@ -202,8 +203,7 @@ class BatchSpans:
             of_each = torch.where(passed % 2 == 1, (passed + 1) // 2, 0)
             found.append(of_each[..., -view.newest :])
         parts = parts_of(self.divider, self.divider_title, lengths, device)
-        longest = max(each.shape[-1] for each in found)
-        return Division(spans=joined_spans(found, longest), parts=parts)
+        return Division(spans=joined(found, [each.shape[-1] for each in found]), parts=parts)
 
     def _competing(self, row: int, first: int, end: int) -> dict[str, int]:
         """Return how many tokens of each span compete; the text outside of all comes first."""
@@ -213,6 +213,29 @@ class BatchSpans:
             name: 0 if name in self.protect else spans.between(first, end, frozenset([name]))
             for name in spans.ranges
         }
+
+
+def joined(of_heads: Sequence[Tensor], held: Sequence[int]) -> Tensor:
+    """Return what is said of all heads [b n S]; behind a shorter head nothing is (0, False)."""
+    if len(of_heads) == 1 and of_heads[0].shape[-1] == max(held):
+        return of_heads[0]
+    return torch.cat([pad(each, (0, max(held) - each.shape[-1])) for each in of_heads], 1)
+
+
+def before_others(
+    scores: Float[Tensor, "b n S"],
+    protected: Bool[Tensor, "b n S"],
+    lengths: Int[Tensor, "b n"],
+) -> Float[Tensor, "b n S"]:
+    """Return scores by which a head that keeps few positions loses none of a protected span.
+
+    An allocator may give a head fewer positions than sinks, recent tokens and protected spans are
+    together. All of them have the score +inf. There sinks and recent tokens get a finite one.
+    """
+    forced = scores.isposinf()
+    few = forced.sum(-1) > lengths.to(scores.device, non_blocking=True)
+    most = torch.finfo(scores.dtype).max
+    return scores.masked_fill(forced & ~protected & few[..., None], most)
 
 
 def without(
