@@ -47,7 +47,7 @@ newest: .venv-newest/.ready ## The same tests with the newest versions that the 
 
 smoke: $(READY) ## Install the wheel into an empty environment outside of the checkout, and use it.
 	@test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) --no-print-directory dist
-	@.ci/smoke $(PYTHON) dist/*.whl
+	@.ci/smoke $(PYTHON) dist/*.whl "$$(grep '^torch==' constraints.txt)"
 
 docs: $(READY) ## Build the site into docs/_build/ (a minute, no network); open docs/_build/index.html.
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build

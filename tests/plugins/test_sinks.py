@@ -26,7 +26,7 @@ class Repeats:
 
 
 def scorer_of(name):
-    options = {"future": Repeats()} if name == "oracle" else {}
+    options = {"future": Repeats()} if name.startswith("oracle") else {}
     return kvpolicy.compose(scorer={"name": name, **options}, budget=200).scorer
 
 
