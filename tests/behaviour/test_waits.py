@@ -79,6 +79,16 @@ def test_a_faulty_part_is_named_when_the_next_forward_begins(name, counts):
     cache.reset()
 
 
+@pytest.mark.parametrize("recipe", ["snapkv", "h2o"])
+def test_spans_and_a_divider_make_nothing_wait(recipe, counts):
+    spans, model = {"system": (2, 9), "image": (20, 31)}, model_on_gpu(2)
+    cache = kvpolicy.recipe(recipe, budget=40).cache(
+        model, spans=spans, protect=["system"], divider="fair"
+    )
+    model(prompt(), past_key_values=cache)
+    assert counts.total("waits") == 0
+
+
 @pytest.mark.parametrize("copy", [lambda cache: cache.clone(), lambda cache: cache.save("nowhere")])
 def test_a_faulty_part_is_named_before_its_cache_is_copied_or_saved(copy, counts):
     model = model_on_gpu(2)

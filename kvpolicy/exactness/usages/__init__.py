@@ -38,6 +38,7 @@ from kvpolicy.exactness.usages.several_caches import (
     questions_to_clones,
     saved_and_loaded,
 )
+from kvpolicy.exactness.usages.spans import a_fair_share_for_each_span, protected_spans
 from kvpolicy.exactness.usages.turns import (
     after_crop,
     chunked_prefill,
@@ -116,6 +117,8 @@ WAYS: dict[str, Usage] = _named(
     policy_applied,
     padded_questions_to_one_context,
     a_budget_for_each_turn,
+    protected_spans,
+    a_fair_share_for_each_span,
 )
 """Ways of asking, which tests measure on some models. They are no columns of the tables yet."""
 OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
