@@ -20,7 +20,7 @@ REFUSED = {
     "diffllama": "attends twice",
     "falcon": "does not call its attention",
     "deepseek_v4": "DeepseekV4HCACache",
-    "mamba": "takes no cache",
+    "mamba": "takes no cache|has full attention",
 }
 
 

@@ -9,6 +9,7 @@ REFUSED: Mapping[str, str] = {
     "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
     "jetmoe": "repeats its keys after the cache gave them out",
     "minimax": "insists on a cache of its own",
+    "xlstm": "insists on a cache of its own",
 }
 """Model types whose attention does what no configuration says, and why they are refused."""
 
