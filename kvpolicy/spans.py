@@ -57,13 +57,13 @@ class Spans:
             if start >= length:
                 raise InvalidValueError(
                     f"span {name!r} ({start}, {stop}) lies behind the first prompt: row {row} of "
-                    f"it has {length} tokens. {_WHOLE} Nothing was changed."
+                    f"it has {length} tokens. {_WHOLE}"
                 )
             if stop > length:
                 raise InvalidValueError(
                     f"span {name!r} ({start}, {stop}) is cut: row {row} of the first prompt ends "
                     f"after {length} tokens. Give the tokenizer or processor a larger max_length, "
-                    f"or truncation=False. {_WHOLE} Nothing was changed."
+                    f"or truncation=False. {_WHOLE}"
                 )
 
 

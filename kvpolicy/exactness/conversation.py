@@ -16,6 +16,7 @@ from kvpolicy import Policy, load
 from kvpolicy.errors import CacheStateError
 from kvpolicy.exactness.forwards import Change, Forward, recorded
 from kvpolicy.exactness.replay import replay_difference
+from kvpolicy.exactness.told import Told
 from kvpolicy.huggingface.cache import PolicyCache
 from kvpolicy.huggingface.cache_argument import handed
 
@@ -30,11 +31,34 @@ class Conversation:
     changes: list[Change] = attrs.field(factory=list)
     mask: Int[Tensor, "B T"] | None = None
     """None before the first turn."""
+    protected: list[frozenset[int]] = attrs.field(factory=list)
+    """For each row the positions that no head may evict; empty: none of any row."""
 
     @classmethod
     def begun(cls, model: PreTrainedModel, policy: Policy) -> Conversation:
         """Begin with an empty cache."""
         return cls(model, policy.cache(model))
+
+    def tell(self, policy: Policy, told: Told | None) -> None:
+        """Begin anew with a cache that is told of spans, or of none.
+
+        Raises InvalidValueError if the budget cannot hold them; then the cache is as it was.
+        """
+        cache = policy.cache(self.model, **({} if told is None else told.arguments))
+        self.cache.close()
+        self.cache, self.protected = cache, [] if told is None else told.protected
+
+    def check_protected(self) -> None:
+        """Raise AssertionError if a head lacks a protected position that its row has seen."""
+        if self.mask is None:
+            return
+        seen: list[int] = self.mask.sum(1).tolist()
+        for layer in self.cache.policy_layers:
+            for row, whole in enumerate(self.protected):
+                for head in layer.positions[row].tolist():
+                    lost = {at for at in whole if at < seen[row]}.difference(head)
+                    if lost:
+                        raise AssertionError(f"row {row} has lost protected {sorted(lost)}")
 
     @property
     def rows(self) -> int:
@@ -99,6 +123,8 @@ class Conversation:
         self.changes.append(lambda full: getattr(full, change)(*arguments))
         if self.mask is not None:
             self.mask = self.mask[rows]
+        if self.protected:
+            self.protected = [self.protected[row] for row in rows.tolist()]
 
     def twin(self) -> Conversation:
         """Return a copy that goes on independently."""

@@ -18,9 +18,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kvpolicy import Policy
+from kvpolicy.errors import InvalidValueError
 from kvpolicy.exactness.conversation import Conversation
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.strategies import models, policies
+from kvpolicy.exactness.told import Told, told
 from kvpolicy.testing.strategies import SEEDS
 
 LONGEST, MOST_ROWS, MOST_TALKS = 220, 6, 3
@@ -58,7 +60,16 @@ class CacheMachine(RuleBasedStateMachine):
         mask = torch.ones(batch, length, dtype=torch.long)
         for row in range(1, batch):
             mask[row, : data.draw(st.integers(0, length - 1), label="padding")] = 0
-        self._read(talk, _tokens(seed, batch, length) * mask, mask)
+        self._tell(talk, data.draw(told(mask.sum(1).tolist()), label="spans"))
+        tokens = _tokens(seed, batch, length) * mask
+        try:
+            self._read(talk, tokens, mask)
+        except InvalidValueError:
+            # The share of a short prompt does not hold what is protected.
+            if not talk.protected:
+                raise
+            self._tell(talk, None)
+            self._read(talk, tokens, mask)
 
     @rule(data=st.data(), length=st.one_of(st.integers(2, 9), st.integers(20, 60)), seed=SEEDS)
     @precondition(lambda self: self._used())
@@ -161,6 +172,16 @@ class CacheMachine(RuleBasedStateMachine):
         used = [at for at, talk in enumerate(self.talks) if talk.rows]
         return self.talks[data.draw(st.sampled_from(used), label="conversation")]
 
+    def _tell(self, talk: Conversation, spans: Told | None) -> None:
+        """Tell an empty cache of spans. One that was told of others is replaced."""
+        if spans is None and talk.cache.session.spans is None:
+            return
+        try:
+            talk.tell(self.policy, spans)
+            self.done["told of spans"] += spans is not None
+        except InvalidValueError:
+            talk.tell(self.policy, None)
+
     def _read(
         self,
         talk: Conversation,
@@ -169,6 +190,7 @@ class CacheMachine(RuleBasedStateMachine):
     ) -> None:
         talk.read(tokens, mask)
         self.done["turns"] += 1
+        talk.check_protected()
         # With a budget for each turn, the sum over turns has no bound here.
         if (tokens.shape[1] > 1 or talk.length == 1) and not self.policy.per_turn:
             _check_budget(talk, self.policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -12,11 +13,14 @@ from transformers import PreTrainedModel
 from kvpolicy import Policy, compose, installed
 from kvpolicy import recipe as policy_of
 from kvpolicy.errors import KvpolicyError
+from kvpolicy.exactness.architectures import tiny_architecture
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.testing.models import tiny_model
 
 FAMILIES = ("llama", "llama", "qwen3", "mistral", "gemma2", "gemma3_text")
 """llama is drawn twice as often as the others."""
+SHARED = ("gemma3n_text", "gemma4_text")
+"""Families whose last layers attend with the keys and values of earlier ones."""
 LARGEST_WINDOW = 8
 """Prompts are many times as long."""
 
@@ -29,7 +33,11 @@ def models(draw: st.DrawFn, *, double: bool = False) -> PreTrainedModel:
     computations of the same scores keep the same positions. Eager attention is left out: in float64
     transformers' gives NaN for a padded row.
     """
-    family = draw(st.sampled_from(FAMILIES).filter(lambda name: not double or name != "gemma2"))
+    known = st.sampled_from(FAMILIES if double else (*FAMILIES, *SHARED))
+    family = draw(known.filter(lambda name: not double or name != "gemma2"))
+    if family in SHARED:
+        shared, backend = draw(st.integers(0, 2)), draw(st.sampled_from(["sdpa", "eager"]))
+        return _sharing(family, shared, backend)
     kv_heads, groups = draw(st.integers(1, 3)), draw(st.integers(1, 8))
     heads, head_dim = kv_heads * groups, draw(st.sampled_from([8, 16, 32, 64, 128]))
     # In a model with sliding windows only every other layer evicts.
@@ -52,6 +60,12 @@ def models(draw: st.DrawFn, *, double: bool = False) -> PreTrainedModel:
         **sizes,
     )
     return model.double() if double else model
+
+
+@functools.cache
+def _sharing(family: str, shared: int, backend: str) -> PreTrainedModel:
+    """Return a model whose last `shared` layers have no keys of their own."""
+    return tiny_architecture(family, attn_implementation=backend, num_kv_shared_layers=shared)
 
 
 @st.composite

@@ -83,9 +83,10 @@ def checked_generate(
         cache.check_room(new, _most_new_tokens(model, args, kwargs, ids))
         end = None if ids is None else ids.shape[1] + (0 if whole else before)
         drafting = drafts_announced(model, cache, args, kwargs, end=end)
+        first = None if before else _given(kwargs, ids)
         cache.read_tokens.begin()
         try:
-            with drafting, cache.session.first_prompt(None if before else new):
+            with drafting, cache.session.first_prompt(first, mask):
                 result = own(model, *args, **kwargs)
         except BaseException:
             cache.read_tokens.stop()
@@ -114,9 +115,14 @@ def _ids_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 
 def _length_of(args: tuple[Any, ...], kwargs: dict[str, Any], ids: Tensor | None) -> int:
     """Return how many tokens, or embeddings, each row of the input of `generate` has."""
-    embeds = kwargs.get("inputs_embeds")
-    given = ids if embeds is None else embeds
+    given = _given(kwargs, ids)
     return 2 if given is None else int(given.shape[1])
+
+
+def _given(kwargs: dict[str, Any], ids: Tensor | None) -> Tensor | None:
+    """Return the embeddings that `generate` was given, or else the token ids."""
+    embeds: Tensor | None = kwargs.get("inputs_embeds")
+    return ids if embeds is None else embeds
 
 
 def _most_new_tokens(

@@ -99,10 +99,17 @@ class Session:
             self.spans.clear()
 
     @contextmanager
-    def first_prompt(self, tokens: int | None) -> Iterator[None]:
-        """Say how many tokens the first prompt has that is read in this block; None: not known."""
-        spans = self.spans
-        if spans is not None:
+    def first_prompt(self, given: Tensor | None, mask: Any) -> Iterator[None]:
+        """Say in a block which first prompt it reads, ids or embeddings; None: it reads no first.
+
+        Raises InvalidValueError, before any work, for spans that the prompt does not hold, and for
+        protected spans that its budget does not hold.
+        """
+        spans = None if given is None else self.spans
+        if spans is not None and given is not None:
+            rows, tokens = given.shape[:2]
+            is_mask = isinstance(mask, Tensor) and tuple(mask.shape) == (rows, tokens)
+            spans.begin(self.policy, mask.sum(1).tolist() if is_mask else [tokens] * rows)
             spans.prompt = tokens
         try:
             yield

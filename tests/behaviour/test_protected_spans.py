@@ -283,3 +283,21 @@ def test_a_prompt_that_the_spans_do_not_fit_is_refused_before_any_work(
             max_new_tokens=1,
         )
     assert cache.seen == 0
+
+
+def test_generate_refuses_before_layers_with_sliding_windows_have_read_a_token():
+    model = tiny_model("gemma3_text")
+    cache = small().cache(model, spans={"image": (50, 62)}, protect=["image"])
+    with pytest.raises(InvalidValueError, match="is cut"):
+        model.generate(ids_of(1, 60), past_key_values=cache, max_new_tokens=1)
+    model.generate(ids_of(1, 70), past_key_values=cache, max_new_tokens=1)
+    held = cache.policy_layers[0].positions[0].tolist()
+    assert all(set(head) >= {*range(50, 62)} for head in held)
+
+
+def test_a_file_of_rows_without_spans_says_nothing_of_spans(model, tmp_path):
+    cache = small().cache(model, spans=[{}, {"image": (3, 9)}], protect=["image"])
+    model(ids_of(2, 60), past_key_values=cache)
+    cache.batch_select_indices(torch.tensor([0]))
+    cache.save(tmp_path / "context.safetensors")
+    assert kvpolicy.load(tmp_path / "context.safetensors", model).session.spans is None

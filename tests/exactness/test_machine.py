@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.memory.contents import Rows
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import KvpolicyError
@@ -38,9 +39,18 @@ def keeps_the_rows_as_they_were(select_rows):
     return lambda rows, batch: select_rows(rows, torch.arange(len(batch)) % len(rows.buffer))
 
 
+def gives_each_row_the_spans_of_the_first(select_rows):
+    def select(spans, rows):
+        select_rows(spans, rows)
+        spans.rows = spans.rows[:1] * len(spans.rows)
+
+    return select
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "fault"),
     [
+        (BatchSpans, "select_rows", gives_each_row_the_spans_of_the_first),
         (PolicyLayer, "crop", crops_one_token_less),
         (Slots, "select_rows", forgets_which_rows_are_padded),
         (Rows, "select_rows", keeps_the_rows_as_they_were),

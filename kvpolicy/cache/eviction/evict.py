@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.eviction.budgets import Budgets, budgets_of
+from kvpolicy.cache.eviction.protection import before_others
 from kvpolicy.cache.eviction.ranked import Ranked, ranked
 from kvpolicy.cache.eviction.shown import Shown
-from kvpolicy.cache.eviction.spans import before_others
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.cache.memory.assembly import Piece, assembled
 from kvpolicy.cache.memory.contents import Contents

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.eviction.division import Division
+from kvpolicy.cache.eviction.protection import joined, without
 from kvpolicy.cache.eviction.shown import Shown
-from kvpolicy.cache.eviction.spans import joined, without
 from kvpolicy.cache.eviction.views import View, views_of
 from kvpolicy.cache.eviction.within import counts_within
 from kvpolicy.cache.memory.contents import Contents

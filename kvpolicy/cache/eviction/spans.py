@@ -7,12 +7,12 @@ from typing import Any
 
 import attrs
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from kvpolicy.budget import Within
 from kvpolicy.cache.eviction.division import Division, parts_of
+from kvpolicy.cache.eviction.protection import joined
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
@@ -89,14 +89,20 @@ class BatchSpans:
         """Return the same spans, to go their own way from here."""
         return attrs.evolve(self, rows=list(self.rows), prompt=None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the arguments of `policy.cache` as plain data, a mapping for each row."""
+    def to_dict(self) -> dict[str, Any] | None:
+        """Return the arguments of `policy.cache` as plain data; None if no row needs them.
+
+        Each row has a mapping, or one is for all.
+        """
         rows = self.rows or range(len(self.given))
         spans = [{name: list(each) for name, each in self.given[at].ranges.items()} for at in rows]
-        title, divider = self.divider_title, None
-        if self.divider is not None and title is not None:
-            divider = described(title, self.divider)
-        return {"spans": spans, "protect": sorted(self.protect), "divider": divider}
+        # Rows may have gone, and their spans with them.
+        protect = sorted(self.protect & {name for row in spans for name in row})
+        divider = None
+        if self.divider is not None and self.divider_title is not None:
+            divider = described(self.divider_title, self.divider)
+        found = {"spans": spans, "protect": protect, "divider": divider}
+        return found if protect or divider else None
 
     def clear(self) -> None:
         """Forget the batch."""
@@ -125,29 +131,39 @@ class BatchSpans:
     def check(self, pipeline: Pipeline, slots: Slots, *, read: int, new: int) -> None:
         """Check a forward before anything is evicted: `new` of `read` tokens are new.
 
-        Raises InvalidValueError for spans that the first prompt does not hold, for another number
-        of sequences than have spans, and for a share that cannot hold what is protected.
+        Raises InvalidValueError as `begin` does, and for a share that cannot hold what is
+        protected.
         """
         if read == new:
-            self._begin(slots, read)
+            later = max(0, (self.prompt or read) - read)
+            self.begin(pipeline, [seen + later for seen in slots.seen])
         if read > new > 1 or read == new:
             for row, (seen, newest) in enumerate(zip(slots.seen, slots.newest, strict=True)):
-                if not pipeline.keeps_all(newest):
-                    budget = pipeline.positions(newest)
-                    self._check_room(pipeline, self.of(row), seen - newest, seen, budget)
+                self._check_share(pipeline, row, seen - newest, seen)
 
-    def _begin(self, slots: Slots, read: int) -> None:
-        """Give each row its spans; beams and samples of a sequence stand side by side."""
-        sequences, later = len(self.given), max(0, (self.prompt or read) - read)
-        if slots.batch % sequences:
+    def begin(self, pipeline: Pipeline, lengths: Sequence[int]) -> None:
+        """Give each row of a first prompt its spans; `lengths` are the real tokens of each.
+
+        Beams and samples of a sequence stand side by side. Raises InvalidValueError for spans that
+        the prompt does not hold, for another number of sequences than have spans, and for a share
+        that cannot hold what is protected.
+        """
+        sequences, rows = len(self.given), len(lengths)
+        if rows % sequences:
             raise InvalidValueError(
-                f"there are spans for {sequences} sequences, but the batch has {slots.batch}. Give "
-                "a mapping for each sequence, or one for all. Nothing was changed."
+                f"there are spans for {sequences} sequences, but the batch has {rows}. Give a "
+                "mapping for each sequence, or one for all."
             )
-        times = slots.batch // sequences
-        self.rows = [row // times for row in range(slots.batch)] if sequences > 1 else []
-        for row, seen in enumerate(slots.seen):
-            self.of(row).check_within(seen + later, row)
+        self.rows = [row // (rows // sequences) for row in range(rows)] if sequences > 1 else []
+        for row, length in enumerate(lengths):
+            self.of(row).check_within(length, row)
+            self._check_share(pipeline, row, 0, length)
+
+    def _check_share(self, pipeline: Pipeline, row: int, first: int, end: int) -> None:
+        """Check the budget of a turn with these positions of a row."""
+        if not pipeline.keeps_all(end - first):
+            budget = pipeline.positions(end - first)
+            self._check_room(pipeline, self.of(row), first, end, budget)
 
     def _check_room(
         self, pipeline: Pipeline, spans: Spans, first: int, end: int, budget: int
@@ -155,13 +171,13 @@ class BatchSpans:
         sinks = max(0, min(end, pipeline.sinks) - first)
         recent = pipeline.recent_of(budget)
         protected = spans.between(max(first, pipeline.sinks), end, self.protect)
-        if sinks + protected + recent > budget:
+        if protected and sinks + protected + recent > budget:
             names = [name for name in spans.ranges if name in self.protect]
             raise InvalidValueError(
                 f"protect keeps {protected} positions of {', '.join(map(repr, names))}. "
                 f"With sinks {sinks} + recent {recent} these are "
                 f"{sinks + protected + recent}, more than the budget of {budget}. Raise the "
-                "budget, or protect fewer or shorter spans. Nothing was changed."
+                "budget, or protect fewer or shorter spans."
             )
 
     def apart(self, groups: Sequence[list[View]]) -> list[list[View]]:
@@ -213,34 +229,3 @@ class BatchSpans:
             name: 0 if name in self.protect else spans.between(first, end, frozenset([name]))
             for name in spans.ranges
         }
-
-
-def joined(of_heads: Sequence[Tensor], held: Sequence[int]) -> Tensor:
-    """Return what is said of all heads [b n S]; behind a shorter head nothing is (0, False)."""
-    if len(of_heads) == 1 and of_heads[0].shape[-1] == max(held):
-        return of_heads[0]
-    return torch.cat([pad(each, (0, max(held) - each.shape[-1])) for each in of_heads], 1)
-
-
-def before_others(
-    scores: Float[Tensor, "b n S"],
-    protected: Bool[Tensor, "b n S"],
-    lengths: Int[Tensor, "b n"],
-) -> Float[Tensor, "b n S"]:
-    """Return scores by which a head that keeps few positions loses none of a protected span.
-
-    An allocator may give a head fewer positions than sinks, recent tokens and protected spans are
-    together. All of them have the score +inf. There sinks and recent tokens get a finite one.
-    """
-    forced = scores.isposinf()
-    few = forced.sum(-1) > lengths.to(scores.device, non_blocking=True)
-    most = torch.finfo(scores.dtype).max
-    return scores.masked_fill(forced & ~protected & few[..., None], most)
-
-
-def without(
-    scores: Float[Tensor, "b n S"], protected: Bool[Tensor, "b n S"], count: int
-) -> Float[Tensor, "b n _"]:
-    """Return the scores without those of `count` protected positions of each head, in order."""
-    order = protected.to(torch.uint8).sort(dim=-1, stable=True).indices
-    return scores.gather(-1, order[..., : scores.shape[-1] - count])
