@@ -17,10 +17,14 @@ OTHERS = sorted(
 )
 
 
+# Its matches of evicted and kept keys take 12 bytes for each position and head.
+ABOVE = {"lookm": 0.17}
+
+
 def check(recipe):
     extra = extra_bytes(recipe, LENGTH, LayerShape())
     kept = 2 * 2 * 8 * 128 * BUDGET
-    assert kept <= extra <= LIMIT * LAYER
+    assert kept <= extra <= ABOVE.get(recipe, LIMIT) * LAYER
 
 
 @pytest.mark.parametrize("recipe", QUICK)
