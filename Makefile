@@ -79,7 +79,7 @@ bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performa
 	    status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
 deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES=1000 random examples of each (hours).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
+	@OMP_WAIT_POLICY=PASSIVE KVPOLICY_SHAPES=all $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep $(RANDOM)
 

@@ -13,7 +13,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 
@@ -25,7 +24,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 # The shapes in signatures are checked in tests only; this must come before the first import.
 sys.path.insert(0, str(Path(__file__).parent))
-jaxtyping.install_import_hook(["kvpolicy", "kvpolicy_kernels", *PLUGINS], "shapes.checked")
+shapes = import_module("shapes")
+shapes.install(["kvpolicy", "kvpolicy_kernels", *PLUGINS])
 COMPILED = ("kvpolicy_kernels.common.triton", "kvpolicy.prefill.flex")
 
 
@@ -92,6 +92,12 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             places = (_place(item.callspec.params[axis], values[item.obj, axis]) for axis in axes)
             if sum(places) % every:
                 item.add_marker("deep")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Check shapes in the first calls of each test."""
+    shapes.start_test()
 
 
 def _place(value: object, known: list[object]) -> int:

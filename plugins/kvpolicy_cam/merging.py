@@ -46,7 +46,7 @@ class Heirs:
         >>> heirs = Heirs.of(
         ...     torch.tensor([[[0, 3, 4]]]), torch.tensor([[[1, 2]]]), length=5, neighbours=8)
         >>> heirs.first, heirs.counts
-        (tensor([[[1, 1]]]), tensor([[[2, 2]]]))
+        (tensor([[[1, 1]]], dtype=torch.int32), tensor([[[2, 2]]], dtype=torch.int32))
         """
         slots = indices.shape[-1]
         is_kept, most = indices < length, min(neighbours, slots)

@@ -51,7 +51,7 @@ def forward_selection(
     >>> nothing = torch.zeros(1, 1, 4, dtype=torch.bool)
     >>> order = forward_selection(asked, torch.zeros(1, 1, 4, 1), values, None, nothing, [1, 2])
     >>> order.argsort(descending=True)[0, 0, :2]
-    tensor([1, 3])
+    tensor([1, 2])
     """
     _check(queries, keys, values, factors, held)
     rising = all(first < second for first, second in pairwise(counts))
