@@ -50,7 +50,7 @@ def _where_shapes_are_named(**options):
 
 
 def _counted(part, **options):
-    """Return a function that checks the first calls of a test; leave what names no shape as it is."""
+    """Return `part`, checked at the first calls of a test if its signature names a shape."""
     if not inspect.isfunction(part):
         return part
     if not any(map(_names_a_shape, part.__annotations__.values())):
