@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -22,8 +22,8 @@ class Told:
     [frozenset({2, 3}), frozenset()]
     """
 
-    spans: list[Mapping[str, Range]]
-    protect: list[str]
+    spans: Sequence[Mapping[str, Range]]
+    protect: Sequence[str]
     divider: str | None
 
     @property

@@ -18,6 +18,7 @@ from transformers.utils import is_accelerate_available
 import kvpolicy
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.usages import small_policy, tokens
+from kvpolicy.exactness.usages.spans import SPANS, telling
 
 WORLD = 2
 MODELS = {
@@ -79,6 +80,16 @@ def policies():
         "merged across heads": ("N=4", small_policy("lookm", **merging), unequal),
         "drawn unevenly": ("N=4", small_policy("random", allocator="adakv", every=3), even),
         "normed keys": ("qwen3", small_policy("restkv", allocator="adakv"), unequal),
+        "protected spans": (
+            "N=4",
+            telling(small_policy("adakv", every=3), spans=SPANS, protect=True),
+            unequal,
+        ),
+        "a fair share of each span": (
+            "N=4",
+            telling(small_policy("layerdefensivekv"), spans=SPANS, divider="fair"),
+            unequal,
+        ),
         "heads in every process": ("phi3", small_policy("restkv", allocator="adakv"), unequal),
     }
     return found

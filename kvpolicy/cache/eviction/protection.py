@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def joined(of_heads: Sequence[Tensor], held: Sequence[int]) -> Tensor:
+def joined(of_heads: Sequence[Tensor], longest: int) -> Tensor:
     """Return what is said of all heads [b n S]; behind a shorter head nothing is (0, False)."""
-    if len(of_heads) == 1 and of_heads[0].shape[-1] == max(held):
+    if len(of_heads) == 1 and of_heads[0].shape[-1] == longest:
         return of_heads[0]
-    return torch.cat([pad(each, (0, max(held) - each.shape[-1])) for each in of_heads], 1)
+    return torch.cat([pad(each, (0, longest - each.shape[-1])) for each in of_heads], 1)
 
 
 def before_others(

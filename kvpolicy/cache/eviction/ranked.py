@@ -134,7 +134,8 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
     if shown.spans is not None:
         reserved, row = shown.spans.reserved(views[0]), views[0].rows.start
         masks = [shown.spans.protects(view.positions, row) for view in views]
-        division = shown.spans.division(pipeline, views, observations[0].budget)
+        budget, longest = observations[0].budget, max(unranked.competing)
+        division = shown.spans.division(pipeline, views, budget, longest)
         scores = [
             each.masked_fill(mask, torch.inf) for each, mask in zip(scores, masks, strict=True)
         ]
@@ -154,7 +155,7 @@ def _ranked(pipeline: Pipeline, views: Sequence[View], shown: Shown) -> Ranked:
         return found
     free = [without(*each, reserved) for each in zip(scores, masks, strict=True)]
     return attrs.evolve(
-        found, protected=joined(masks, found.competing), free=_joined(free, found.shared_out)
+        found, protected=joined(masks, max(found.competing)), free=_joined(free, found.shared_out)
     )
 
 

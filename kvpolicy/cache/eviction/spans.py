@@ -203,8 +203,13 @@ class BatchSpans:
         # Inside of a span, an odd number of ends have been passed.
         return torch.searchsorted(sent(ends, positions.device), positions, right=True) % 2 == 1
 
-    def division(self, pipeline: Pipeline, views: Sequence[View], budget: int) -> Division | None:
-        """Return how heads that are shown in these views divide their budgets among spans."""
+    def division(
+        self, pipeline: Pipeline, views: Sequence[View], budget: int, longest: int
+    ) -> Division | None:
+        """Return how heads that are shown in these views divide their budgets among spans.
+
+        `longest` positions of a head are scored at most, heads of other processes included.
+        """
         if self.divider is None or self.divider_title is None:
             return None
         view, device = views[0], views[0].positions.device
@@ -219,7 +224,7 @@ class BatchSpans:
             of_each = torch.where(passed % 2 == 1, (passed + 1) // 2, 0)
             found.append(of_each[..., -view.newest :])
         parts = parts_of(self.divider, self.divider_title, lengths, device)
-        return Division(spans=joined(found, [each.shape[-1] for each in found]), parts=parts)
+        return Division(spans=joined(found, longest), parts=parts)
 
     def _competing(self, row: int, first: int, end: int) -> dict[str, int]:
         """Return how many tokens of each span compete; the text outside of all comes first."""

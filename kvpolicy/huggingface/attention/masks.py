@@ -175,7 +175,7 @@ def plainly_causal(mask: Any, slots: Slots, query: Tensor, backend: str) -> Any:
     UnsupportedModelError for block masks.
     """
     count, held = query.shape[2], slots.held
-    mask = with_own_padding(mask, slots.lengths, count, held, query, backend)
+    mask = with_own_padding(fit(mask, held), slots.lengths, count, held, query, backend)
     if mask.dim() == 2:
         return mask
     real = torch.tensor(slots.lengths, device=query.device)[:, None, None, None]
