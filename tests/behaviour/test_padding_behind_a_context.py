@@ -46,6 +46,17 @@ def test_logits_are_those_of_the_masked_full_cache(recipe, attention):
     assert talk.difference() <= LIMIT
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_even_layers_may_hold_different_numbers(attention):
+    one_head = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    model = tiny_model("llama", attn_implementation=attention, **one_head)
+    talk = Conversation.begun(model, small_policy("snapkv", allocator="layerdefensivekv"))
+    talk.read(tokens(1, 60, 2))
+    assert len({layer.held for layer in talk.cache.policy_layers}) == 2
+    talk.read(*questions(2, (9, 4)))
+    assert talk.difference() <= LIMIT
+
+
 @pytest.mark.parametrize("recipe", ["snapkv", "restkv", "h2o", "adakv"])
 def test_a_row_keeps_and_says_what_it_would_alone(recipe):
     model, policy = tiny_model("llama", num_hidden_layers=4), small_policy(recipe)
