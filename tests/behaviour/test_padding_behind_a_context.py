@@ -1,5 +1,6 @@
 """Questions of different length on one context: padding between the two is masked exactly."""
 
+import attrs
 import pytest
 import torch
 
@@ -46,13 +47,20 @@ def test_logits_are_those_of_the_masked_full_cache(recipe, attention):
     assert talk.difference() <= LIMIT
 
 
+@attrs.frozen
+class MoreForTheFirst:
+    """Gives the first layer more positions than the others, and all heads of a layer alike."""
+
+    def allocate(self, scores, observation, budget):
+        return torch.full(scores.shape[:2], budget - 4 * (observation.layer or -1))
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_even_layers_may_hold_different_numbers(attention):
-    one_head = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    model = tiny_model("llama", attn_implementation=attention, **one_head)
-    talk = Conversation.begun(model, small_policy("snapkv", allocator="layerdefensivekv"))
+    policy = small_policy("snapkv", allocator=MoreForTheFirst())
+    talk = Conversation.begun(tiny_model("llama", attn_implementation=attention), policy)
     talk.read(tokens(1, 60, 2))
-    assert len({layer.held for layer in talk.cache.policy_layers}) == 2
+    assert [layer.held for layer in talk.cache.policy_layers] == [28, 20]
     talk.read(*questions(2, (9, 4)))
     assert talk.difference() <= LIMIT
 
