@@ -1,4 +1,4 @@
-"""Shapes in signatures are checked, at each function's first calls of a test."""
+"""Tests check the shapes in signatures, at each function's first calls of a test."""
 
 import pytest
 import shapes
