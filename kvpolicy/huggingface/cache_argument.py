@@ -12,9 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 from torch import nn
-from transformers.masking_utils import create_causal_mask
-
-from kvpolicy.huggingface.model.adapters import model_inside
 
 NAMES = ("cache", "past_key_values")
 """What the argument is called; the newest name is the first."""
@@ -46,7 +43,7 @@ def name_for(to: Any) -> str:
     Where the signature takes any name, as that of `generate` does, it is transformers' own name.
     """
     function = _forward_of(to) if isinstance(to, nn.Module) else to
-    return _name_in(function) or _name_in(create_causal_mask) or NAMES[0]
+    return _name_in(function) or _name_in_transformers()
 
 
 def handed(cache: object, to: Any) -> dict[str, Any]:
@@ -73,9 +70,19 @@ def renamed(arguments: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _forward_of(model: Any) -> Callable[..., Any]:
     """Return the forward whose signature has the names: wrappers take any argument."""
+    # This and the import below are here, not above: `compose` and most commands come by without
+    # transformers, which takes seconds to import.
+    from kvpolicy.huggingface.model.adapters import model_inside
+
     inside = getattr(model_inside(model), "_orig_mod", model_inside(model))  # of torch.compile
     forward: Callable[..., Any] = inside.forward
     return forward
+
+
+def _name_in_transformers() -> str:
+    from transformers.masking_utils import create_causal_mask
+
+    return _name_in(create_causal_mask) or NAMES[0]
 
 
 def _name_in(function: Callable[..., Any]) -> str | None:
