@@ -24,6 +24,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 # The shapes in signatures are checked in tests only; this must come before the first import.
 sys.path.insert(0, str(Path(__file__).parent))
+# An installed package may be called benchmarks, too.
+sys.path.insert(0, str(ROOT))
 shapes = import_module("shapes")
 shapes.install(["kvpolicy", "kvpolicy_kernels", *PLUGINS])
 COMPILED = ("kvpolicy_kernels.common.triton", "kvpolicy.prefill.flex")

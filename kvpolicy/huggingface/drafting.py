@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from transformers import Cache, __version__
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.drafts import (
@@ -41,6 +42,11 @@ def drafts_announced(
             raise UnsupportedModelError(
                 f"{FEATURE} take drafted tokens back, which a cache of fixed size cannot do. Use "
                 "static=False, or generate without drafts."
+            )
+        if not hasattr(Cache, "activate_past_recording"):
+            raise UnsupportedModelError(
+                f"{FEATURE} take drafted tokens back, which caches of transformers {__version__} "
+                "cannot do. Use a newer transformers, or generate without drafts."
             )
         check_drafts(cache.session)
         drafts.end = end

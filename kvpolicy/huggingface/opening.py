@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, __version__
 from transformers.cache_utils import LinearAttentionLayer
 
 from kvpolicy.errors import UnsupportedModelError
@@ -72,7 +72,8 @@ def _evicting(
 ) -> PolicyLayer:
     """Return the layer that evicts in place of one of transformers.
 
-    Raises UnsupportedModelError for a linear state in a cache of fixed size.
+    Raises UnsupportedModelError for a linear state in a cache of fixed size, or of an old
+    transformers.
     """
     if not isinstance(plain, LinearAttentionLayer):
         return layer_class(session, index)
@@ -81,4 +82,10 @@ def _evicting(
             "layers of this model have attention and a linear state in one, which a cache of fixed "
             "size does not hold. Use static=False."
         )
-    return HybridLayer(session, index, plain.number_of_states)
+    number = getattr(plain, "number_of_states", None)
+    if number is None:
+        raise UnsupportedModelError(
+            "layers of this model have attention and a linear state in one, and caches of "
+            f"transformers {__version__} do not say how many states. Use a newer transformers."
+        )
+    return HybridLayer(session, index, number)

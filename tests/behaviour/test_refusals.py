@@ -3,7 +3,7 @@
 import attrs
 import pytest
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import Cache, DynamicLayer, T5Config, T5ForConditionalGeneration
 
 import kvpolicy
 from kvpolicy.errors import (
@@ -14,6 +14,7 @@ from kvpolicy.errors import (
     UnsupportedModelError,
 )
 from kvpolicy.exactness.usages import tokens
+from kvpolicy.huggingface import opening
 from kvpolicy.testing.models import tiny_model
 
 POLICY = kvpolicy.recipe("snapkv", scorer={"name": "snapkv", "window": 8}, budget=24)
@@ -230,3 +231,19 @@ def test_a_batch_padded_before_the_budget_needs_its_mask_as_well():
 
     with pytest.raises(InvalidValueError, match="needs its attention_mask"):
         logits(model, cache, tokens(1, 5, 2))
+
+
+def test_drafts_with_caches_that_take_nothing_back_are_refused_before_any_work(monkeypatch):
+    monkeypatch.delattr(Cache, "activate_past_recording", raising=False)
+    model = tiny_model("llama")
+    cache = POLICY.cache(model)
+    with pytest.raises(UnsupportedModelError, match="Use a newer transformers, or generate"):
+        model.generate(tokens(0), past_key_values=cache, prompt_lookup_num_tokens=3)
+    assert cache.seen == 0
+    model.generate(tokens(0), past_key_values=cache, max_new_tokens=2)
+
+
+def test_a_linear_state_that_an_old_transformers_does_not_describe_is_refused(monkeypatch):
+    monkeypatch.setattr(opening, "LinearAttentionLayer", DynamicLayer)
+    with pytest.raises(UnsupportedModelError, match="do not say how many states"):
+        POLICY.cache(tiny_model("llama"))
