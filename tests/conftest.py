@@ -24,7 +24,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 # The shapes in signatures are checked in tests only; this must come before the first import.
 sys.path.insert(0, str(Path(__file__).parent))
-# An installed package may be called benchmarks, too.
+# An installed package may be called benchmarks, too. Ours comes first, and has an __init__.py:
+# Python would prefer any package with one.
 sys.path.insert(0, str(ROOT))
 shapes = import_module("shapes")
 shapes.install(["kvpolicy", "kvpolicy_kernels", *PLUGINS])

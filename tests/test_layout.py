@@ -78,7 +78,7 @@ def test_every_plugin_says_what_it_implements(plugin):
     assert (ROOT / "plugins" / plugin / "README.md").is_file()
 
 
-@pytest.mark.parametrize("folder", ["kernels", "plugins", "tests", "benchmarks"])
+@pytest.mark.parametrize("folder", ["kernels", "plugins", "tests"])
 def test_a_folder_of_packages_is_no_package(folder):
     assert not (ROOT / folder / "__init__.py").exists()
 
