@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 REFUSED: Mapping[str, str] = {
     "diffllama": "attends twice with the same keys, and policies are shown one attention only",
+    "dory": "runs layers in loops, which read and copy the layers of the cache by themselves",
     "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
     "jetmoe": "repeats its keys after the cache gave them out",
     "minimax": "insists on a cache of its own",
