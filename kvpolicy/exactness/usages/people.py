@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from kvpolicy import Policy
@@ -34,8 +36,14 @@ def adapters_of_peft(model: PreTrainedModel, policy: Policy) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # Weights that are not zero at the beginning, so that the adapter changes the logits.
-        config = LoraConfig(r=2, lora_alpha=1, target_modules="all-linear", init_lora_weights=False)
-        adapted: Any = get_peft_model(deepcopy(model), config)
+        lora = partial(LoraConfig, r=2, lora_alpha=1, init_lora_weights=False)
+        linears = _linears(model)
+        try:
+            adapted: Any = get_peft_model(deepcopy(model), lora(target_modules=linears))
+        except ValueError:
+            # PEFT adapts no layer called out_proj in models with a Mamba state.
+            others = [name for name in linears if not name.endswith("out_proj")]
+            adapted = get_peft_model(deepcopy(model), lora(target_modules=others))
     adapted.eval()
     inside = adapted.get_base_model()
 
@@ -51,6 +59,16 @@ def adapters_of_peft(model: PreTrainedModel, policy: Policy) -> float:
         generate(inside, cache, torch.cat([answered, tokens(2, 7)], 1), max_new_tokens=2)
 
     return replayed(inside, policy, turns)
+
+
+def _linears(model: PreTrainedModel) -> list[str]:
+    """Return the names of linear layers; routers are more, and return more than a product."""
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module is not head
+    ]
 
 
 def policy_applied(model: Any, policy: Policy) -> float:
