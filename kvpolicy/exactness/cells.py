@@ -10,10 +10,10 @@ import attrs
 from kvpolicy import Policy
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.limits import LIMIT, limit_of
-from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, MODES, USAGES, Usage
+from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, MODES, USAGES, WAYS, Usage
 from kvpolicy.stages.compaction import GatherCompactor
 
-COLUMNS = USAGES | MODES
+COLUMNS = USAGES | MODES | WAYS
 CHANGED = "changed"
 """The cell of a usage that cannot be compared, since the compactor changes keys or values."""
 CRASHED = "crashed"

@@ -120,6 +120,6 @@ WAYS: dict[str, Usage] = _named(
     protected_spans,
     a_fair_share_for_each_span,
 )
-"""Ways of asking, which tests measure on some models. They are no columns of the tables yet."""
+"""Ways of asking for an evicted cache."""
 OF_PLAIN_DATA = frozenset(_named(saved_and_loaded))
 """Usages that need a policy of installed parts, since a file holds the names of parts."""
