@@ -80,7 +80,7 @@ bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performa
 
 deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES=1000 random examples of each (hours).
 	@OMP_WAIT_POLICY=PASSIVE KVPOLICY_SHAPES=all $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
-	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
+	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) KVPOLICY_SHAPES=all OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep $(RANDOM)
 
 ray: $(READY) ## Run the tests that start a Ray cluster on this machine (minutes).

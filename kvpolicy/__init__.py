@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from kvpolicy.errors import KvpolicyError
     from kvpolicy.evaluation.evaluate import evaluate  # with its options, for completion
     from kvpolicy.hookspecs import hookimpl
+    from kvpolicy.image_spans import find_spans
     from kvpolicy.observation.fold import Reduce
     from kvpolicy.observation.observation import Observation
     from kvpolicy.policy import Policy
     from kvpolicy.prefill.pattern import PrefillPattern
     from kvpolicy.public import chunked_mlp, fused_sinks, load, restore, save
-    from kvpolicy.spans import find_spans
     from kvpolicy.stages.allocation import Allocator
     from kvpolicy.stages.compaction import Compactor, GatherCompactor
     from kvpolicy.stages.division import Divider
@@ -63,7 +63,7 @@ _MODULES = {
     "chunked_mlp": "kvpolicy.public",
     "compose": "kvpolicy.composition",
     "evaluate": "kvpolicy.public",
-    "find_spans": "kvpolicy.spans",
+    "find_spans": "kvpolicy.image_spans",
     "fused_sinks": "kvpolicy.public",
     "hookimpl": "kvpolicy.hookspecs",
     "installed": "kvpolicy.discovery.registry",

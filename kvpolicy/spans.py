@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import attrs
@@ -62,8 +62,8 @@ class Spans:
             if stop > length:
                 raise InvalidValueError(
                     f"span {name!r} ({start}, {stop}) is cut: row {row} of the first prompt ends "
-                    f"after {length} tokens. Give the tokenizer or processor a larger max_length, "
-                    f"or truncation=False. {_WHOLE}"
+                    f"after {length} tokens. {_WHOLE} If the tokenizer or processor has cut the "
+                    "text, give it a larger max_length, or truncation=False."
                 )
 
 
@@ -71,79 +71,6 @@ _WHOLE = (
     "Spans count the real tokens of a row, without padding, and lie in the first prompt; generate "
     "may read it in chunks, and a forward reads it whole."
 )
-
-
-def find_spans(
-    ids: Any,
-    token: int | Iterable[int],
-    *,
-    attention_mask: Any = None,
-    name: str = "image",
-    tokens: int | None = None,
-) -> list[dict[str, Range]]:
-    """Return for each sequence the spans that one token fills, such as the image token.
-
-    - `ids`: token ids [B, L] or [L], as a processor returns them.
-    - `token`: the id that stands for a part of an image (or sound), or several such ids. Each run
-      of them is a span: "image 1", "image 2" ...
-    - `attention_mask`: [B, L], 0 where `ids` has padding, which spans do not count.
-    - `tokens`: how many tokens each image has, where all have the same number. Images that stand
-      side by side are then told apart, and one that truncation has cut is refused.
-
-    >>> find_spans([5, 9, 9, 9, 5, 9, 9, 9], 9)
-    [{'image 1': (1, 4), 'image 2': (5, 8)}]
-
-    Raises InvalidValueError for ids and masks that are none, and for an image that was cut.
-    """
-    rows = _rows(ids, "ids")
-    masks = [] if attention_mask is None else _rows(attention_mask, "attention_mask")
-    if masks and [len(each) for each in masks] != [len(each) for each in rows]:
-        raise InvalidValueError("attention_mask must have the shape of ids. Give both of one call.")
-    filled = frozenset([token] if isinstance(token, int) else token)
-    real = [
-        [each for each, seen in zip(row, mask, strict=True) if seen]
-        for row, mask in zip(rows, masks or [[1] * len(row) for row in rows], strict=True)
-    ]
-    return [dict(_named(name, _runs(row, filled), tokens)) for row in real]
-
-
-def _rows(given: Any, what: str) -> list[list[int]]:
-    """Return the rows of a tensor, an array or lists; one row of numbers is one row."""
-    rows = given.tolist() if hasattr(given, "tolist") else given
-    if isinstance(rows, list) and rows and not isinstance(rows[0], list):
-        rows = [rows]
-    is_known = isinstance(rows, list) and rows and all(isinstance(row, list) for row in rows)
-    if not is_known or not all(isinstance(each, int) for row in rows for each in row):
-        raise InvalidValueError(
-            f"{what} must be ints [B, L] or [L], as a tokenizer or processor returns them, not "
-            f"{shown(given)}."
-        )
-    return list(rows)
-
-
-def _runs(row: Sequence[int], filled: frozenset[int]) -> Iterator[Range]:
-    """Yield the ranges of neighbouring tokens that all are in `filled`."""
-    place = 0
-    for is_filled, run in groupby(row, filled.__contains__):
-        length = len(list(run))
-        if is_filled:
-            yield place, place + length
-        place += length
-
-
-def _named(name: str, runs: Iterable[Range], tokens: int | None) -> Iterator[tuple[str, Range]]:
-    """Yield the ranges with names, those of several images apart."""
-    number = 0
-    for start, stop in runs:
-        size = tokens or stop - start
-        for first in range(start, stop, size):
-            number += 1
-            if first + size > stop:
-                raise InvalidValueError(
-                    f"{name} {number} has {stop - first} of {size} tokens: it was cut by "
-                    "truncation. Give the processor a larger max_length, or truncation=False."
-                )
-            yield f"{name} {number}", (first, first + size)
 
 
 def checked_spans(given: Any) -> tuple[Spans, ...]:
@@ -212,12 +139,15 @@ def _checked_name(name: Any) -> str:
 
 
 def _checked_range(name: str, given: Any) -> Range:
+    if isinstance(given, range) and given.step == 1:
+        given = (given.start, given.stop)
+    ends = plain(given)
     try:
-        start, stop = (operator.index(each) for each in given)
-        is_bool = any(isinstance(each, bool) for each in given)
+        start, stop = (operator.index(each) for each in ends)
+        is_range = not any(isinstance(each, bool) for each in ends)
     except (TypeError, ValueError):
-        is_bool = True
-    if is_bool:
+        is_range = False
+    if isinstance(given, range) or not is_range:
         raise InvalidValueError(
             f"span {name!r} must be a range of two ints, its first token and the one behind its "
             f"last, such as (40, 616), not {shown(given)}."
@@ -228,3 +158,8 @@ def _checked_range(name: str, given: Any) -> Range:
             f"({start}, {stop}). Tokens count from 0, and the end is the token behind the last one."
         )
     return start, stop
+
+
+def plain(given: Any) -> Any:
+    """Return the ints or lists of a tensor or an array; others as they are."""
+    return given.tolist() if hasattr(given, "tolist") else given

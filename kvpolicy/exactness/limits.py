@@ -21,8 +21,8 @@ by one changes logits by far more than this.
 ROUNDINGS = 4
 """For a state beside attention: so often the change of logits if each weight is rounded once more.
 
-Such a state multiplies what rounding changes: by one more rounding of the weights, the logits of
-tiny Zaya and Zamba2 models change by 1.5e-4 and 4e-4, and those of a Llama by 4e-5.
+Such a state multiplies what rounding changes. docs/results/exactness.jsonl has the limit of each
+model. A single token that is hidden changes logits by far more (tests/exactness/test_limits.py).
 """
 _PROMPTS = 4
 

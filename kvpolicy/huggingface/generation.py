@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.cache_argument import NAMES, cache_in, handed, name_for, renamed
 from kvpolicy.huggingface.drafting import drafts_announced, only_new_tokens
 from kvpolicy.huggingface.model.adapters import check_no_virtual_tokens
@@ -68,9 +68,11 @@ def checked_generate(
 
     @functools.wraps(own)
     def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_two_caches(is_ours, kwargs)
         cache = cache_in(kwargs)
         if not is_ours(cache):
             return own(model, *args, **kwargs)
+        cache.session.guard.check()
         check_no_virtual_tokens(model)
         kwargs = renamed(kwargs, name)
         before, ids = cache.seen, _ids_of(args, kwargs)
@@ -101,6 +103,15 @@ def checked_generate(
         return result
 
     return generate
+
+
+def _refuse_two_caches(is_ours: Callable[[object], bool], kwargs: dict[str, Any]) -> None:
+    given = [kwargs[name] for name in NAMES if kwargs.get(name) is not None]
+    if len(given) > 1 and given[0] is not given[1] and any(map(is_ours, given)):
+        raise InvalidValueError(
+            f"generate was given two caches, as {' and as '.join(NAMES)}: it would use one of them "
+            "only. Give one."
+        )
 
 
 def _ids_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -1,6 +1,7 @@
 """A divider gives each span its share of what a head keeps, and the cache stays exact."""
 
 import attrs
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +13,6 @@ from kvpolicy.testing import tiny_model
 
 SPANS = {"rules": (0, 20), "image": (30, 60)}
 RECENT = 8
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +113,20 @@ def test_a_divider_with_an_error_target_and_one_without_spans_are_refused(model)
         small().cache(model, divider="fair")
 
 
+class OfNumPy:
+    def divide(self, lengths):
+        return {name: np.float32(length) for name, length in lengths.items()}
+
+
+def test_parts_may_be_numbers_of_numpy(model):
+    positions = []
+    for divider in ("fair", OfNumPy()):
+        cache = small().cache(model, spans=SPANS, divider=divider)
+        model(ids_of(1, 88), past_key_values=cache)
+        positions.append(cache.positions)
+    assert all(torch.equal(*both) for both in zip(*positions, strict=True))
+
+
 @attrs.frozen
 class Faulty:
     returns: object
@@ -137,9 +146,13 @@ class Faulty:
             InvalidComponentError,
             r"it must return parts of \['', 'rules', 'image'\]",
         ),
-        (lambda each: dict.fromkeys(each, -1.0), InvalidComponentError, "finite numbers"),
-        (lambda each: dict.fromkeys(each, float("nan")), InvalidComponentError, "finite numbers"),
-        (lambda each: dict.fromkeys(each, "much"), InvalidComponentError, "finite numbers"),
+        (lambda each: dict.fromkeys(each, -1.0), InvalidComponentError, "finite and at"),
+        (
+            lambda each: dict.fromkeys(each, float("nan")),
+            InvalidComponentError,
+            "finite and at",
+        ),
+        (lambda each: dict.fromkeys(each, "much"), InvalidComponentError, "finite and at"),
         (lambda each: each["none"], ComponentFailedError, "divider Faulty raised KeyError"),
     ],
 )

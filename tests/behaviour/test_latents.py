@@ -21,12 +21,6 @@ SERVED = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
 @pytest.fixture(scope="module")
 def model():
     return tiny_architecture("deepseek_v3")

@@ -19,12 +19,6 @@ CHANGED = {"cam", "lookm", "think"}
 """Recipes whose compactor changes rows, so that they have no full cache to be compared with."""
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients():
-    with torch.no_grad():
-        yield
-
-
 @pytest.fixture(scope="module")
 def model():
     return tiny_model("llama", num_hidden_layers=4)
@@ -57,11 +51,7 @@ RECIPES = [part.name for part in kvpolicy.installed("recipe") if part.name != "h
 @pytest.mark.sampled(4, "recipe")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_protected_position_is_never_evicted_by_any_recipe(model, recipe):
-    changes = {"budget": 56}
-    try:
-        cache = kvpolicy.recipe(recipe, **changes).cache(model, spans=SPANS, protect=list(SPANS))
-    except kvpolicy.KvpolicyError as error:
-        pytest.skip(str(error))
+    cache = kvpolicy.recipe(recipe, budget=56).cache(model, spans=SPANS, protect=list(SPANS))
     ids = ids_of(1, 90)
     with recorded(model, cache) as forwards:
         model(ids, past_key_values=cache)
@@ -237,62 +227,6 @@ def test_every_generate_of_a_block_protects_the_same_spans(model):
         ).past_key_values
         assert missing(found, {*range(9)}) == set()
     assert applied.reports[0].held == BUDGET + 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"protect": ["image"]}, "there are none"),
-        ({"spans": SPANS}, "nothing uses them"),
-        ({"spans": SPANS, "protect": ["imag"]}, "Did you mean 'image'"),
-        (
-            {"spans": {"a": (0, 20), "b": (20, 30)}, "protect": ["a", "b"]},
-            r"30 positions of 'a', 'b'.*recent 8 these are 38.*budget of 26",
-        ),
-    ],
-)
-def test_what_goes_not_together_is_refused_when_the_cache_is_made(model, options, message):
-    with pytest.raises(InvalidValueError, match=message):
-        small().cache(model, **options)
-
-
-@pytest.mark.parametrize(
-    ("spans", "changes", "message"),
-    [
-        ({"image": (30, 41)}, {}, r"'image' \(30, 41\) is cut: row 1.*40 tokens.*max_length"),
-        ({"image": (44, 50)}, {}, r"'image' \(44, 50\) lies behind the first prompt.*44 tokens"),
-        ([{"image": (0, 2)}] * 3, {}, "for 3 sequences, but the batch has 2"),
-        ({"image": (0, 30)}, {"budget": 0.5}, r"30 positions of 'image'.*budget of 2\d"),
-    ],
-)
-def test_a_prompt_that_the_spans_do_not_fit_is_refused_before_any_work(
-    model, spans, changes, message
-):
-    cache = small(**changes).cache(model, spans=spans, protect=["image"])
-    mask = torch.ones(2, 44, dtype=torch.long)
-    mask[1, :4] = 0
-    with pytest.raises(InvalidValueError, match=message):
-        model(ids_of(2, 44), attention_mask=mask, past_key_values=cache)
-    assert cache.seen == 0
-    with pytest.raises(InvalidValueError, match=message):
-        model.generate(
-            ids_of(2, 44),
-            attention_mask=mask,
-            past_key_values=cache,
-            prefill_chunk_size=43,
-            max_new_tokens=1,
-        )
-    assert cache.seen == 0
-
-
-def test_generate_refuses_before_layers_with_sliding_windows_have_read_a_token():
-    model = tiny_model("gemma3_text")
-    cache = small().cache(model, spans={"image": (50, 62)}, protect=["image"])
-    with pytest.raises(InvalidValueError, match="is cut"):
-        model.generate(ids_of(1, 60), past_key_values=cache, max_new_tokens=1)
-    model.generate(ids_of(1, 70), past_key_values=cache, max_new_tokens=1)
-    held = cache.policy_layers[0].positions[0].tolist()
-    assert all(set(head) >= {*range(50, 62)} for head in held)
 
 
 def test_a_file_of_rows_without_spans_says_nothing_of_spans(model, tmp_path):

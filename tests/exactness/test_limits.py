@@ -1,5 +1,6 @@
 """The limit of float32 is fixed; in half precision, and beside a state, it follows the model."""
 
+import pytest
 import torch
 
 from kvpolicy.exactness.architectures import tiny_architecture
@@ -17,8 +18,9 @@ def test_the_limit_of_half_precision_is_some_units_in_the_last_place():
     assert limit_of(model) == ULPS * 2**-7 * largest
 
 
-def test_the_limit_beside_a_state_follows_its_rounding_and_sees_one_token_more():
-    model = tiny_architecture("zaya")
+@pytest.mark.parametrize("model_type", ["zamba", "zamba2", "zaya"])
+def test_the_limit_beside_a_state_follows_its_rounding_and_sees_a_token_less(model_type):
+    model = tiny_architecture(model_type)
     limit = limit_of(model)
     assert LIMIT <= limit < 5e-3
     ids, seen = torch.arange(5, 65)[None], torch.ones(60, 60).tril().bool()[None, None]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.inputs import replayed, tokens
@@ -103,3 +103,12 @@ def test_a_model_without_a_cache_of_ours_generates_as_before():
         assert torch.equal(_generate(model, None, prompt), expected)
         assert torch.equal(_generate(model, None, prompt, use_cache=False), expected)
     assert torch.equal(_generate(model, None, prompt), expected)
+
+
+@torch.no_grad()
+def test_two_caches_are_refused():
+    model, policy = tiny_model("llama"), small_policy("snapkv")
+    first, second = policy.cache(model), policy.cache(model)
+    with pytest.raises(InvalidValueError, match="two caches, as cache and as past_key_values"):
+        model.generate(tokens(0), cache=first, past_key_values=second, max_new_tokens=1)
+    assert first.seen == second.seen == 0

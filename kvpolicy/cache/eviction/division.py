@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import attrs
@@ -52,11 +53,11 @@ def parts_of(
         refuse(title, f"parts of {got}", f"parts of {list(lengths)}")
     numbers = [parts[name] for name in lengths]
     if not all(_is_part(each) for each in numbers):
-        refuse(title, f"parts {numbers}", "finite numbers of at least 0")
-    table = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        refuse(title, f"parts {numbers}", "plain numbers (int or float), finite and at least 0")
+    table = torch.tensor([float(each) for each in numbers], dtype=torch.float64, device="cpu")
     return table.to(device, non_blocking=True)
 
 
 def _is_part(number: Any) -> bool:
-    plain = isinstance(number, int | float) and not isinstance(number, bool)
-    return plain and 0 <= number <= LARGEST_PART
+    plain = isinstance(number, Real) and not isinstance(number, bool)
+    return plain and 0 <= float(number) <= LARGEST_PART

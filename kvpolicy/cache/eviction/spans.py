@@ -70,6 +70,8 @@ class BatchSpans:
                 )
             return None
         given = checked_spans(spans)
+        if protect is True and not divider and not any(each.ranges for each in given):
+            return None  # `find_spans` found no image in these texts
         found = cls(given, checked_protect(protect, given), *(divider or ()))
         if not (found.protect or divider):
             raise InvalidValueError(
@@ -136,20 +138,22 @@ class BatchSpans:
         """
         if read == new:
             later = max(0, (self.prompt or read) - read)
-            self.begin(pipeline, [seen + later for seen in slots.seen])
+            lengths = [seen + later for seen in slots.seen]
+            self.begin(pipeline, lengths, expanded=self.prompt is not None)
         if read > new > 1 or read == new:
             for row, (seen, newest) in enumerate(zip(slots.seen, slots.newest, strict=True)):
                 self._check_share(pipeline, row, seen - newest, seen)
 
-    def begin(self, pipeline: Pipeline, lengths: Sequence[int]) -> None:
+    def begin(self, pipeline: Pipeline, lengths: Sequence[int], *, expanded: bool = False) -> None:
         """Give each row of a first prompt its spans; `lengths` are the real tokens of each.
 
-        Beams and samples of a sequence stand side by side. Raises InvalidValueError for spans that
+        If `expanded`, `generate` may have made several beams or samples of each sequence, which
+        stand side by side. Raises InvalidValueError for spans that
         the prompt does not hold, for another number of sequences than have spans, and for a share
         that cannot hold what is protected.
         """
         sequences, rows = len(self.given), len(lengths)
-        if rows % sequences:
+        if rows % sequences or (sequences > 1 and rows > sequences and not expanded):
             raise InvalidValueError(
                 f"there are spans for {sequences} sequences, but the batch has {rows}. Give a "
                 "mapping for each sequence, or one for all."
