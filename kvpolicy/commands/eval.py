@@ -186,7 +186,7 @@ def _print(found: Evaluation) -> None:
     from rich.table import Table
 
     from kvpolicy.evaluation.reports import wording
-    from kvpolicy.evaluation.reports.markdown import by_task
+    from kvpolicy.evaluation.reports.summary import by_task
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     for name, cells in by_task(found.cells).items():

@@ -11,8 +11,7 @@ from kvpolicy.budget import written
 from kvpolicy.evaluation.reports.costs import COSTS
 from kvpolicy.evaluation.reports.curves import by_budget, curves
 from kvpolicy.evaluation.reports.grids import grids
-from kvpolicy.evaluation.reports.markdown import by_task
-from kvpolicy.evaluation.reports.summary import Cell
+from kvpolicy.evaluation.reports.summary import Cell, by_task
 from kvpolicy.evaluation.runs.row import Row
 
 if TYPE_CHECKING:

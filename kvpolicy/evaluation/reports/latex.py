@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvpolicy.evaluation.reports.markdown import by_task
 from kvpolicy.evaluation.reports.matrix import Figure, matrix
-from kvpolicy.evaluation.reports.summary import Cell
+from kvpolicy.evaluation.reports.summary import Cell, by_task
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

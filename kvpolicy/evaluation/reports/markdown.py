@@ -6,28 +6,34 @@ from collections.abc import Iterable, Sequence
 
 from kvpolicy.budget import Budget, order_of, written
 from kvpolicy.evaluation.reports import wording
-from kvpolicy.evaluation.reports.summary import Cell
+from kvpolicy.evaluation.reports.overview import Overall, overview
+from kvpolicy.evaluation.reports.reach import reaches
+from kvpolicy.evaluation.reports.reach import table as reach_table
+from kvpolicy.evaluation.reports.summary import Cell, by_task
 
 
 def markdown(cells: Sequence[Cell], *, baseline: str, facts: str = "") -> str:
     """Return the tables of all tasks, and notes on what the columns mean, below `facts`."""
     lines = [facts, ""] if facts else []
-    for task, found in by_task(cells).items():
-        lines += [f"## {task}", "", f"Metric: {found[0].metric}. Baseline: {baseline}.", ""]
-        lines += _table(*matrix(found))
-        lines += ["", *_table(wording.HEADINGS, map(wording.line, found)), ""]
-        if parts := wording.parts(found):
+    if found := overview(cells):
+        lines += [*_overview(found, baseline), ""]
+    for task, group in by_task(cells).items():
+        lines += [f"## {task}", "", f"Metric: {group[0].metric}. Baseline: {baseline}.", ""]
+        lines += _table(*matrix(group))
+        lines += ["", *_table(wording.HEADINGS, map(wording.line, group)), ""]
+        if parts := wording.parts(group):
             lines += [*_table(*parts), ""]
-        lines += [f"- {complaint}" for complaint in wording.complaints(found)]
+        lines += [f"- {complaint}" for complaint in wording.complaints(group)]
+    if needed := reaches(cells):
+        lines += [
+            "",
+            f"## {wording.REACH_TITLE}",
+            "",
+            wording.REACH,
+            "",
+            *_table(*reach_table(needed)),
+        ]
     return "\n".join([*lines, "", *(f"- {note}" for note in wording.NOTES)]) + "\n"
-
-
-def by_task(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Return the cells of each task, in their order."""
-    tasks: dict[str, list[Cell]] = {}
-    for cell in cells:
-        tasks.setdefault(cell.task, []).append(cell)
-    return tasks
 
 
 def columns(budgets: Iterable[Budget | None]) -> list[Budget | None]:
@@ -61,6 +67,25 @@ def score(cell: Cell | None) -> str:
     around = wording.interval(cell.estimate)
     value = wording.figure(cell.estimate.value)
     return value if around == wording.NOTHING else f"{value} ({around})"
+
+
+def _overview(found: Sequence[Overall], baseline: str) -> list[str]:
+    """Return the table of all tasks together, with its heading."""
+    lines = {(line.entrant, line.budget): line for line in found}
+    budgets = columns(line.budget for line in found)
+    rows = [
+        [name, *(_overall(lines.get((name, None)) or lines.get((name, at))) for at in budgets)]
+        for name in dict.fromkeys(line.entrant for line in found)
+    ]
+    headings = ["policy", *("score" if each is None else written(each) for each in budgets)]
+    return ["## All tasks", "", wording.overview(baseline), "", *_table(headings, rows)]
+
+
+def _overall(line: Overall | None) -> str:
+    if line is None or line.mean is None:
+        return wording.NOTHING
+    counts = f" (+{line.better} -{line.worse} of {line.compared})" if line.compared else ""
+    return f"{wording.figure(line.mean)}{counts}"
 
 
 def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:

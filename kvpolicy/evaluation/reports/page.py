@@ -12,12 +12,12 @@ from kvpolicy.evaluation.reports.curves import Curve, by_budget, curves
 from kvpolicy.evaluation.reports.grids import grids
 from kvpolicy.evaluation.reports.heats import heats
 from kvpolicy.evaluation.reports.loading import model_of
-from kvpolicy.evaluation.reports.markdown import by_task
 from kvpolicy.evaluation.reports.matrix import matrix, overall_matrix
 from kvpolicy.evaluation.reports.overview import overview
 from kvpolicy.evaluation.reports.published import Published, published
+from kvpolicy.evaluation.reports.reach import reaches, table
 from kvpolicy.evaluation.reports.rendering import rendered
-from kvpolicy.evaluation.reports.summary import Cell
+from kvpolicy.evaluation.reports.summary import Cell, by_task
 from kvpolicy.evaluation.runs.row import Row
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def page(
             for name, found in by_task(cells).items()
         ],
         overview=overall_matrix(overview(cells)),
+        reach=_reach(cells),
         published=_published(published(rows)),
         headings=wording.HEADINGS,
         notes=wording.NOTES,
@@ -119,6 +120,19 @@ def _curves(name: str, found: Sequence[Curve], marks: Mapping[str, Mark]) -> lis
             )
             shown.append({"svg": svg, "title": title, "caption": caption})
     return shown
+
+
+def _reach(cells: Sequence[Cell]) -> dict[str, Any] | None:
+    found = reaches(cells)
+    if not found:
+        return None
+    headings, lines = table(found)
+    return {
+        "title": wording.REACH_TITLE,
+        "hint": wording.REACH,
+        "headings": headings,
+        "lines": lines,
+    }
 
 
 def _front(cells: Sequence[Cell], cost: Cost) -> str:

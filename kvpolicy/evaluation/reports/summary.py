@@ -88,6 +88,14 @@ def summary(rows: Iterable[Row], *, baseline: str = FULL) -> list[Cell]:
     ]
 
 
+def by_task(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Return the cells of each task, in their order."""
+    tasks: dict[str, list[Cell]] = {}
+    for cell in cells:
+        tasks.setdefault(cell.task, []).append(cell)
+    return tasks
+
+
 def _plain(found: Estimate | None) -> dict[str, Any] | None:
     if found is None:
         return None

@@ -36,6 +36,23 @@ NOTES = (
     "cache's.",
 )
 
+REACH_TITLE = "Bytes at 95 % of the full cache's score"
+REACH = (
+    "The smallest budget from which on a recipe has 95 % of the full cache's score, the bytes of "
+    "its cache there, and their share of the full cache's. A perplexity may be 1 / 0.95 of the "
+    "full cache's. none: the largest budget that was measured is not enough. Those that need the "
+    "fewest bytes come first."
+)
+
+
+def overview(baseline: str) -> str:
+    """Say what the table of all tasks together shows."""
+    return (
+        f"The mean score over tasks, and on how many of them a recipe is better (+) or worse (-) "
+        f"than {baseline}: the 95 % interval of the difference does not hold 0. Perplexities are "
+        "left out."
+    )
+
 
 def figure(value: float | None) -> str:
     """Write a score or a perplexity.
