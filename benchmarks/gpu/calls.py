@@ -62,6 +62,12 @@ def reconstruction_error(source: Source[Scale]) -> Call:
     return lambda: doors.reconstruction_error(weights, values, output, projection)
 
 
+def projected_norms(source: Source[Scale]) -> Call:
+    values, weight = source.rows(), source.output_weight()
+    columns = weight.view(len(weight), source.scale.heads, -1).transpose(0, 1)
+    return lambda: doors.projected_norms(values, columns)
+
+
 def row_statistics(source: Source[Scale]) -> Call:
     queries, keys = source.queries(), source.rows()
     count = min(source.scale.budget - source.scale.window, source.length // 2)

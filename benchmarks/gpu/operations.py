@@ -97,6 +97,11 @@ OPERATIONS = (
         bytes_moved=lambda source: 2 * _kv(source), tolerance=CLOSE, against=calls.other_attention,
     ),
     Operation(
+        # Arithmetic limits it: each value is multiplied with the whole projection.
+        name="projected_norms", room="projected_norms", prepare=calls.projected_norms,
+        bytes_moved=_kv, tolerance=CLOSE, longest=16_384,
+    ),
+    Operation(
         name="column_attention", room="column_attention", prepare=calls.column_attention,
         bytes_moved=lambda source: 2 * _kv(source), tolerance=CLOSE, longest=16_384,
     ),

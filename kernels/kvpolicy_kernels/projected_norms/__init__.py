@@ -7,8 +7,8 @@ from typing import Literal
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require, require_groups
-from kvpolicy_kernels.projected_norms import reference
 
 __all__ = ["projected_norms"]
 
@@ -38,4 +38,4 @@ def projected_norms(
         f"weights {tuple(weights.shape)} do not fit values {tuple(values.shape)}",
     )
     require(order in (1, 2), f"order must be 1 or 2, not {order!r}")
-    return reference.projected_norms(values, weights, order=order)
+    return implementation(projected_norms, values, weights)(values, weights, order=order)

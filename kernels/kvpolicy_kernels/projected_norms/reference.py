@@ -1,4 +1,4 @@
-"""Norms of projected values in PyTorch, on every device."""
+"""Norms of projected values in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
