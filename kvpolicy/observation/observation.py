@@ -24,15 +24,14 @@ class Observation:
     """One layer's last queries and all keys and values that it holds, after rotary embedding.
 
     An observation has no padding. Rows of unequal length are shown one by one, and so are heads
-    that hold different numbers of positions. The W queries belong to the last W tokens. The last W
-    of the S positions hold the keys of these tokens. So query w attends to positions
-    0 ... S - W + w.
+    that hold different numbers of positions. The W queries belong to the last W tokens, which hold
+    the last W of the S positions. So query w attends to positions 0 ... S - W + w. If they are
+    `ahead`, they stand at the next position of the text, and each attends to all S positions.
 
     - `state` is the scorer's running state; None if it has none.
     - `positions` are the true positions of the keys, and `seen` counts the tokens read so far.
     - `budget` is how many positions each key/value head may keep.
-    - `output_weight` is the output projection of the whole layer. The H query heads shown are the
-      heads from `first_head` on.
+    - `output_weight` is that of the whole layer. The H heads shown are those from `first_head` on.
     - `rotary` is the model's rotary embedding; None if it is not known.
     - `readers` counts the layers that attended with these keys. If several did, the query heads of
       a key/value head are those of the first layer, then those of the next. `output_weight` has
@@ -40,8 +39,8 @@ class Observation:
     - `sink_logits` are the learned sinks, one for each query head; None if the model has none.
     - `kept_together` says that all heads keep a position or none does, since they share latents.
       Keys, values and scores have all heads; the policy reduces the scores to one head.
-    - `shard` is set if several processes share the model. Everything here then covers the heads of
-      this process. `of_all_heads` collects those of all processes.
+    - `shard` is set if several processes share the model, and this one shows its heads alone.
+      `of_all_heads` collects those of all processes.
 
     >>> layer = Observation(queries=torch.ones(1, 4, 2, 8), keys=torch.ones(1, 2, 9, 8),
     ...                     values=torch.ones(1, 2, 9, 8))
@@ -67,6 +66,7 @@ class Observation:
     rotary: Rotary | None = attrs.field(default=None, repr=False)
     kept_together: bool = False
     shard: Shard | None = attrs.field(default=None, repr=False)
+    ahead: bool = False
 
     @scaling.default
     def _one_over_root_dim(self) -> float:
@@ -96,7 +96,7 @@ class Observation:
 
     @property
     def attention(self) -> Float[Tensor, "B H W S"]:
-        """Causal softmax attention of every query, in float32. `folded_attention` needs less."""
+        """The softmax attention of every query, in float32. `folded_attention` needs less."""
         return softmax(self.logits, self.sink_logits)
 
     @property
@@ -105,6 +105,8 @@ class Observation:
         logits = self._products
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
+        if self.ahead:
+            return logits
         later = torch.ones(self.window, self.window, dtype=torch.bool, device=logits.device)
         newest = logits[..., self.length - self.window :]
         newest.copy_(newest.masked_fill(later.triu_(1), -torch.inf))
@@ -137,12 +139,14 @@ class Observation:
             scaling=self.scaling,
             softcap=self.softcap,
             sinks=self.sink_logits,
+            causal=not self.ahead,
         ).attention
 
     @property
     def query_positions(self) -> Int[Tensor, " W"]:
-        """The true positions of the queries shown: the last W that were seen."""
-        return torch.arange(self.seen - self.window, self.seen, device=self.keys.device)
+        """The true positions of the queries shown: the last W seen, or the next for each."""
+        last = torch.arange(self.seen - self.window, self.seen, device=self.keys.device)
+        return torch.full_like(last, self.seen) if self.ahead else last
 
     @property
     def output_factors(self) -> Float[Tensor, "H R Dv"] | None:

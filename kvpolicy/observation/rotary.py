@@ -1,4 +1,4 @@
-"""Rotary embedding: a model's cosines and sines, and how to undo the rotation."""
+"""Rotary embedding: a model's cosines and sines, and how to rotate by them, and back."""
 
 from __future__ import annotations
 
@@ -83,6 +83,20 @@ class DisplacedRotary:
         return self.rotary.tables(positions + self.by)
 
 
+def rotated(
+    vectors: Float[Tensor, "*lead D"], positions: Int[Tensor, "*pos"], rotary: Rotary
+) -> Float[Tensor, "*lead D"]:
+    """Return queries or keys after rotary embedding, in float32, from those before it.
+
+    `positions` broadcasts against the leading axes of `vectors`.
+
+    >>> rotated(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([1]), PlainRotary(dim=4))
+    tensor([[0.5403, 0.0000, 0.8415, 0.0000]])
+    """
+    cosines, sines = rotary.tables(positions)
+    return _turned(vectors, cosines, sines, rotary)
+
+
 def unrotated(
     vectors: Float[Tensor, "*lead D"], positions: Int[Tensor, "*pos"], rotary: Rotary
 ) -> Float[Tensor, "*lead D"]:
@@ -95,7 +109,16 @@ def unrotated(
     tensor([[0., 0., 1., 0.]])
     """
     cosines, sines = rotary.tables(positions)
+    return _turned(vectors, cosines, -sines, rotary)
+
+
+def _turned(
+    vectors: Float[Tensor, "*lead D"],
+    cosines: Float[Tensor, "*pos R"],
+    sines: Float[Tensor, "*pos R"],
+    rotary: Rotary,
+) -> Float[Tensor, "*lead D"]:
     size, vectors = cosines.shape[-1], vectors.float()
-    turned = vectors[..., :size]
-    back = turned * cosines - rotate_half(turned, interleaved=rotary.interleaved) * sines
-    return torch.cat([back, vectors[..., size:]], dim=-1)
+    part = vectors[..., :size]
+    turned = part * cosines + rotate_half(part, interleaved=rotary.interleaved) * sines
+    return torch.cat([turned, vectors[..., size:]], dim=-1)

@@ -83,6 +83,16 @@ class SaysByRecency(Protocol):
 
 
 @runtime_checkable
+class SaysReplayable(Protocol):
+    """A scorer that may be shown queries which stand behind all positions."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether scores are of at least 0, and follow `observation.ahead`."""
+        ...
+
+
+@runtime_checkable
 class ChecksParts(Protocol):
     """A part that works with some other parts only."""
 
@@ -147,6 +157,11 @@ def is_capturable(part: object) -> bool:
 def is_by_recency(part: object) -> bool:
     """Return whether a scorer ranks positions by their age alone."""
     return isinstance(part, SaysByRecency) and part.by_recency
+
+
+def is_replayable(part: object) -> bool:
+    """Return whether a scorer may be shown replayed queries."""
+    return isinstance(part, SaysReplayable) and part.replayable
 
 
 def is_prefill_only(part: object) -> bool:

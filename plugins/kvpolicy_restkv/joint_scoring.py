@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from jaxtyping import Float
 from torch import Tensor
@@ -36,6 +38,8 @@ class JointReconstructionScorer:
     tensor([[[3.0000, 0.0000, 3.0000],
              [3.0000, 0.0000, 3.0000]]])
     """
+
+    replayable: ClassVar[bool] = True
 
     window: int = attrs.field(default=32, validator=count)
     projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from jaxtyping import Float
 from torch import Tensor
@@ -43,6 +45,8 @@ class ReconstructionScorer:
     tensor([[[1.5000, 0.0000, 1.5000]]])
     """
 
+    replayable: ClassVar[bool] = True
+
     window: int = attrs.field(default=32, validator=count)
     projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))
     tau: float = attrs.field(
@@ -73,5 +77,9 @@ class ReconstructionScorer:
 
 
 def summed_in_output(observation: Observation, *, with_window: bool) -> int:
-    """Return over how many of the first positions o sums: all, or those before the window."""
-    return observation.length - (0 if with_window else observation.window)
+    """Return over how many of the first positions o sums: all, or those before the window.
+
+    Queries that are ahead have no window among the positions.
+    """
+    left_out = 0 if with_window or observation.ahead else observation.window
+    return observation.length - left_out

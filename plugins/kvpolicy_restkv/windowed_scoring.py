@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,8 @@ class WindowedReconstructionScorer:
     >>> scorer.score(layer, lambda errors: errors.mean(-2))
     tensor([[[1.5000, 0.7500, 0.7500]]])
     """
+
+    replayable: ClassVar[bool] = True
 
     window: int = attrs.field(default=32, validator=count)
     projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))
@@ -74,6 +78,7 @@ class WindowedReconstructionScorer:
             softcap=observation.softcap,
             sinks=observation.sink_logits,
             normalize=self.normalize,
+            causal=not observation.ahead,
         )
 
     def _errors_of_queries(
@@ -82,7 +87,8 @@ class WindowedReconstructionScorer:
         """Return the error of each query, for a `reduce` that is no weighted sum."""
         rows = []
         for query in range(observation.window):
-            seen = observation.length - observation.window + query + 1
+            unseen = 0 if observation.ahead else observation.window - query - 1
+            seen = observation.length - unseen
             alone = attrs.evolve(
                 observation,
                 queries=observation.queries[:, :, query : query + 1],

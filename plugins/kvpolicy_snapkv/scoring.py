@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from jaxtyping import Float
 from torch import Tensor
@@ -24,6 +26,8 @@ class AttentionScorer:
     >>> AttentionScorer(window=2).score(layer, lambda attention: attention.sum(-2))
     tensor([[[0.5833, 0.5833, 0.5833, 0.2500]]])
     """
+
+    replayable: ClassVar[bool] = True
 
     window: int = attrs.field(default=32, validator=count)
 

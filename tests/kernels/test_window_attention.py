@@ -54,6 +54,57 @@ def test_a_sink_takes_its_share_of_the_attention(
     assert actual.attention.dtype == actual.logsumexp.dtype == torch.float32
 
 
+@shapes
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_every_query_may_see_all_positions(
+    batch, heads, kv_heads, window, seq, dim, softcap, with_sinks, naive_logits
+):
+    queries, keys, weights = example(batch, heads, kv_heads, window, seq, dim)
+    # The last query of a window sees all positions.
+    rows = [naive_logits(query, keys, 0.3, softcap) for query in queries.split(1, dim=2)]
+    expected, sinks = torch.cat(rows, 2), None
+    if with_sinks:
+        sinks = torch.randn(heads) * 3
+        column = sinks.double()[:, None, None].expand(batch, heads, window, 1)
+        expected = torch.cat([expected, column], -1)
+    averaged = torch.einsum("bhws,w->bhs", expected.softmax(-1)[..., :seq], weights.double())
+
+    actual = window_attention(
+        queries, keys, weights, scaling=0.3, softcap=softcap, sinks=sinks, causal=False
+    )
+
+    torch.testing.assert_close(actual.attention.double(), averaged, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(
+        actual.logsumexp.double(), expected.logsumexp(-1), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+def test_the_size_of_a_block_does_not_matter_where_all_is_seen(rows, monkeypatch):
+    queries, keys, weights = example(2, 6, 2, 5, 40, 8)
+    whole = window_attention(queries, keys, weights, scaling=0.3, causal=False)
+    monkeypatch.setattr(logits, "LOGITS_BYTES", rows * 40 * 4)
+    actual = window_attention(queries, keys, weights, scaling=0.3, causal=False)
+    for one, other in zip(whole, actual, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("window", "seq"), [(1, 70), (40, 70), (70, 70)])
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_in_the_kernels_every_query_may_see_all_positions(window, seq, device):
+    queries, keys, weights = example(2, 6, 2, window, seq, 24)
+    sinks = torch.randn(6)
+    options = {"scaling": 0.3, "softcap": 2.0, "causal": False}
+    expected = reference.window_attention(queries, keys, weights, sinks=sinks, **options)
+    given = (each.to(device) for each in (queries, keys, weights))
+
+    actual = window_attention(*given, sinks=sinks.to(device), **options)
+
+    for one, other in zip(expected, actual, strict=True):
+        torch.testing.assert_close(one, other.cpu(), rtol=2e-5, atol=1e-6)
+
+
 def test_a_sink_may_be_of_any_size(naive_rows):
     queries, keys, weights = example(1, 5, 1, 4, 9, 8)
     sinks = torch.tensor([1e30, 1e4, -1e4, -1e30, -torch.inf])

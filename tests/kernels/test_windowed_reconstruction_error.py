@@ -46,6 +46,30 @@ def test_matches_the_definition(
 
 
 @shapes
+@projected
+@pytest.mark.parametrize("normalize", [False, True])
+def test_every_query_may_see_all_positions(
+    batch, heads, kv_heads, window, seq, dim, rank, normalize
+):
+    queries, keys = torch.randn(batch, heads, window, dim), torch.randn(batch, kv_heads, seq, dim)
+    values, weights = torch.randn(batch, kv_heads, seq, dim), torch.rand(window)
+    given, options = (keys, values), {"scaling": 0.3, "normalize": normalize}
+    factors = make_factors(rank, heads, dim)
+    # The last query of a window sees all positions.
+    alone = [
+        windowed_reconstruction_error(query, *given, torch.ones(1), factors, **options)
+        for query in queries.split(1, dim=2)
+    ]
+    expected = torch.einsum("w,wbhs->bhs", weights, torch.stack(alone))
+
+    actual = windowed_reconstruction_error(
+        queries, *given, weights, factors, **options, causal=False
+    )
+
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@shapes
 @dtypes
 @projected
 @pytest.mark.parametrize("normalize", [False, True])

@@ -32,6 +32,19 @@ def test_every_query_attends_to_the_past_only_and_to_one_in_sum(layer):
     assert attention.sum(-1).max() <= 1 + 1e-5
 
 
+@given(observations(window=None))
+def test_queries_that_are_ahead_attend_to_all_positions(layer):
+    ahead = attrs.evolve(layer, ahead=True)
+    # The last query of a window attends to all positions.
+    rows = [attrs.evolve(layer, queries=query).attention for query in layer.queries.split(1, dim=2)]
+    torch.testing.assert_close(ahead.attention, torch.cat(rows, 2))
+    mean = fold_of(MeanSmoother())
+    folded = ahead.folded_attention(mean)
+    torch.testing.assert_close(folded, ahead.attention.mean(2), rtol=1e-4, atol=1e-6)
+    assert ahead.query_positions.tolist() == [layer.seen] * layer.window
+    assert ahead.row(0).head(0).ahead
+
+
 @pytest.mark.parametrize("softcap", [None, 1.5])
 def test_a_sink_takes_part_in_the_softmax_and_gives_nothing(softcap):
     sinks = torch.tensor([0.5, -1.0, 3.0, 1e4])

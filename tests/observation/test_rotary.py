@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvpolicy.observation.rotary import PlainRotary, unrotated
+from kvpolicy.observation.rotary import PlainRotary, rotated, unrotated
 from kvpolicy.testing.samples import normal
 from kvpolicy_kernels import rotate_half
 
@@ -18,6 +18,23 @@ def test_unrotating_undoes_a_rotation(interleaved):
     back = unrotated(torch.cat([turned, raw[..., 8:]], -1), positions, rotary)
 
     torch.testing.assert_close(back, raw, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dim", [4, 8])
+def test_rotating_is_a_product_of_complex_numbers(interleaved, dim):
+    rotary = PlainRotary(dim=dim, base=100.0, interleaved=interleaved)
+    raw, positions = normal(0, 2, 3, 5, 8).double(), torch.arange(7, 12)
+    angles = positions[:, None].double() * 100.0 ** (-torch.arange(0, dim, 2).double() / dim)
+    pairs = raw[..., :dim].unflatten(-1, (-1, 2) if interleaved else (2, -1))
+    real, imaginary = pairs.unbind(-1 if interleaved else -2)
+    turned = torch.complex(real, imaginary) * torch.polar(torch.ones_like(angles), angles)
+    both = torch.stack([turned.real, turned.imag], -1 if interleaved else -2).flatten(-2)
+
+    actual = rotated(raw.float(), positions, rotary)
+
+    expected = torch.cat([both, raw[..., dim:]], -1).float()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_products_of_rotated_vectors_depend_on_distance_alone():

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.window_attention.kernel import folded_attention, unsupported
+from kvpolicy_kernels.window_attention.kernel import unsupported, window_attention
 
 __all__ = ["column_attention", "unsupported"]
 
@@ -22,6 +22,6 @@ def column_attention(
 ) -> Float32[Tensor, "B H S"]:
     """Sum over all queries as if they were one window."""
     ones = torch.ones(queries.shape[2], dtype=torch.float32, device=queries.device)
-    return folded_attention(
+    return window_attention(
         queries, keys, ones, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     ).attention

@@ -20,14 +20,15 @@ def window_attention(
     scaling: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
+    causal: bool = True,
 ) -> WindowAttention:
-    """Return the window's causal attention, summed over its queries; [B H W S] is never stored.
+    """Return the window's attention, summed over its queries; [B H W S] is never stored.
 
     attention_i = sum_t weights_t softmax_i(scaling q_t . k_i)
 
-    Query t sees the positions 0 .. S - W + t. With `softcap` c, logits x become c tanh(x / c)
-    before the softmax. `sinks` has a learned sink for each query head: one more logit in each
-    softmax of the head, without a position.
+    Query t sees the positions 0 .. S - W + t, or all positions if `causal` is False. With `softcap`
+    c, logits x become c tanh(x / c) before the softmax. `sinks` has a learned sink for each query
+    head: one more logit in each softmax of the head, without a position.
 
     Raises ValueError if the shapes do not fit.
 
@@ -45,5 +46,5 @@ def window_attention(
     tensors = (queries, keys, weights)
     given = tensors if sinks is None else (*tensors, sinks)
     return implementation(window_attention, *given)(
-        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks
+        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     )

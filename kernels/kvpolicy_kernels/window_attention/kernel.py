@@ -182,22 +182,7 @@ def window_attention(
     scaling: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
-) -> WindowAttention:
-    """Sum over the queries of the window; each sees the positions up to its own."""
-    return folded_attention(
-        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks, causal=True
-    )
-
-
-def folded_attention(
-    queries: Float[Tensor, "B H W D"],
-    keys: Float[Tensor, "B N S D"],
-    weights: Float[Tensor, " W"],
-    *,
-    scaling: float,
-    softcap: float | None,
-    sinks: Float[Tensor, " H"] | None,
-    causal: bool,
+    causal: bool = True,
 ) -> WindowAttention:
     """Sum the attention of queries that see the positions up to their own, or all if not `causal`.
 

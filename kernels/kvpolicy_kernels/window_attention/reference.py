@@ -27,12 +27,15 @@ def window_attention(
     scaling: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
+    causal: bool = True,
 ) -> WindowAttention:
     """Add each block of softmax rows to the sum as soon as it is computed."""
     weights = weights.float()
     attention = weights.new_zeros(*queries.shape[:2], keys.shape[2])
     logsumexp = weights.new_empty(queries.shape[:3])
-    blocks = query_blocks(queries, keys, scaling=scaling, softcap=softcap, together=True)
+    blocks = query_blocks(
+        queries, keys, scaling=scaling, softcap=softcap, together=True, causal=causal
+    )
     for b, _, h, w, logits in blocks:
         own = None if sinks is None else sinks[h, None]
         folded, logsumexp[b, h, w] = fold(logits, weights[w], own)

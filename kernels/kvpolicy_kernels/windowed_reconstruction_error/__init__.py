@@ -22,15 +22,17 @@ def windowed_reconstruction_error(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
     normalize: bool = False,
+    causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
     """Return the error of each query's own output, averaged over the window by `weights`.
 
     s_i = sum_t weights_t odds(a_ti) ||R_h (o_t - v_i)||    with    o_t = sum_i a_ti v_i
 
-    a_t is the causal attention of query t; positions behind it have no part in its error. With
-    `normalize`, each norm is divided by ||R_h o_t||. With `softcap` c, logits x become
-    c tanh(x / c). `sinks` has a learned sink for each query head: one more logit in each softmax of
-    the head, of value zero. `factors` None measures in value space, without R_h.
+    a_t is the causal attention of query t; positions behind it have no part in its error. If
+    `causal` is False, every query sees all positions. With `normalize`, each norm is divided by
+    ||R_h o_t||. With `softcap` c, logits x become c tanh(x / c). `sinks` has a learned sink for
+    each query head: one more logit in each softmax of the head, of value zero. `factors` None
+    measures in value space, without R_h.
 
     Raises ValueError if the shapes do not fit.
 
@@ -56,5 +58,5 @@ def windowed_reconstruction_error(
     require_factors(factors, queries.shape[1], values.shape[-1])
     return reference.windowed_reconstruction_error(
         queries, keys, values, weights, factors,
-        scaling=scaling, softcap=softcap, sinks=sinks, normalize=normalize,
+        scaling=scaling, softcap=softcap, sinks=sinks, normalize=normalize, causal=causal,
     )  # fmt: skip

@@ -28,17 +28,19 @@ def windowed_reconstruction_error(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
     normalize: bool = False,
+    causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
     """Compute the attention of a block of queries; read the values once for o, once for errors."""
     scores = weights.new_zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32)
-    for b, n, h, w, logits in query_blocks(queries, keys, scaling=scaling, softcap=softcap):
+    blocks = query_blocks(queries, keys, scaling=scaling, softcap=softcap, causal=causal)
+    for b, n, h, w, logits in blocks:
         base, mass = exponentials(logits, None if sinks is None else sinks[h, None])
         sink = None if sinks is None else (sinks[h, None] - base).exp_()
         seen = values[b, n, : logits.shape[-1]]
         factor = None if factors is None else factors[h].float()
         attention, largest, output = _split(logits, mass, sink, seen, factor)
         share = weights[w].float().expand(attention.shape[:2])
-        if sinks is None and w.start == 0 and queries.shape[2] == keys.shape[2]:
+        if sinks is None and w.start == 0 and keys.shape[2] == (queries.shape[2] if causal else 1):
             # The first query sees one position. Without it there are no others, so it is not asked.
             share = share.masked_fill(torch.arange(share.shape[1], device=share.device) == 0, 0.0)
         if normalize:

@@ -53,6 +53,13 @@ def _adaptive(trial: Trial) -> dict[str, Any]:
     return {"floor": trial.suggest_float("floor", 0.0, 1.0)}
 
 
+def _replay(trial: Trial) -> dict[str, Any]:
+    return {
+        "scorer": trial.suggest_categorical("replayed", ("snapkv", "restkv")),
+        "hops": trial.suggest_categorical("hops", (1, 2, 3)),
+    }
+
+
 def _none(trial: Trial) -> dict[str, Any]:
     return {}
 
@@ -65,6 +72,7 @@ SPACE: Mapping[str, Mapping[str, Options]] = {
         "criticalkv": _window,
         "expectedattention": _none,
         "knorm": _none,
+        "replay": _replay,
     },
     "smoother": {"mean": _none, "pooling": _pooling, "spatiotemporal": _spatiotemporal},
     "allocator": {

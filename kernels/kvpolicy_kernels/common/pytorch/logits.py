@@ -33,6 +33,7 @@ def query_blocks(
     scaling: float,
     softcap: float | None,
     together: bool = False,
+    causal: bool = True,
 ) -> Iterator[QueryBlock]:
     """Yield the logits of all queries, block by block.
 
@@ -42,6 +43,8 @@ def query_blocks(
 
     `together`: if there is one query (W = 1) and the logits of a sequence are small, yield those of
     all its heads at once. A loop over heads would take longer than the products.
+
+    Not `causal`: every query sees all positions.
 
     The logits of a block are valid until the next block.
     """
@@ -62,8 +65,9 @@ def query_blocks(
             # The longest rows come first: memory that they leave is large enough for the others.
             for w in reversed(list(spans(0, window, window_step))):
                 block = queries[b, h, w].float() * scaling
-                seen = keys[b, n, : positions - window + w.stop]
-                yield QueryBlock(b, n, h, w, _logits(block, seen, softcap, memory))
+                visible = positions - window + w.stop if causal else positions
+                logits = _logits(block, keys[b, n, :visible], softcap, memory)
+                yield QueryBlock(b, n, h, w, _without_later(logits) if causal else logits)
 
 
 def exponentials(
@@ -95,9 +99,14 @@ def _logits(
         flat[:, s] = transposed_product(queries.reshape(-1, dim), keys[s].float())
     if softcap is not None:
         flat.div_(softcap).tanh_().mul_(softcap)
-    logits = flat.view(heads, window, visible)
+    return flat.view(heads, window, visible)
+
+
+def _without_later(logits: Float32[Tensor, "h w V"]) -> Float32[Tensor, "h w V"]:
+    """Mask what comes after each query; the last one sees all V positions."""
+    window, visible = logits.shape[1:]
     if window > 1:
-        later = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu_(1)
+        later = torch.ones(window, window, dtype=torch.bool, device=logits.device).triu_(1)
         logits[..., visible - window :].masked_fill_(later, -torch.inf)
     return logits
 
