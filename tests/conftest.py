@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 import textwrap
@@ -43,6 +45,11 @@ class AsWritten(MetaPathFinder):
 
 
 sys.meta_path.insert(0, AsWritten())
+
+# Imports make millions of objects that stay: the collector would look through them again and again.
+# It goes on when all tests are collected, and then leaves them alone until Python ends.
+gc.disable()
+atexit.register(gc.unfreeze)
 
 # Two workers on two cores gain nothing from threads of their own.
 torch.set_num_threads(1)
@@ -95,6 +102,12 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             places = (_place(item.callspec.params[axis], values[item.obj, axis]) for axis in axes)
             if sum(places) % every:
                 item.add_marker("deep")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector see only what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

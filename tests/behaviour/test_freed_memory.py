@@ -18,11 +18,12 @@ LAYERS, LONG = 4, 100
 
 @pytest.fixture(autouse=True)
 def only_what_a_test_makes():
-    """Leave what other tests left behind alone: to look at it takes longer than the test."""
+    """Leave what other tests left behind alone: to look at it takes longer than the test.
+
+    It stays frozen, as what was imported does: see tests/conftest.py.
+    """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def long_tables():
