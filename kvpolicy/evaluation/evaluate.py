@@ -64,6 +64,10 @@ class Evaluation:
         """Return the tables."""
         return self.markdown()
 
+    def _repr_markdown_(self) -> str:
+        """Return the tables, which a notebook shows."""
+        return self.markdown()
+
 
 def evaluate(
     model: PreTrainedModel | None = None,

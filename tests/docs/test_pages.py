@@ -53,6 +53,8 @@ def names():
 def as_tested(code):
     """Return code for the model that ships, and for a machine without a GPU."""
     code = code.replace('"Qwen/Qwen3-8B"', repr(str(needle.MODEL))).replace('.to("cuda")', "")
+    # The same graphs without the minute that a compiler of C++ takes.
+    code = code.replace("torch.compile(model", 'torch.compile(model, backend="eager"')
     return code.replace("max_new_tokens=200", "max_new_tokens=2")
 
 
@@ -74,6 +76,14 @@ def test_the_commands_of_a_page_run(file, run, tmp_path, monkeypatch):
         program, *arguments = shlex.split(command)
         result = run(*arguments)
         assert (program, result.exit_code) == ("kvpolicy", 0), result.output
+
+
+def test_the_policies_beside_those_of_kvpress_can_be_built():
+    page = (DOCS / "from-kvpress.md").read_text("utf-8")
+    found = re.findall(r"^\|.*\| `(kvpolicy\..+)` \|$", page, re.MULTILINE)
+    assert len(found) >= 18
+    for code in found:
+        assert isinstance(eval(code, {"kvpolicy": kvpolicy}), kvpolicy.Policy), code
 
 
 @pytest.mark.parametrize("text", TROUBLES)
