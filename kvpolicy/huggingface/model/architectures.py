@@ -8,6 +8,8 @@ REFUSED: Mapping[str, str] = {
     "diffllama": "attends twice with the same keys, and policies are shown one attention only",
     "dory": "runs layers in loops, which read and copy the layers of the cache by themselves",
     "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
+    "inkling_text": "adds a bias by distance, which it counts in places of the cache",
+    "inkling2_text": "adds a bias by distance, which it counts in places of the cache",
     "jetmoe": "repeats its keys after the cache gave them out",
     "minimax": "insists on a cache of its own",
     "xlstm": "insists on a cache of its own",

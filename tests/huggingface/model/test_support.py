@@ -105,9 +105,17 @@ def _got_ocr2():
     return AutoModelForImageTextToText.from_config(config)
 
 
+def _inkling(kind):
+    """Make a model none of whose layers has a sliding window, so that all caches would do."""
+    config = AutoConfig.for_model(kind, **TEXT, layer_types=["hybrid", "hybrid"])
+    return AutoModelForCausalLM.from_config(config)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (lambda: _inkling("inkling_text"), "InklingForCausalLM adds a bias by distance"),
+        (lambda: _inkling("inkling2_text"), "Inkling2ForCausalLM adds a bias by distance"),
         (_mllama, "has cross-attention layers"),
         (lambda: _decoder_with_encoder_states("bert"), "has cross-attention layers"),
         (lambda: _decoder_with_encoder_states("roberta"), "has cross-attention layers"),
