@@ -22,6 +22,7 @@ from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
 from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
+from kvpolicy_kernels.partition_deviations import deviation, partition_deviations
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
 from kvpolicy_kernels.ragged_attention import ragged_attention
@@ -38,12 +39,14 @@ __all__ = [
     "WindowAttention",
     "column_attention",
     "compact_in_place",
+    "deviation",
     "forward_selection",
     "gather_kv",
     "head_factors",
     "joint_reconstruction_error",
     "leave_one_out_error",
     "odds",
+    "partition_deviations",
     "pool_scores",
     "projected_norms",
     "query_outputs",

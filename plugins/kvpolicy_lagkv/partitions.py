@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy_kernels import rows_per_block, spans
-from kvpolicy_lagkv.deviation import deviation
+from kvpolicy_kernels import deviation, rows_per_block, spans
 
 
 @attrs.frozen(kw_only=True, eq=False)

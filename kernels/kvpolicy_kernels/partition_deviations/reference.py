@@ -1,4 +1,4 @@
-"""How much the channels of a row differ from those of the next partition."""
+"""Deviations in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-LIMIT = 1e6  # the largest normalised channel, so that its square stays finite
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+
+LIMIT = 1e6
+"""The largest normalised channel, so that its square stays finite."""
 
 
 def deviation(
@@ -33,3 +36,20 @@ def deviation(
     norms: Tensor = torch.linalg.vector_norm(normalised, dim=-1)
     deviations: Tensor = norms / freedom**0.5
     return deviations
+
+
+@torch.no_grad()
+def partition_deviations(
+    states: Float[Tensor, "B N S D"], lag: int
+) -> Float32[Tensor, "B N judged lag"]:
+    """Compare some partitions at a time with those behind them."""
+    parts = states.unflatten(2, (states.shape[2] // lag, lag))
+    judged = max(0, parts.shape[2] - 1)
+    found = states.new_empty((*parts.shape[:2], judged, lag), dtype=torch.float32)
+    # One block holds the normalised rows and two more tensors of their size.
+    step = rows_per_block(3 * parts[:, :, :1].numel(), states.device)
+    for block in spans(0, judged, step):
+        after = parts[:, :, block.start + 1 : block.stop + 1]
+        low, high = (extreme(3, keepdim=True) for extreme in (after.amin, after.amax))
+        found[:, :, block] = deviation(parts[:, :, block], low, high)
+    return found
