@@ -19,6 +19,7 @@ from kvpolicy_kernels.forward_selection import (
     set_error,
 )
 from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
+from kvpolicy_kernels.gaussian_logits import gaussian_logits
 from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
@@ -30,18 +31,21 @@ from kvpolicy_kernels.reconstruction_error import reconstruction_error
 from kvpolicy_kernels.rerotate_keys import rerotate_keys, rotate_half
 from kvpolicy_kernels.row_statistics import row_statistics
 from kvpolicy_kernels.select import select
+from kvpolicy_kernels.unrotated_sums import UnrotatedSums, unrotated_sums
 from kvpolicy_kernels.weighted_values import weighted_values
 from kvpolicy_kernels.window_attention import WindowAttention, window_attention
 from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
 
 __all__ = [
     "Queries",
+    "UnrotatedSums",
     "WindowAttention",
     "column_attention",
     "compact_in_place",
     "deviation",
     "forward_selection",
     "gather_kv",
+    "gaussian_logits",
     "head_factors",
     "joint_reconstruction_error",
     "leave_one_out_error",
@@ -60,6 +64,7 @@ __all__ = [
     "set_error",
     "spans",
     "sums_dtype",
+    "unrotated_sums",
     "weighted_values",
     "window_attention",
     "windowed_reconstruction_error",

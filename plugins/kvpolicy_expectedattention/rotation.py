@@ -40,4 +40,6 @@ class MeanRotation:
         turned = vectors[..., :size]
         quarter = rotate_half(turned, interleaved=self.interleaved)
         turned = turned * self.cosines + quarter * self.sines
+        if size == vectors.shape[-1]:
+            return turned
         return torch.cat([turned, vectors[..., size:]], dim=-1)

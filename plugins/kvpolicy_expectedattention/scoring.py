@@ -15,10 +15,9 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import as_float, at_most, boolean, count, natural, share
-from kvpolicy_expectedattention.logits import expected_logits
 from kvpolicy_expectedattention.rotation import MeanRotation
 from kvpolicy_expectedattention.statistics import query_statistics
-from kvpolicy_kernels import rows_per_block, spans
+from kvpolicy_kernels import gaussian_logits, rows_per_block, spans
 
 FARTHEST = 2**17
 """The largest `future`: each future position needs a row of cosines and sines."""
@@ -70,7 +69,7 @@ class ExpectedAttentionScorer:
         if self.values:
             scores *= _norms(observation.values)[:, :, None]
         # Of equal scores the earlier position is kept, so sinks are kept before other positions.
-        return scores.where(~sinks[:, :, None], scores.amax(-1, keepdim=True)).flatten(1, 2)
+        return torch.where(sinks[:, :, None], scores.amax(-1, keepdim=True), scores).flatten(1, 2)
 
     def _attention(
         self, observation: Observation, rotary: Rotary, sinks: Bool[Tensor, "B N S"]
@@ -81,15 +80,21 @@ class ExpectedAttentionScorer:
         turned = statistics.turned(
             MeanRotation.of_next(self.future, observation.seen, rotary, observation.keys.device)
         )
-        logits = expected_logits(turned, observation.keys, observation.scaling)
+        logits = gaussian_logits(
+            observation.keys, turned.mean, turned.covariance, scaling=observation.scaling
+        )
+        by_group = logits.unflatten(1, (sinks.shape[1], -1))
         # Not -inf: a sequence may have only sinks, and the softmax would then be NaN.
-        lowest = torch.finfo(logits.dtype).min
-        logits.masked_fill_(sinks[:, :, None], lowest)
-        return softmax(logits.flatten(1, 2), observation.sink_logits).view_as(logits)
+        by_group.masked_fill_(sinks[:, :, None], torch.finfo(logits.dtype).min)
+        return softmax(logits, observation.sink_logits).view_as(by_group)
 
 
 def _norms(values: Float[Tensor, "B N S Dv"]) -> Float[Tensor, "B N S"]:
     """Return the norms of the values, in blocks: a float32 copy of all values would be large."""
+    if values.device.type == "cuda":
+        # It reads half precision and adds in float32, without a copy.
+        norms: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+        return norms
     rows = rows_per_block(values[:, :, 0].numel(), values.device)
     blocks = (values[:, :, block].float() for block in spans(0, values.shape[2], rows))
     return torch.cat([block.norm(dim=-1) for block in blocks], -1)

@@ -33,7 +33,7 @@ BOUNDS = {
     "chunkkv": ((34, 0), (2, 0)),
     "criticalkv": ((41, 0), (2, 0)),
     "defensivekv": ((113, 1), (4, 0)),
-    "expectedattention": ((103, 0), (2, 0)),
+    "expectedattention": ((70, 0), (2, 0)),
     "h2o": ((24, 0), (26, 0)),
     "keydiff": ((33, 0), (31, 0)),
     "knorm": ((17, 0), (2, 0)),

@@ -27,8 +27,12 @@ def spans(start: int, stop: int, length: int) -> Iterator[slice]:
         yield slice(first, min(first + length, stop))
 
 
-def rows_per_block(floats: int, device: torch.device) -> int:
-    """Return how many rows of `floats` float32 numbers fit into a block; at least 1."""
+def rows_per_block(floats: int, device: torch.device, *, layer: int = 0) -> int:
+    """Return how many rows of `floats` float32 numbers fit into a block; at least 1.
+
+    `layer` are the bytes of a layer's keys and values. On a GPU a block may be a twelfth of them,
+    so that the number of blocks does not grow with the layer.
+    """
     # A GPU is faster with few large blocks. Its allocator has no such threshold as glibc's.
-    limit = LOGITS_BYTES if device.type == "cuda" else CACHED_BYTES
+    limit = max(LOGITS_BYTES, layer // 12) if device.type == "cuda" else CACHED_BYTES
     return max(1, limit // (4 * max(1, floats)))
