@@ -8,6 +8,7 @@ import pytest
 import kvpolicy
 
 HEAVY = ("transformers", "triton", "hypothesis", "pytest", "matplotlib", "typer", "rich")
+NOT_TO_LIST = {"transformers", "triton", "hypothesis", "matplotlib"}
 
 
 def loaded_by(code):
@@ -17,30 +18,36 @@ def loaded_by(code):
     return {module.split(".")[0] for module in run.stdout.splitlines()[-1].split()}
 
 
+def loaded_by_command(argument):
+    """Return the modules that the command line has loaded when it ends."""
+    return loaded_by(
+        f"import sys; sys.argv[1:] = [{argument!r}]\n"
+        "from kvpolicy.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass"
+    )
+
+
 def test_importing_loads_nothing_heavy_and_no_plugin():
     loaded = loaded_by("import kvpolicy")
     assert not loaded & {*HEAVY, "kvpolicy_restkv", "kvpolicy_snapkv"}
 
 
-def test_composing_loads_nothing_heavy():
-    loaded = loaded_by("import kvpolicy; kvpolicy.recipe('restkv', budget=64)")
+def test_a_name_that_is_used_loads_pytorch_and_composing_nothing_heavier():
+    loaded = loaded_by(
+        "import sys, kvpolicy; dir(kvpolicy), kvpolicy.__version__\n"
+        "assert 'torch' not in sys.modules\n"
+        "kvpolicy.recipe\n"
+        "assert 'torch' in sys.modules\n"
+        "kvpolicy.recipe('restkv', budget=64)"
+    )
     assert "kvpolicy_restkv" in loaded
     assert not loaded & set(HEAVY)
 
 
-def test_importing_loads_no_pytorch_until_a_name_is_used():
-    assert "torch" not in loaded_by("import kvpolicy; dir(kvpolicy), kvpolicy.__version__")
-    assert "torch" in loaded_by("import kvpolicy; kvpolicy.recipe")
-
-
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_load_no_pytorch(option):
-    assert "torch" not in loaded_by(
-        f"import sys; sys.argv[1:] = [{option!r}]\n"
-        "from kvpolicy.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass"
-    )
+    assert not loaded_by_command(option) & {"torch", *NOT_TO_LIST}
 
 
 def test_dir_has_the_public_names_only():
@@ -51,15 +58,8 @@ def test_dir_has_the_public_names_only():
         _ = kvpolicy.recipes
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
-def test_the_command_line_loads_no_transformers_to_help_or_list(arguments):
-    loaded = loaded_by(
-        f"import sys; sys.argv[1:] = {arguments!r}\n"
-        "from kvpolicy.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass"
-    )
-    assert not loaded & {"transformers", "triton", "hypothesis", "matplotlib"}
+def test_the_command_line_loads_no_transformers_to_list():
+    assert not loaded_by_command("list") & NOT_TO_LIST
 
 
 def test_importing_patches_nothing_in_torch():

@@ -9,11 +9,16 @@ from kvpolicy.exactness.usages import MODES, modes, small_policy
 from kvpolicy.testing.models import tiny_model
 
 DRAFTS = ("assisted decoding", "prompt lookup")
+# It takes ten seconds to compile, and tests/behaviour/test_compiled.py compiles the same.
+SERVED = [
+    pytest.param(mode, marks=[pytest.mark.deep] if mode == "compiled" else [])
+    for mode in sorted(set(MODES) - {*DRAFTS})
+]
 
 
 @pytest.mark.sampled(2, "mode", "recipe")
 @pytest.mark.parametrize("recipe", ["restkv", "h2o"])
-@pytest.mark.parametrize("mode", sorted(set(MODES) - {*DRAFTS}))
+@pytest.mark.parametrize("mode", SERVED)
 @torch.no_grad()
 def test_what_is_served_is_served_exactly(mode, recipe):
     model = tiny_model("llama", attn_implementation="eager")

@@ -29,7 +29,7 @@ MODELS = {
     "phi3": ("phi3", {}),
 }
 UNEVEN_SHARE = "N=1"
-TURNS = (60, 1, 1, 1, 11, 1, 1)
+TURNS = (60, 1, 1, 11, 1)
 
 
 @attrs.frozen
