@@ -2,8 +2,10 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,24 +64,21 @@ def _save_a_cache(path):
 
 def _seen_by_ranks(folder):
     environment = os.environ | {"LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, folder, str(rank)],
-            env=environment | {"RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(two_ranks["WORLD"])
-    ]
+    started = subprocess.Popen(
+        [sys.executable, SCRIPT, folder],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        errors = [process.communicate(timeout=SECONDS)[1] for process in started]
+        error = started.communicate(timeout=SECONDS)[1]
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    for process, error in zip(started, errors, strict=True):
-        assert process.returncode == 0, error
+        with suppress(ProcessLookupError):  # both have ended
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert started.returncode == 0, error
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(two_ranks["WORLD"])]
 
 
