@@ -59,7 +59,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Samples of each task.")] = None,
     baseline: Annotated[str, typer.Option(help="Whom the others are compared with.")] = "full",
     output: Annotated[
-        Path, typer.Option(help="Append each run here, and go on from what is there.")
+        Path,
+        typer.Option(help="Append each run to this file, or to a folder such as s3://bucket/runs."),
     ] = Path("kvpolicy-eval.jsonl"),
     page: Annotated[Path | None, typer.Option(help="Write a page: .html or .md.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,

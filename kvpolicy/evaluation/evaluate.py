@@ -18,8 +18,8 @@ from kvpolicy.evaluation.runs.engine import Engine, engine_of
 from kvpolicy.evaluation.runs.entrant import FULL, Entrant, Recipe, entrants
 from kvpolicy.evaluation.runs.grid import Grid
 from kvpolicy.evaluation.runs.prompt import PromptFormat, QuestionPlace
-from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.evaluation.runs.row import Row
+from kvpolicy.evaluation.runs.stored import results_at
 from kvpolicy.evaluation.tasks.own import Data
 from kvpolicy.named import Part
 from kvpolicy.task import Judge, Metric, Task
@@ -108,7 +108,8 @@ def evaluate(
       is evicted before the question is asked.
     - `max_prompt_tokens`: cut longer prompts in the middle.
     - `limit`: only so many samples of each task.
-    - `results`: a file to which each run is appended, and from which a later call goes on.
+    - `results`: a file to which each run is appended, and from which a later call goes on; or the
+      address of a folder that fsspec opens, such as s3://bucket/runs.
     - `retry`: run again what failed before.
     - `references`: let recipe `random` take part at each budget.
     - `oracle`: let the oracle take part at each budget. It keeps what the question and the full
@@ -140,7 +141,7 @@ def evaluate(
         references=references,
         oracle=oracle,
     )
-    written = Results(results)
+    written = results_at(results)
     with engine_of(model, tokenizer, engine) as opened:
         grid = Grid(
             engine=opened,

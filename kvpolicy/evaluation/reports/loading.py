@@ -11,6 +11,7 @@ import attrs
 from kvpolicy.errors import InvalidValueError, ResultsError, shown, suggest
 from kvpolicy.evaluation.runs.results import parsed
 from kvpolicy.evaluation.runs.row import Row
+from kvpolicy.evaluation.runs.stored import address_of, rows_at
 
 
 @attrs.frozen(kw_only=True)
@@ -56,7 +57,9 @@ def model_of(row: Row) -> str:
 
 
 def _read(file: Path) -> tuple[list[Row], bool]:
-    """Return the rows of a file, and whether its last line is whole."""
+    """Return the rows of a file or an address, and whether its last line is whole."""
+    if (address := address_of(file)) is not None:
+        return rows_at(address), True
     try:
         data = file.read_bytes()
     except (OSError, ValueError) as error:

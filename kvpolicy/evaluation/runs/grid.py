@@ -17,6 +17,7 @@ from kvpolicy.evaluation.runs.identity import digest, machine
 from kvpolicy.evaluation.runs.prompt import Prompt, PromptFormat
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.evaluation.runs.row import Row
+from kvpolicy.evaluation.runs.stored import StoredResults
 from kvpolicy.task import Metric, Sample
 
 
@@ -64,7 +65,9 @@ class Grid:
         return len(self.entrants) * sum(len(task.samples) for task in self.tasks)
 
     def run(
-        self, results: Results, on_row: Callable[[Row, bool], object] = lambda row, ran: None
+        self,
+        results: Results | StoredResults,
+        on_row: Callable[[Row, bool], object] = lambda row, ran: None,
     ) -> list[Row]:
         """Run what has no row yet, and return the rows of this grid in order.
 
@@ -79,7 +82,10 @@ class Grid:
         return [results.rows[key] for key in order]
 
     def _jobs(
-        self, results: Results, order: list[str], on_row: Callable[[Row, bool], object]
+        self,
+        results: Results | StoredResults,
+        order: list[str],
+        on_row: Callable[[Row, bool], object],
     ) -> Iterator[Job]:
         """Yield what is to be run, and add the keys of all rows to `order`."""
         for group in self._groups():
@@ -158,7 +164,7 @@ class Grid:
             run={**self.identity, "code": what["code"]},
         )
 
-    def _check(self, results: Results) -> None:
+    def _check(self, results: Results | StoredResults) -> None:
         """Refuse a file whose rows of these entrants and tasks were made otherwise."""
         codes = {each.title: each.code for each in self.entrants}
         tasks = {task.name for task in self.tasks}
@@ -182,7 +188,9 @@ def _context_of(question: Question) -> object:
     return prompt.context.tolist()
 
 
-def _other(results: Results, what: str, theirs: object, ours: object) -> ResultsError:
+def _other(
+    results: Results | StoredResults, what: str, theirs: object, ours: object
+) -> ResultsError:
     return ResultsError(
         f"{str(results.file)!r} has rows that were made with another {what} ({theirs}) than this "
         f"run has ({ours}), so they cannot be gone on with. Write to another file."

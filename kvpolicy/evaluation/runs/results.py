@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,11 +32,6 @@ class Results:
     """
 
     def __init__(self, file: str | os.PathLike[str] | None = None) -> None:
-        if file is not None and re.match(r"[A-Za-z][\w+.-]+:/", str(file)):
-            raise ResultsError(
-                f"rows are appended to a local file, and {shown(str(file))} is an address. Write "
-                "to a file on this machine, and copy it there."
-            )
         self.file = None if file is None else Path(file)
         self.rows: dict[str, Row] = {}
         self._read, self._line = 0, 0
@@ -72,14 +66,14 @@ class Results:
         if self.file is None:
             self.rows[row.key] = row
             return row
-        line = json.dumps(row.to_dict(), ensure_ascii=False, default=shown) + "\n"
+        line = as_line(row)
         try:
             with self.file.open("ab", buffering=0) as opened, _alone(opened):
                 self.refresh()
                 theirs = self.rows.get(row.key)
                 if theirs is not None and theirs != known:
                     return theirs
-                opened.write(line.encode("utf-8", "surrogatepass"))
+                opened.write(line)
                 os.fsync(opened.fileno())
         except OSError as error:
             raise ResultsError(
@@ -123,7 +117,13 @@ class Results:
             opened.write(b"\n")
 
 
-def parsed(line: bytes, file: Path | None, number: int) -> Row:
+def as_line(row: Row) -> bytes:
+    """Return the line that holds a row."""
+    line = json.dumps(row.to_dict(), ensure_ascii=False, default=shown) + "\n"
+    return line.encode("utf-8", "surrogatepass")
+
+
+def parsed(line: bytes, file: object, number: int) -> Row:
     """Return the row that line `number` of a file holds.
 
     Raises ResultsError if it holds none.

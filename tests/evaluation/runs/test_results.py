@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -127,9 +126,3 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path):
             )
         )
     assert len(Results(file).rows) == 120
-
-
-@pytest.mark.parametrize("file", ["s3://bucket/rows.jsonl", Path("gs://bucket/rows.jsonl")])
-def test_an_address_is_no_file(file):
-    with pytest.raises(ResultsError, match=r"is an address. Write to a file on this machine"):
-        Results(file)
