@@ -74,7 +74,7 @@ class Funnel:
         return torch.full(scores.shape[:2], min(count, scores.shape[-1]))
 
 
-@pytest.mark.sampled(3, "attention", "usage")
+@pytest.mark.sampled(2, "attention", "usage")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("usage", sorted(set(USAGES) - OF_PLAIN_DATA))
 def test_layers_may_hold_different_numbers_of_positions(usage, attention):
