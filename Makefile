@@ -14,7 +14,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes
 within: $(READY) ## Error targets against the errors found on later queries: docs/results/within.md (minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.targets --prompts $(PROMPTS) --recipes restkv,snapkv \
 	    --targets 0.02,0.05,0.1,0.2 > $(RESULTS)/within.md
+
+replays: $(READY) ## What replayed queries are worth, question visible and hidden: docs/results/replay.md (ten minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --prompts 8 > $(RESULTS)/replay.md
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import forward_selection, set_error
+from kvpolicy_kernels import forward_selection, query_outputs, set_error
+from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.forward_selection import Queries, reference
 
 
@@ -59,16 +60,17 @@ def test_the_error_of_a_set_is_that_of_masking_all_others(root, projected, more)
     )
 
 
-def test_the_error_with_each_is_that_of_the_larger_set():
+@pytest.mark.parametrize("root", [False, True])
+def test_a_gain_is_what_the_error_of_the_larger_set_is_less(root):
     given = (asked(), *layer())
     held = some(2, 2, 14)
-    now, after = reference.errors(*given, held, root=True)
-    torch.testing.assert_close(now, error_of(*given, held, root=True))
+    now, gains = reference.errors(*given, held, root=root)
+    torch.testing.assert_close(now, error_of(*given, held, root=root))
     for position in range(14):
         larger = held.clone()
         larger[..., position] = True
-        expected = error_of(*given, larger, root=True)
-        torch.testing.assert_close(after[..., position], expected, rtol=1e-8, atol=1e-10)
+        expected = now - error_of(*given, larger, root=root)
+        torch.testing.assert_close(gains[..., position], expected, rtol=1e-8, atol=1e-10)
 
 
 def test_a_set_without_a_position_puts_out_nothing():
@@ -119,11 +121,24 @@ def test_held_positions_come_first_and_rounds_in_their_order():
     assert (scores.masked_fill(~held, torch.inf).amin(-1) > others).all()
 
 
+def test_a_round_that_starts_from_little_does_not_hide_the_order_of_the_next():
+    """The most attended positions make the error larger at first, so gains are less than later."""
+    given = (asked(), *layer())
+    held = torch.zeros(2, 2, 14, dtype=torch.bool)
+    held[..., -1] = True
+    scores = forward_selection(*given, held, [5, 9, 14], by_mass=True)
+    for row in scores.flatten(0, 1):
+        assert len(row.unique()) == 14
+
+
 def test_blocks_change_nothing(monkeypatch):
     given = (asked(), *layer())
     held = some(2, 2, 14)
     whole = reference.errors(*given, held, root=False)
+    outputs = query_outputs(*given[:3])
     monkeypatch.setattr(reference, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(blocks, "CACHED_BYTES", 1)
+    torch.testing.assert_close(query_outputs(*given[:3]), outputs)
     for one, other in zip(whole, reference.errors(*given, held, root=False), strict=True):
         torch.testing.assert_close(one, other)
 

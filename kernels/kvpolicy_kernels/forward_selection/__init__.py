@@ -39,9 +39,9 @@ def forward_selection(
     evicted. The objective is sum_m weights_m e_K^2, or sum_m weights_m e_K with `root`. With
     `by_mass` the first round adds the most attended positions.
 
-    A score is the gain with which a position was added, and never more than that of a position that
-    was added in an earlier round. What was never added has its gain in the last round. Held
-    positions have the largest score.
+    A score is the gain with which a position was added. Where one would be more than that of a
+    position of an earlier round, all of its round are lowered alike. What was never added has its
+    gain in the last round, lowered in the same way. Held positions have the largest score.
 
     Raises ValueError if the shapes do not fit, or unless counts rise.
 

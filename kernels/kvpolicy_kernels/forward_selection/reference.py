@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, spans
-from kvpolicy_kernels.forward_selection.change import error_with_each
+from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, rows_per_block, spans
+from kvpolicy_kernels.forward_selection.change import (
+    Attention,
+    error_and_gains,
+    outputs_of,
+)
 from kvpolicy_kernels.forward_selection.queries import Queries
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.select import select
 
-TABLES = 8
-"""How many tables [B, n, G, m, S] a block of n heads and m queries has at once, about."""
+TABLES = 4
+"""How many tables [B, n, G, m, S] would fill a block; one is held, and blocks of positions."""
 
 STEP = 2.0**-20
 """By how much of the largest gain a round's scores are below those of the round before."""
@@ -39,20 +42,19 @@ def forward_selection(
     kept, scores = held, held.new_zeros(held.shape, dtype=torch.float32)
     bound = torch.full_like(scores[..., :1], torch.inf)
     for place, count in enumerate(counts):
-        now, after = errors(queries, keys, values, factors, kept, root=root)
-        gains = (now[..., None] - after).float()
+        gains = errors(queries, keys, values, factors, kept, root=root)[1].float()
         if place == 0:
             step = STEP * gains.abs().amax(-1, keepdim=True)
         best = _mass(queries, keys) if place == 0 and by_mass else gains
         best = pool_scores(best, width) if width > 1 else best
         added = _best(best.masked_fill(kept, torch.inf), count) & ~kept
         # What is in a round comes before what is in none, or in a later one.
-        gains = torch.minimum(gains, bound)
+        gains = _below(bound, gains, added)
         scores = torch.where(added, gains, scores)
         least = gains.masked_fill(~added, torch.inf).amin(-1, keepdim=True)
         bound = torch.minimum(bound, least) - step
         kept = kept | added
-    scores = torch.where(kept, scores, torch.minimum(gains, bound))
+    scores = torch.where(kept, scores, _below(bound, gains, ~kept))
     return scores.masked_fill(held, -torch.inf).where(~held, scores.amax(-1, keepdim=True) + step)
 
 
@@ -79,24 +81,25 @@ def errors(
     *,
     root: bool,
 ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N S"]]:
-    """Return the error of the set, and with each position added to it."""
+    """Return the error of the set, and what each position takes from it."""
     dtype = _dtype(queries)
     now = keys.new_zeros(keys.shape[:2], dtype=dtype)
-    after = keys.new_zeros(keys.shape[:3], dtype=dtype)
+    gains = keys.new_zeros(keys.shape[:3], dtype=dtype)
     groups = queries.rows.shape[1] // keys.shape[1]
     grams = _grams(factors, keys.shape[1], groups, values, dtype)
     for n, m in _blocks(queries, keys):
         asked = queries.part(slice(n.start * groups, n.stop * groups), m)
-        attention, sink = attention_of(asked, keys[:, n].to(dtype))
-        before, each = error_with_each(
-            attention, sink, values[:, n].to(dtype), grams[n], held[:, n]
+        before, taken = error_and_gains(
+            attention_of(asked, keys[:, n], dtype),
+            values[:, n],
+            grams[n],
+            held[:, n],
+            asked.weights.to(dtype),
+            root=root,
         )
-        if root:
-            before, each = before.sqrt(), each.sqrt_()
-        weights = asked.weights.to(dtype)
-        now[:, n] += torch.einsum("bm,bnm->bn", weights, before)
-        after[:, n] += torch.einsum("bm,bnms->bns", weights, each)
-    return now, after
+        now[:, n] += before
+        gains[:, n] += taken
+    return now, gains
 
 
 @torch.no_grad()
@@ -110,31 +113,40 @@ def query_outputs(
     groups = heads // keys.shape[1]
     for n, m in _blocks(queries, keys):
         h = slice(n.start * groups, n.stop * groups)
-        attention = attention_of(queries.part(h, m), keys[:, n].to(dtype)).weights
-        found[:, h, m] = (attention @ values[:, n, None].to(dtype)).flatten(1, 2)
+        attention = attention_of(queries.part(h, m), keys[:, n], dtype)
+        found[:, h, m] = outputs_of(attention, values[:, n]).flatten(1, 2)
     return found
 
 
-class Attention(NamedTuple):
-    """The attention of a block of queries, and that of the heads' learned sinks."""
-
-    weights: Float[Tensor, "B n G m S"]
-    sink: Float[Tensor, "B n G m"] | None
-
-
-def attention_of(queries: Queries, keys: Float[Tensor, "B n S D"]) -> Attention:
-    """Return attention in the dtype of `keys`."""
-    rows = queries.rows.to(keys.dtype).unflatten(1, (keys.shape[1], -1)) * queries.scaling
-    logits = torch.einsum("bngmd,bnsd->bngms", rows, keys)
+def attention_of(queries: Queries, keys: Float[Tensor, "B n S D"], dtype: torch.dtype) -> Attention:
+    """Return attention in `dtype`. Keys are read in blocks of positions."""
+    rows = queries.rows.to(dtype).unflatten(1, (keys.shape[1], -1)) * queries.scaling
+    logits = rows.new_empty(*rows.shape[:-1], keys.shape[2])
+    for s in spans(0, keys.shape[2], rows_per_block(keys[:, :, 0].numel(), keys.device)):
+        logits[..., s] = rows @ keys[:, :, None, s].to(dtype).mT
     if queries.softcap is not None:
         logits = logits.div_(queries.softcap).tanh_().mul_(queries.softcap)
     later = torch.arange(keys.shape[2], device=keys.device) >= queries.seen[:, None]
     logits = logits.masked_fill_(later, -torch.inf)
-    if queries.sinks is None:
-        return Attention(logits.softmax(-1), None)
-    column = queries.sinks.to(logits).view(keys.shape[1], -1, 1, 1)
-    weights = torch.cat([logits, column.expand(*logits.shape[:-1], 1)], -1).softmax(-1)
-    return Attention(weights[..., :-1], weights[..., -1])
+    column = None if queries.sinks is None else queries.sinks.to(logits)
+    column = None if column is None else column.view(keys.shape[1], -1, 1, 1)
+    base = logits.amax(-1, keepdim=True)
+    base = base if column is None else torch.maximum(base, column)
+    weights = logits.sub_(base).exp_()
+    mass = weights.sum(-1, keepdim=True)
+    if column is None:
+        return Attention(weights.div_(mass), None)
+    sink = (column - base).exp_()
+    mass = mass + sink
+    return Attention(weights.div_(mass), (sink / mass)[..., 0])
+
+
+def _below(
+    bound: Float32[Tensor, "B N 1"], gains: Float32[Tensor, "B N S"], some: Bool[Tensor, "B N S"]
+) -> Float32[Tensor, "B N S"]:
+    """Lower all gains of a head alike, until none of `some` is above the bound."""
+    most = gains.masked_fill(~some, -torch.inf).amax(-1, keepdim=True)
+    return gains - (most - bound).clamp_min(0)
 
 
 def _mass(queries: Queries, keys: Float[Tensor, "B N S D"]) -> Float32[Tensor, "B N S"]:
@@ -143,7 +155,7 @@ def _mass(queries: Queries, keys: Float[Tensor, "B N S D"]) -> Float32[Tensor, "
     groups = queries.rows.shape[1] // keys.shape[1]
     for n, m in _blocks(queries, keys):
         asked = queries.part(slice(n.start * groups, n.stop * groups), m)
-        attention = attention_of(asked, keys[:, n].float()).weights
+        attention = attention_of(asked, keys[:, n], torch.float32).weights
         found[:, n] += torch.einsum("bm,bngms->bns", asked.weights.float(), attention)
     return found
 
