@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,24 @@ def token_errors(
             for rows, layer in zip(outputs, full.layers, strict=True)
         ]
     )
+
+
+def error_of_outputs(
+    found: Sequence[Sequence[Float[Tensor, "B one M"]]],
+    expected: Sequence[Sequence[Float[Tensor, "B one M"]]],
+    *,
+    last: int,
+) -> float | None:
+    """Return how far attention outputs are off, on average over layers and the `last` tokens.
+
+    Both are what `outputs_heard` gave. None if no layer was heard so often.
+    """
+    errors = [
+        relative_error(torch.cat(list(mine[-last:]), 1), torch.cat(list(theirs[-last:]), 1)).mean()
+        for mine, theirs in zip(found, expected, strict=True)
+        if min(len(mine), len(theirs)) >= last
+    ]
+    return float(torch.stack(errors).mean()) if errors else None
 
 
 def relative_error(

@@ -74,6 +74,33 @@ def blocks_heard(
 
 
 @contextmanager
+def outputs_heard(model: PreTrainedModel) -> Iterator[list[list[Tensor]]]:
+    """Give what each attention block put out for the last token of each forward, by layer.
+
+    An entry has the shape [B, 1, M].
+
+    >>> from kvpolicy.testing import tiny_model
+    >>> import torch
+    >>> model = tiny_model()
+    >>> with outputs_heard(model) as layers:
+    ...     _ = model(torch.tensor([[1, 2, 3]])), model(torch.tensor([[4]]))
+    >>> [[list(out.shape) for out in layer] for layer in layers]
+    [[[1, 1, 32], [1, 1, 32]], [[1, 1, 32], [1, 1, 32]]]
+    """
+    from kvpolicy.huggingface.model.architectures import ATTENTION
+
+    blocks = [
+        module
+        for module in model.modules()
+        if ATTENTION in type(module).__name__
+        and isinstance(getattr(module, "layer_idx", None), int)
+    ]
+    layers: list[list[Tensor]] = [[] for _ in blocks]
+    with blocks_heard(blocks, lambda number, _, out: layers[number].append(out[:, -1:])):
+        yield layers
+
+
+@contextmanager
 def blocks_given(blocks: list[nn.Module], inputs: Callable[[int], Tensor]) -> Iterator[None]:
     """Give each attention block the hidden states of `inputs`, by its number, for its own."""
 

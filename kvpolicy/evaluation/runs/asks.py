@@ -10,6 +10,8 @@ import torch
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.caches import copied_cache, opened_cache
+from kvpolicy.evaluation.measures.reconstruction import error_of_outputs
+from kvpolicy.evaluation.recording.listening import outputs_heard
 from kvpolicy.evaluation.runs.prompt import Prompt
 from kvpolicy.evaluation.runs.reading import Reading, ends_of, held_back
 from kvpolicy.task import Asks, Metric, Sample
@@ -142,19 +144,26 @@ def _conversed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
 
 
 def _agreed(reading: Reading, asked: Asked) -> Mapping[str, Any]:
-    """Follow what the full cache writes; the score is the share before the first other token."""
+    """Follow what the full cache writes; the score is the share before the first other token.
+
+    The error of attention is ||y - y_full|| / ||y_full||, with y what an attention block puts out.
+    The hidden states are those of each run, so errors of earlier layers are in it.
+    """
     prompt = held_back(asked.prompt)
     limit = asked.sample.max_new_tokens or 1
     ends = ends_of(reading.model, asked.tokenizer)
-    with asked.reference(reading.model) as full:
+    with asked.reference(reading.model) as full, outputs_heard(reading.model) as theirs:
         tokens, expected = full.follow(prompt, None, limit=limit, ends=ends)
-    _, found = reading.follow(prompt, tokens, limit=limit, ends=ends)
+    with outputs_heard(reading.model) as ours:
+        _, found = reading.follow(prompt, tokens, limit=limit, ends=ends)
+    error = error_of_outputs(ours, theirs, last=len(tokens))
     same = (found.argmax(-1) == expected.argmax(-1)).tolist()
     divergence = (expected.exp() * (expected - found)).nansum(-1).mean()
     return {
         "text": str(asked.tokenizer.decode(found.argmax(-1).tolist(), skip_special_tokens=True)),
         "score": [*same, False].index(False) / len(same),
         "divergence": float(divergence),
+        "parts": {} if error is None else {"error of attention": error},
         "new_tokens": len(tokens),
     }
 

@@ -10,6 +10,7 @@ import torch
 import kvpolicy
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.measures.catalogue import METRICS
+from kvpolicy.evaluation.measures.reconstruction import record, token_errors
 from kvpolicy.evaluation.runs.answer import answered
 from kvpolicy.evaluation.runs.prompt import PromptFormat
 from kvpolicy.task import Metric, Sample
@@ -94,6 +95,22 @@ def test_agreement_ends_at_the_first_token_that_the_full_cache_would_not_write(a
     assert found["score"] == first / 6 < 1
     assert found["new_tokens"] == 6
     assert found["divergence"] > 0
+
+
+def test_agreement_has_the_error_of_attention_of_the_tokens_that_follow(
+    answer, model, tokenizer, text
+):
+    found = answer("agreement", kvpolicy.recipe("streamingllm", budget=8), max_new_tokens=6)
+    error = found["parts"]["error of attention"]
+    sample = Sample(name="1", context=text, question=" what colour ?")
+    ids = PromptFormat(tokenizer=tokenizer).prompt(sample).context
+    with torch.inference_mode():
+        written = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    full = record(model, ids[:, :-1], written[:, ids.shape[1] - 1 :])
+    expected = token_errors(model, kvpolicy.recipe("streamingllm", budget=8), full, propagate=True)
+    assert error == pytest.approx(float(expected.mean()), rel=1e-4)
+    whole = answer("agreement", kvpolicy.recipe("snapkv", budget=200), max_new_tokens=6)
+    assert whole["parts"]["error of attention"] < 1e-5
 
 
 def test_a_metric_may_give_further_figures_of_a_text(model, tokenizer, text):
