@@ -23,6 +23,7 @@ from kvpolicy_kernels.gaussian_logits import gaussian_logits
 from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
+from kvpolicy_kernels.nearest_keys import NearestKeys, nearest_keys
 from kvpolicy_kernels.partition_deviations import deviation, partition_deviations
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
@@ -31,13 +32,17 @@ from kvpolicy_kernels.reconstruction_error import reconstruction_error
 from kvpolicy_kernels.rerotate_keys import rerotate_keys, rotate_half
 from kvpolicy_kernels.row_statistics import row_statistics
 from kvpolicy_kernels.select import select
+from kvpolicy_kernels.similar_keys import SimilarKeys, similar_keys
+from kvpolicy_kernels.summed_rows import summed_rows
 from kvpolicy_kernels.unrotated_sums import UnrotatedSums, unrotated_sums
 from kvpolicy_kernels.weighted_values import weighted_values
 from kvpolicy_kernels.window_attention import WindowAttention, window_attention
 from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
 
 __all__ = [
+    "NearestKeys",
     "Queries",
+    "SimilarKeys",
     "UnrotatedSums",
     "WindowAttention",
     "column_attention",
@@ -49,6 +54,7 @@ __all__ = [
     "head_factors",
     "joint_reconstruction_error",
     "leave_one_out_error",
+    "nearest_keys",
     "odds",
     "partition_deviations",
     "pool_scores",
@@ -62,7 +68,9 @@ __all__ = [
     "rows_per_block",
     "select",
     "set_error",
+    "similar_keys",
     "spans",
+    "summed_rows",
     "sums_dtype",
     "unrotated_sums",
     "weighted_values",

@@ -61,10 +61,15 @@ class CacheMergingCompactor:
         ) -> tuple[Tensor, Tensor]:
             attention = window_attention(observation)
             heirs = Heirs.of(
-                selection.indices, evicted.rows, length=keys.shape[2], neighbours=self.neighbours
+                selection.indices,
+                evicted.rows,
+                length=keys.shape[2],
+                neighbours=self.neighbours,
+                is_full=selection.is_full,
             )
             chances = merge_probabilities(attention, heirs)
             leaves = draws(self.seed, observation).gather(-1, heirs.evicted) < chances
+            del attention, chances
             sums = inherited(evicted, leaves, heirs).add_(kept_values)
             return kept_keys, sums.to(values.dtype)
 

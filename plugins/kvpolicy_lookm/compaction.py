@@ -12,8 +12,8 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.options import one_of
 from kvpolicy.stages.compaction import Evicted, merged
 from kvpolicy.stages.selection import Selection
-from kvpolicy_lookm.matching import nearest_kept
-from kvpolicy_lookm.merging import Merge, shares, weighted_mean
+from kvpolicy_kernels import nearest_keys
+from kvpolicy_lookm.merging import Merge, shares, weighted_means
 
 
 @attrs.frozen(kw_only=True)
@@ -67,12 +67,11 @@ class SimilarityMergingCompactor:
             kept_keys: Tensor, kept_values: Tensor, evicted: Evicted
         ) -> tuple[Tensor, Tensor]:
             is_kept = selection.indices < keys.shape[2]
-            slots, similarity = nearest_kept(evicted, kept_keys, is_kept)
+            slots, similarity = nearest_keys(keys, evicted.rows, kept_keys, is_kept)
             share = shares(similarity, evicted.is_row, self.merge, observation.of_all_heads)
+            # Half the memory: a slot fits into 32 bits.
+            slots = slots.int()
             del similarity
-            return (
-                weighted_mean(kept_keys, evicted.blocks_of(keys), slots, share),
-                weighted_mean(kept_values, evicted.blocks_of(values), slots, share),
-            )
+            return weighted_means((kept_keys, kept_values), evicted, slots, share)
 
         return merged(keys, values, selection, merge)

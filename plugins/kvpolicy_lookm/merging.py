@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from kvpolicy_kernels import sums_dtype
+from kvpolicy.stages.compaction import Evicted
+from kvpolicy_kernels import summed_rows
 
 Merge = Literal["pivot", "averaged", "weighted", "normalized"]
 
 
 class Shares(NamedTuple):
-    """Three weights of each evicted row: its own, that of the kept row repeated, and its count.
+    """The weight of each evicted row, and what the weights of a slot add up to.
 
-    x becomes (x (1 + sum repeated) + sum own d) / (1 + sum counted).
+    x becomes (x (1 + repeated sum own) + sum own d) / (1 + counted sum own). With `close`, which
+    says which rows count, it becomes (x + sum own d) / (1 + sum close).
     """
 
     own: Float32[Tensor, "B N E"]
-    repeated: Float32[Tensor, "B N E"]
-    counted: Float32[Tensor, "B N E"]
+    repeated: float
+    counted: float
+    close: Float32[Tensor, "B N E"] | None = None
 
 
 def shares(
@@ -37,18 +39,14 @@ def shares(
     >>> shares(torch.tensor([[[0.0, 1.0]]]), both, "normalized").own
     tensor([[[0.5000, 1.0000]]])
     """
-    one = is_evicted.float()
-    none = torch.zeros_like(one)
     if merge == "pivot":
-        half = one / 2
-        return Shares(half, half, one)
+        return Shares(is_evicted * 0.5, 1.0, 2.0)
     if merge == "averaged":
-        return Shares(one, none, one)
+        return Shares(is_evicted.float(), 0.0, 1.0)
     if merge == "weighted":
-        close = one * _close(of_all_heads(similarity), of_all_heads(is_evicted))
-        return Shares(similarity * close, none, close)
-    weights = one * ((1 + similarity) / 2).clamp(min=1e-6)
-    return Shares(weights, none, weights)
+        close = is_evicted * _close(of_all_heads(similarity), of_all_heads(is_evicted)).float()
+        return Shares(similarity * close, 0.0, 0.0, close)
+    return Shares(is_evicted * ((1 + similarity) / 2).clamp(min=1e-6), 0.0, 1.0)
 
 
 def _close(
@@ -65,23 +63,29 @@ def _close(
     return over_heads >= average
 
 
-def weighted_mean(
-    kept: Float[Tensor, "B N K D"],
-    evicted: Iterable[tuple[slice, Float[Tensor, "B N e D"]]],
-    slots: Int64[Tensor, "B N E"],
+def weighted_means(
+    kept: tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]],
+    evicted: Evicted,
+    slots: Int[Tensor, "B N E"],
     share: Shares,
-) -> Float[Tensor, "B N K D"]:
-    """Return kept keys or values with the evicted ones merged into them, which come in blocks.
+) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
+    """Return the kept keys and values with the evicted ones merged into them.
 
-    They are summed in float64: a GPU adds in varying order, and this does not change such sums. A
-    row that nothing is merged into does not change, bit for bit.
+    Sums are in float64: a GPU adds in varying order, and this does not change such sums. A row that
+    nothing is merged into does not change, bit for bit.
     """
-    dtype = sums_dtype(kept.device)
-    nothing = kept.new_zeros(kept.shape[:3], dtype=dtype)
-    repeated = nothing.scatter_add(2, slots, share.repeated.to(dtype))
-    sums = kept.to(dtype) * (1 + repeated)[..., None]
-    for block, rows in evicted:
-        parts = rows.to(dtype).mul_(share.own[:, :, block, None])
-        sums.scatter_add_(2, slots[:, :, block, None].expand_as(parts), parts)
-    counted = nothing.scatter_add_(2, slots, share.counted.to(dtype))
-    return sums.div_((1 + counted)[..., None]).to(kept.dtype)
+    count = kept[0].shape[2]
+    # A row of ones for each position, which takes no memory: the sum of its shares.
+    ones = share.own.new_ones(1).expand(*evicted.all_keys.shape[:3], 1)
+    rows = evicted.rows
+    sums, own = summed_rows((evicted.all_keys, ones), rows, slots, share.own, count=count)
+    if share.close is None:
+        counted = 1 + share.counted * own
+    else:
+        counted = 1 + summed_rows((ones,), rows, slots, share.close, count=count)[0]
+    repeated = 1 + share.repeated * own
+    keys = sums.addcmul_(kept[0], repeated).div_(counted).to(kept[0].dtype)
+    # Sums of keys need not be held while values are added.
+    del sums
+    (sums,) = summed_rows((evicted.all_values,), rows, slots, share.own, count=count)
+    return keys, sums.addcmul_(kept[1], repeated).div_(counted).to(kept[1].dtype)

@@ -9,7 +9,8 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import contract, observation
-from kvpolicy_rkv import RedundancyScorer, redundancy, spared
+from kvpolicy_kernels.similar_keys import reference
+from kvpolicy_rkv import RedundancyScorer, redundancy
 
 test_contract = contract(plugin="rkv")
 
@@ -75,8 +76,8 @@ def expected_scores(layer, scorer):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_scores_are_the_formula_in_blocks_of_any_size(retain, rows, softcap, monkeypatch):
     monkeypatch.setattr(redundancy, "rows_per_block", lambda floats, device: rows)
-    monkeypatch.setattr(spared, "rows_per_block", lambda floats, device: rows)
-    monkeypatch.setattr(spared, "SIDE", rows)
+    monkeypatch.setattr(reference, "rows_per_block", lambda floats, device: rows)
+    monkeypatch.setattr(reference, "SIDE", rows)
     layer = observation(positions=40, batch=2, dim=4, softcap=softcap)
     scorer = RedundancyScorer(mix=0.6, width=3, retain=retain, threshold=0.7)
 
@@ -86,15 +87,13 @@ def test_scores_are_the_formula_in_blocks_of_any_size(retain, rows, softcap, mon
     torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("retain", ["last", "first"])
-@pytest.mark.parametrize("threshold", [0.0, 0.4, 1.0])
-def test_a_gpu_that_compares_all_columns_finds_the_same_keys(retain, threshold, monkeypatch):
-    monkeypatch.setattr(spared, "SIDE", 16)
-    keys = observation(positions=40, batch=2, dim=4).keys
-    found, _ = spared.spared_keys(keys, threshold=threshold, retain=retain)
-    for rows in (slice(0, 7), slice(7, 24), slice(24, 40)):
-        compared = spared._of_all_columns(keys, rows, threshold, retain)
-        assert torch.equal(compared, found[..., rows])
+def test_a_gpu_sums_the_same_cosines_without_a_copy():
+    keys = observation(positions=40, batch=2, dim=4).keys.clone()
+    keys[:, :, 3] = 0
+    summed = redundancy._summed_cosines(keys)
+    torch.testing.assert_close(
+        redundancy._summed_cosines_at_once(keys), summed, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_window_is_folded_by_the_smoother():

@@ -1,42 +1,43 @@
-"""The similar key that each key ignores, found without a whole [S, S] matrix."""
+"""Similar keys in PyTorch: the specification, and what runs on a CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from kvpolicy_kernels import rows_per_block, spans, sums_dtype
+from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 
-Retain: TypeAlias = Literal["last", "first", "none"]
+Retain: TypeAlias = Literal["last", "first"]
+
+LEAST = 1e-8
+"""The least norm of a key; a key of zeros has no direction."""
 
 SIDE = 1024
 """Rows and columns of a block of cosines on a CPU: 4 MiB."""
 
 
-def directions(keys: Float[Tensor, "*rows D"]) -> Float32[Tensor, "*rows D"]:
-    """Return the keys in float32 and divided by their norms."""
-    return F.normalize(keys.float(), dim=-1, eps=1e-8)
+class SimilarKeys(NamedTuple):
+    """The position of a similar key for each key, and their cosine."""
+
+    positions: Int64[Tensor, "B N S"]
+    cosines: Float[Tensor, "B N S"]
 
 
-def spared_keys(
+@torch.no_grad()
+def similar_keys(
     keys: Float[Tensor, "B N S D"], *, threshold: float, retain: Retain
-) -> tuple[Int64[Tensor, "B N S"], Float[Tensor, "B N S"]]:
-    """Return the last or first key whose cosine with a key is above `threshold`, and the cosine.
-
-    Position 0 stands for a key without such a key. A key is not similar to itself, and their cosine
-    counts as 0.
-
-    >>> keys = torch.tensor([[[[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]]])
-    >>> spared_keys(keys, threshold=0.5, retain="last")[0]
-    tensor([[[0, 2, 1]]])
-    """
+) -> SimilarKeys:
+    """Compare blocks of keys, on a CPU only those that have found no similar key yet."""
     found = torch.zeros(keys.shape[:3], dtype=torch.int64, device=keys.device)
+    if not found.numel():
+        return SimilarKeys(found, found.to(sums_dtype(keys.device)))
     if keys.device.type == "cpu":
         for head in product(*map(range, found.shape[:2])):
             for rows in spans(0, keys.shape[2], SIDE):
@@ -45,7 +46,12 @@ def spared_keys(
         side = max(1, int(rows_per_block(found[..., 0].numel(), found.device) ** 0.5))
         for rows in spans(0, keys.shape[2], side):
             found[..., rows] = _of_all_columns(keys, rows, threshold, retain)
-    return found, _cosines(keys, found)
+    return SimilarKeys(found, _cosines(keys, found))
+
+
+def directions(keys: Float[Tensor, "*rows D"]) -> Float32[Tensor, "*rows D"]:
+    """Return the keys in float32 and divided by their norms."""
+    return F.normalize(keys.float(), dim=-1, eps=LEAST)
 
 
 def _of_rows(

@@ -1,0 +1,26 @@
+from itertools import product
+
+from compile_offline import Variant
+
+from kvpolicy_kernels.nearest_keys import kernel
+
+
+def variants():
+    for dtype, dim in product(("fp32", "bf16"), (64, 128, 256)):
+        exact = dtype == "fp32"
+        tile = kernel.pair_tile(dim, exact=exact)
+        yield Variant(
+            name=f"nearest_keys {dtype} D={dim}",
+            function=kernel._nearest_kernel,
+            pointers={
+                "keys": dtype, "others": dtype, "norms": "fp32", "is_other": "i1",
+                "rows": "i64", "slots": "i64", "cosines": "fp32",
+            },
+            constants={
+                "D": dim, "LEAST": kernel.LEAST, "BLOCK_E": tile.rows, "BLOCK_K": tile.others,
+                "CHANNELS": tile.channels, "PRECISION": "ieee" if exact else "tf32",
+                "UP": False, "keys_d": 1, "others_d": 1,
+            },
+            unaligned=("N", "S", "E", "K"),
+            warps=tile.warps,
+        )  # fmt: skip
