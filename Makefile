@@ -14,7 +14,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +118,10 @@ within: $(READY) ## Error targets against the errors found on later queries: doc
 
 replays: $(READY) ## What replayed queries are worth, question visible and hidden: docs/results/replay.md (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --prompts 8 > $(RESULTS)/replay.md
+
+real-replays: real-model ## The same for SmolLM2 and prose: docs/results/smollm2-replay.md (half an hour).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --model smollm2 --bed prose --prompts 4 --budgets 64,128 \
+	    --entrants "oracle;restkv;snapkv;replay;replay, snapkv asked" > $(RESULTS)/smollm2-replay.md
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance

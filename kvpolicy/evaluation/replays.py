@@ -79,12 +79,14 @@ def measured(bed: Bed, name: str, budget: int) -> Measured:
     )
 
 
-def table(rows: Sequence[Measured]) -> str:
+def table(rows: Sequence[Measured], model: str | None = None) -> str:
     """Return a table in Markdown for each bed: errors, and differences from ReST-KV's."""
+    title, option = (f", {model}", f" --model {model}") if model else ("", "")
+    command = f"`python -m kvpolicy.evaluation.replays{option}`"
     lines = [
-        "# Replayed queries",
+        f"# Replayed queries{title}",
         "",
-        "`python -m kvpolicy.evaluation.replays` prints these tables. Each cell has the error,",
+        f"{command} prints these tables. Each cell has the error,",
         "± its standard error over prompts, and how much more it is than that of "
         f"`{BASE}`, prompt by prompt.",
         "",
@@ -122,19 +124,22 @@ def main(
     budgets: Annotated[str, typer.Option(help="Positions of each head.")] = "40,64,128",
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each bed.")] = 16,
     length: Annotated[int, typer.Option(help="Tokens of a stretch, for another model.")] = 512,
+    only: Annotated[str | None, typer.Option("--bed", help="Only this bed, as prose.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Measure each entrant at each budget, and print a table for each bed."""
     disable_progress_bar()
     rows = []
     for bed in beds(model, prompts, length):
+        if only is not None and bed.name != only:
+            continue
         for name in entrants.split(";"):
             for budget in map(int, budgets.split(",")):
                 rows.append(measured(bed, name.strip(), budget))
                 if as_json:
                     typer.echo(json.dumps(attrs.asdict(rows[-1])))
     if not as_json:
-        typer.echo(table(rows))
+        typer.echo(table(rows, model))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The table of replayed queries compares everyone prompt by prompt."""
 
-from kvpolicy.evaluation.replays import ENTRANTS, Measured, measured, table
+from kvpolicy.evaluation.replays import ENTRANTS, Measured, main, measured, table
 from kvpolicy.evaluation.targets import needle_beds
 
 
@@ -23,6 +23,12 @@ def test_budgets_are_columns_and_beds_are_tables():
     assert "| snapkv | 0.500 ± 0.250 |" in text
 
 
+def test_a_page_of_another_model_names_it():
+    text = table([row("restkv", 0.5, 0.25)], "smollm2")
+    assert text.startswith("# Replayed queries, smollm2\n")
+    assert "`python -m kvpolicy.evaluation.replays --model smollm2`" in text
+
+
 def test_replayed_queries_lower_the_errors_of_the_needle_model():
     """The question is visible; the difference is many standard errors in docs/results."""
     bed = next(needle_beds(2))
@@ -35,3 +41,12 @@ def test_everyone_has_a_policy():
     bed = next(needle_beds(2))
     budgets = {ENTRANTS[name](bed.recordings[0], 40).budget for name in ENTRANTS}
     assert budgets == {40}
+
+
+def test_the_command_prints_one_bed_if_asked(capsys):
+    main(entrants="restkv;snapkv", budgets="64", prompts=2, only="needle, hidden")
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("## ")] == [
+        "## needle, hidden (2 prompts)"
+    ]
+    assert "| snapkv | " in printed
