@@ -12,6 +12,7 @@ from kvpolicy_kernels.column_attention import column_attention
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 from kvpolicy_kernels.common.pytorch.odds import odds
 from kvpolicy_kernels.common.pytorch.sums import sums_dtype
+from kvpolicy_kernels.direction_cosines import direction_cosines
 from kvpolicy_kernels.forward_selection import (
     Queries,
     forward_selection,
@@ -48,6 +49,7 @@ __all__ = [
     "column_attention",
     "compact_in_place",
     "deviation",
+    "direction_cosines",
     "forward_selection",
     "gather_kv",
     "gaussian_logits",

@@ -63,7 +63,9 @@ class DefensiveScorer:
         risk = with_floor(worst) * self._relative_sizes(observation)
         nearby = observation.of_all_heads(near).mean(1)
         largest = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
-        risk = _with_first(risk, mean, self._first(mean, nearby, observation), largest)
+        ordered = mean.sort(dim=-1, descending=True, stable=True)
+        counts = self._first(ordered.values, nearby, observation)
+        risk = _with_first(risk, ordered.indices, counts, largest)
         window = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
         window = window.expand(*risk.shape[:2], observation.window)
         scores = torch.cat([risk, window], dim=-1)
@@ -82,36 +84,38 @@ class DefensiveScorer:
             )
         past = observation.length - observation.window
         sizes = projected_norms(observation.values[:, :, :past], weights)
+        average = observation.of_all_heads(sizes).mean(1, keepdim=True).clamp_min(LEAST)
+        if observation.seen == observation.length:
+            # Nothing has been evicted yet.
+            return sizes / average
         positions = observation.of_all_heads(observation.positions[:, :, :past])
         together = (positions == positions[:, :1]).all(1, keepdim=True)
-        average = observation.of_all_heads(sizes).mean(1, keepdim=True).clamp_min(LEAST)
         return torch.where(together, sizes / average, 1)
 
     def _first(
-        self, mean: Float[Tensor, "B N P"], nearby: Float[Tensor, " B"], observation: Observation
+        self, ordered: Float[Tensor, "B N P"], nearby: Float[Tensor, " B"], observation: Observation
     ) -> Int[Tensor, "B N"]:
         """Count the most attended positions that together stay below the mass, within the budget.
 
+        `ordered` is their mean attention, the largest first.
         The window's attention to the last W positions of the past is subtracted from the mass.
         """
-        ordered = mean.sort(dim=-1, descending=True).values
-        shares = ordered / mean.sum(-1, keepdim=True).clamp_min(LEAST)
+        shares = ordered / ordered.sum(-1, keepdim=True).clamp_min(LEAST)
         below = shares.cumsum(-1) < self.mass - nearby[:, None, None]
         return below.sum(-1).clamp_max(max(0, observation.budget - observation.window))
 
 
 def _with_first(
     risk: Float[Tensor, "B N P"],
-    attention: Float[Tensor, "B N P"],
+    order: Int[Tensor, "B N P"],
     counts: Int[Tensor, "B N"],
     largest: Float[Tensor, "B 1 1"],
 ) -> Float[Tensor, "B N P"]:
-    """Raise the `counts` most attended positions of each head above the `largest` risk.
+    """Raise the first `counts` positions in `order` above the `largest` risk of a head.
 
     A raised score exceeds it by 2^-22 of it for every place before the last position. So if a
     budget ends among the raised positions, the least attended are evicted.
     """
-    order = attention.argsort(dim=-1, descending=True, stable=True)
     place = torch.arange(risk.shape[-1], dtype=torch.float32, device=risk.device)
     raised = largest * (1 + STEP * (risk.shape[-1] - place))
     ranked = torch.where(place < counts[..., None], raised, risk.gather(-1, order))

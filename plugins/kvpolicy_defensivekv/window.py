@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import attrs
@@ -39,26 +39,37 @@ def seen(observation: Observation, reduce: Reduce, width: int) -> Seen:
     """
     past = observation.length - observation.window
     groups = observation.queries.shape[1] // observation.keys.shape[1]
-    shape = (*observation.keys.shape[:2], past)
-    worst = observation.keys.new_full(shape, -torch.inf, dtype=torch.float32)
-    mean = torch.zeros_like(worst)
-    nearby = mean.new_zeros(shape[:2])
+    worst: list[Tensor] = []
+    mean: list[Tensor] = []
+    before = slice(0, 0)
     for heads, part in _parts(observation, groups):
         rows = part.attention[..., :past]
-        by_head = (-1, rows.shape[1] // (heads.stop - heads.start))
+        by_head = (heads.stop - heads.start, -1)
         folded = reduce(_pooled(rows, width)).unflatten(1, by_head).amax(2)
-        worst[:, heads] = worst[:, heads].maximum(folded)
-        means = rows.mean(2).unflatten(1, by_head).sum(2) / groups
-        mean[:, heads] += means
-        nearby[:, heads] += means[..., -observation.window :].sum(-1)
-    return Seen(worst, mean, nearby)
+        means = rows.mean(2).unflatten(1, by_head)
+        share = means.shape[2] / groups
+        if heads == before:
+            # More query heads of the same key/value head.
+            worst[-1] = worst[-1].maximum(folded)
+            mean[-1] = mean[-1] + means.mean(2) * share
+        else:
+            worst.append(folded)
+            mean.append(means.mean(2) * share if share < 1 else means.mean(2))
+        before = heads
+    means = _joined(mean)
+    return Seen(_joined(worst), means, means[..., -observation.window :].sum(-1))
+
+
+def _joined(of_heads: Sequence[Tensor]) -> Tensor:
+    return of_heads[0] if len(of_heads) == 1 else torch.cat(list(of_heads), 1)
 
 
 def _parts(observation: Observation, groups: int) -> Iterator[tuple[slice, Observation]]:
     """Yield some key/value heads and all their query heads, or one and some of its query heads."""
     rows = observation.queries.shape[0] * observation.window * observation.length
     # Of each query head there are the attention, its logits and its pooled form.
-    together = rows_per_block(3 * rows, observation.keys.device)
+    layer = observation.keys.nbytes + observation.values.nbytes
+    together = rows_per_block(3 * rows, observation.keys.device, layer=layer)
     for heads in spans(0, observation.keys.shape[1], max(1, together // groups)):
         first, last = heads.start * groups, heads.stop * groups
         for queries in spans(first, last, max(together, groups * (together // groups))):

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import attrs
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count
-from kvpolicy_kernels import rows_per_block, spans
-
-TINY = 1e-12  # the smallest norm: a key of zeros has no direction, and scores 0
+from kvpolicy_kernels import direction_cosines
 
 
 @attrs.frozen(kw_only=True)
@@ -39,26 +35,6 @@ class KeyDiffScorer:
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the scores of a key/value head for each of its query heads."""
-        scores = _similarity(observation.keys).neg_()
+        scores = direction_cosines(observation.keys).neg_()
         groups = observation.queries.shape[1] // observation.keys.shape[1]
         return scores.repeat_interleave(groups, dim=1)
-
-
-def _similarity(keys: Float[Tensor, "B N S D"]) -> Float32[Tensor, "B N S"]:
-    """Return the cosine of each key and the mean direction, in blocks of bounded size.
-
-    Two keys always differ from their mean by the same angle. In float32, rounding would decide
-    between them, so the blocks are in float64.
-    """
-    scales = keys.new_empty(keys.shape[:3], dtype=torch.float64)
-    sums = scales.new_zeros(*keys.shape[:2], 1, keys.shape[3])
-    blocks = list(spans(0, keys.shape[2], rows_per_block(2 * keys[:, :, 0].numel(), keys.device)))
-    for block in blocks:
-        some = keys[:, :, block].double()
-        norms: Tensor = torch.linalg.vector_norm(some, dim=-1)
-        scales[:, :, block] = 1 / norms.clamp_(min=TINY)
-        sums += scales[:, :, None, block] @ some
-    anchor = F.normalize(sums, dim=-1, eps=TINY).mT
-    for block in blocks:
-        scales[:, :, block] *= (keys[:, :, block].double() @ anchor)[..., 0]
-    return scales.float()

@@ -122,10 +122,12 @@ def test_the_most_attended_come_first_whatever_their_values():
 
 def test_sizes_do_not_count_where_heads_hold_different_positions():
     layer = layer_of()
-    held = layer.positions.clone()
+    # The text has one token more, and each head has evicted another one.
+    held = layer.positions + 1
     held[:, 1, :20] -= 1
     scorer = DefensiveScorer(window=6, mass=0.0)
-    apart = scorer.score(attrs.evolve(layer, positions=held), worst_case)[0, ::3, :84]
+    uneven = attrs.evolve(layer, positions=held, seen=layer.seen + 1)
+    apart = scorer.score(uneven, worst_case)[0, ::3, :84]
     together = scorer.score(layer, worst_case)[0, ::3, :84]
     relative = (norms_of(layer) / norms_of(layer).mean(1, keepdim=True))[0, :, :84].float()
     torch.testing.assert_close(apart[:, :20] * relative[:, :20], together[:, :20])

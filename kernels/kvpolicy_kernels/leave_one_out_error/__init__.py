@@ -65,7 +65,7 @@ def _of_largest(
     if factors is not None:
         missing = (factors.float() @ missing[..., None])[..., 0]
     norm: Tensor = torch.linalg.vector_norm(missing, dim=-1, keepdim=True)
-    error: Tensor = others.weight.float() * norm**tau
+    error: Tensor = others.weight.float() * (norm if tau == 1 else norm**tau)
     if tau != 1:
         error = error * others.rest.float().clamp_min(2.0**-60) ** (tau - 1)
     return error

@@ -102,8 +102,7 @@ def row_statistics(
     """Compute logits and sum positions in two launches for as many tiles as `rows_at_once`."""
     batch, heads, window, dim = queries.shape
     kv_heads, positions = keys.shape[1:3]
-    seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
-    sums = seen.new_empty(batch, heads, window)
+    sums = torch.empty(batch, heads, window, dtype=torch.int64, device=keys.device)
     if sums.numel() == 0:
         return sums.double()
     group = heads // kv_heads
@@ -131,4 +130,7 @@ def row_statistics(
                 logits, sums, part.start, count, *sizes,
                 ROWS=rows, BLOCK_S=BLOCK_S, STAGES=STAGES, num_warps=WARPS,
             )  # fmt: skip
+    if positions - window + 1 >= count:
+        return sums.double() / count
+    seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
     return sums.double() / seen.clamp(max=count)
