@@ -79,7 +79,10 @@ class ReplayScorer:
     prefill_only: ClassVar[bool] = True
 
     scorer: str | Mapping[str, Any] = attrs.field(
-        default="restkv", converter=_own, validator=_askable
+        default="restkv",
+        converter=_own,
+        validator=_askable,
+        hash=False,  # A mapping has no hash.
     )
     hops: int = attrs.field(default=3, validator=natural)
     tokens: int = attrs.field(default=64, validator=count)

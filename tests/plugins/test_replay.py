@@ -130,6 +130,12 @@ def test_the_recipe_goes_through_json():
     assert data["scorer"]["scorer"] == {"name": "snapkv", "window": 8}
 
 
+def test_equal_policies_have_equal_hashes():
+    options = {"scorer": {"name": "snapkv", "window": 8}}
+    policies = {kvpolicy.recipe("replay", scorer=options) for _ in range(2)}
+    assert len(policies | {kvpolicy.recipe("replay", scorer={"scorer": "snapkv"})}) == 2
+
+
 def test_options_of_the_other_scorer_belong_to_the_policy():
     component = {"name": "snapkv", "window": 8}
     scorer = ReplayScorer(scorer=component)
