@@ -29,6 +29,7 @@ from benchmarks.counted_memory import Counted
 from benchmarks.layers import LayerShape
 from benchmarks.timing import MIB
 from benchmarks.waits import pretended
+from benchmarks.waits.counts import Counts
 from benchmarks.waits.pretended import Pretended, pretending
 from kvpolicy import Observation, Policy
 from kvpolicy.cache.eviction.one_layer import evicted
@@ -85,11 +86,15 @@ def _without_data(each: Any) -> Any:
 
 
 @contextmanager
-def counted_on_a_gpu(budget: int) -> Iterator[Counted]:
-    """Count storages while tensors pretend to be on a GPU, whose kernels are not launched."""
+def counted_on_a_gpu(budget: int, counts: Counts | None = None) -> Iterator[Counted]:
+    """Count storages while tensors pretend to be on a GPU, whose kernels are not launched.
+
+    `counts` counts launches and waits, too.
+    """
+    counts = Counts() if counts is None else counts
 
     def launched(kernel: Any, grid: Any) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
+        return lambda *args, **kwargs: counts.note("launches", kernel.__name__)
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -98,7 +103,7 @@ def counted_on_a_gpu(budget: int) -> Iterator[Counted]:
         stack.enter_context(collected(Doubts()))
         stack.enter_context(Answers(budget))
         counted = stack.enter_context(Counted())
-        stack.enter_context(pretending(lambda function, args, kwargs: None))
+        stack.enter_context(pretending(counts.operation))
         yield counted
 
 

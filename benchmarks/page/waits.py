@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.page.markdown import table
 from benchmarks.rows import Row, read
-from benchmarks.waits.table import COLUMNS, cells
+from benchmarks.waits.table import COLUMNS, LENGTH_HEADER, cells, length_cells
 
 BEFORE = Path(__file__).parents[2] / "docs" / "results" / "waits-before.jsonl"
 """The counts before faults were read later."""
@@ -15,7 +15,7 @@ BEFORE = Path(__file__).parents[2] / "docs" / "results" / "waits-before.jsonl"
 
 def sections(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the paragraphs."""
-    found = [row for row in rows if row.benchmark.startswith("waits.")]
+    found = [row for row in rows if row.benchmark in ("waits.prompt", "waits.token")]
     if not found:
         return
     shape, versions = found[0].shape, found[0].versions
@@ -39,6 +39,22 @@ def sections(rows: Sequence[Row]) -> Iterator[str]:
     )
     header = ["recipe", "prompt, before", "prompt, now", "token, before", "token, now"]
     yield table(header, _beside(read(BEFORE), found))
+    yield from _by_length([row for row in rows if row.benchmark == "waits.eviction"])
+
+
+def _by_length(found: Sequence[Row]) -> Iterator[str]:
+    if not found:
+        return
+    shape = found[0].shape
+    yield (
+        f"One eviction at the shapes of Llama-3.1-8B (H {shape['H']}, N {shape['N']}, D "
+        f"{shape['D']}, M {shape['M']}) to {shape['K']:,} positions, on tensors without data, "
+        f"counted on {found[0].settings['date']} by the same command: launches / waits of a short "
+        "and of a long prompt, and the memory at the peak of the eviction, as a share of the "
+        "layer's keys and values. A block of a short prompt may be as large as its layer. What a "
+        "cache does beside the eviction is not in it."
+    )
+    yield table(LENGTH_HEADER, length_cells(found))
 
 
 def _beside(before: Sequence[Row], now: Sequence[Row]) -> Iterator[list[str]]:

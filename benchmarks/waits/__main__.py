@@ -16,8 +16,11 @@ from rich.table import Table
 
 import kvpolicy
 from benchmarks import rows
+from benchmarks.eviction_memory import BUDGET as LONG_BUDGET
+from benchmarks.layers import LayerShape
 from benchmarks.waits.forwards import BATCHES, BUDGET, LENGTH, Batch, costs
-from benchmarks.waits.table import COLUMNS, cells
+from benchmarks.waits.lengths import LENGTHS, eviction
+from benchmarks.waits.table import COLUMNS, LENGTH_HEADER, cells, length_cells
 
 PATH = rows.RESULTS / "waits.jsonl"
 UNIT = "a layer"
@@ -51,21 +54,47 @@ def counted(recipe: str, batch: Batch) -> Iterator[rows.Row]:
             )
 
 
+def by_length(recipe: str) -> Iterator[rows.Row]:
+    """Yield a row for an eviction of each length at the shapes of a real model."""
+    for length in LENGTHS:
+        found = eviction(recipe, length)
+        yield rows.Row(
+            benchmark="waits.eviction",
+            name=recipe,
+            value=found.launches,
+            unit="launches",
+            device="none: counted",
+            dtype="bfloat16",
+            shape={"B": 1, "L": length, "K": LONG_BUDGET} | LayerShape().shape,
+            settings={
+                "waits": found.waits,
+                "memory": round(found.share, 5),
+                "date": date.today().isoformat(),
+            },
+            versions=dict(rows.versions()),
+        )
+
+
 def main(
     recipe: Annotated[list[str] | None, typer.Option(help="Which recipes.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where rows go, if anywhere.")] = None,
 ) -> None:
     """Print launches / waits / copies of a layer, and those of a forward beside its layers."""
-    found = [
-        row for name in recipe or recipes() for batch in BATCHES for row in counted(name, batch)
-    ]
+    names = recipe or recipes()
+    found = [row for name in names for batch in BATCHES for row in counted(name, batch)]
+    long = [row for name in names for row in by_length(name)]
     if output is not None:
         output.unlink(missing_ok=True)
-        rows.write(output, found)
+        rows.write(output, [*found, *long])
     table = Table("recipe", *(f"{phase}, {batch}" for phase, batch in COLUMNS))
     for line in cells(found):
         table.add_row(*line)
-    Console(width=200).print(table)
+    lengths = Table(*LENGTH_HEADER)
+    for line in length_cells(long):
+        lengths.add_row(*line)
+    console = Console(width=200)
+    console.print(table)
+    console.print(lengths)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of launches, waits and copies."""
+"""The tables of launches, waits and copies, and of evictions by the length of the prompt."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from collections.abc import Iterator, Sequence
 from benchmarks.rows import Row
 from benchmarks.waits.counts import KINDS
 from benchmarks.waits.forwards import BATCHES
+from benchmarks.waits.lengths import GROWTH, LENGTHS
 
 COLUMNS = [(phase, batch.name) for phase in ("prompt", "token") for batch in BATCHES]
+
+
+LENGTH_HEADER = [
+    "recipe",
+    *(f"{length:,}" for length in LENGTHS),
+    f"<= {GROWTH:g}x",
+    *(f"memory at {length:,}" for length in LENGTHS),
+]
 
 
 def cells(found: Sequence[Row]) -> Iterator[list[str]]:
@@ -16,6 +25,20 @@ def cells(found: Sequence[Row]) -> Iterator[list[str]]:
     for recipe in dict.fromkeys(row.name for row in found):
         mine = [row for row in found if row.name == recipe]
         yield [recipe, *(_cell(mine, *column) for column in COLUMNS)]
+
+
+def length_cells(found: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield a line for each recipe: launches / waits, their growth, and the extra memory."""
+    for recipe in dict.fromkeys(row.name for row in found):
+        mine = {row.shape["L"]: row for row in found if row.name == recipe}
+        of_length = [mine[length] for length in LENGTHS]
+        short, long = (row.value or 0 for row in of_length)
+        yield [
+            recipe,
+            *(f"{row.value:g} / {row.settings['waits']}" for row in of_length),
+            f"{long / short:.2f}x, {'met' if long <= GROWTH * short else 'missed'}",
+            *(f"{row.settings['memory']:.1%}" for row in of_length),
+        ]
 
 
 def _cell(found: Sequence[Row], phase: str, batch: str) -> str:

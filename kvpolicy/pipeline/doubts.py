@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import attrs
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Refuse = Callable[[], NoReturn]
@@ -31,7 +31,7 @@ _AT_ONCE = ("cpu", "mps")
 class Doubt:
     """A number that is finite unless something is wrong."""
 
-    number: Float64[Tensor, ""]
+    number: Float[Tensor, ""]
     refuse: Refuse
 
 
@@ -101,9 +101,7 @@ def refuse_if(fault: Bool[Tensor, ""], refuse: Refuse) -> None:
     doubts.note(Doubt(number, refuse), urgent=True)
 
 
-def refuse_unless_finite(
-    number: Float64[Tensor, ""], refuse: Refuse, *, urgent: bool = True
-) -> None:
+def refuse_unless_finite(number: Float[Tensor, ""], refuse: Refuse, *, urgent: bool = True) -> None:
     """Note a number of a GPU, to refuse it when doubts are read if it is not finite."""
     doubts = _collecting.get()
     if doubts is None:
@@ -111,14 +109,17 @@ def refuse_unless_finite(
     doubts.note(Doubt(number, refuse), urgent=urgent)
 
 
-def _read(numbers: list[Float64[Tensor, ""]]) -> list[float]:
-    """Return numbers of one device, or of several, on the host."""
-    by_device: dict[torch.device, list[int]] = {}
+def _read(numbers: list[Float[Tensor, ""]]) -> list[float]:
+    """Return numbers of one device, or of several, on the host: one wait for each device."""
+    by_device: dict[torch.device, dict[torch.dtype, list[int]]] = {}
     for place, number in enumerate(numbers):
-        by_device.setdefault(number.device, []).append(place)
+        by_device.setdefault(number.device, {}).setdefault(number.dtype, []).append(place)
     found = [math.nan] * len(numbers)
-    for places in by_device.values():
-        read: list[float] = torch.stack([numbers[place] for place in places]).tolist()
+    for by_dtype in by_device.values():
+        alike = [torch.stack([numbers[place] for place in places]) for places in by_dtype.values()]
+        joined = alike[0] if len(alike) == 1 else torch.cat([each.double() for each in alike])
+        places = [place for of_dtype in by_dtype.values() for place in of_dtype]
+        read: list[float] = joined.tolist()
         for place, value in zip(places, read, strict=True):
             found[place] = value
     return found
