@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from kvpolicy.budget import Budget, written
+from kvpolicy.budget import Budget, order_of, written
 from kvpolicy.evaluation.reports import wording
 from kvpolicy.evaluation.reports.summary import Cell, by_task
 from kvpolicy.evaluation.runs.entrant import FULL
@@ -45,11 +45,16 @@ class Reach:
 
 
 def reaches(cells: Sequence[Cell]) -> list[Reach]:
-    """Return what each recipe needs on each task; nothing of tasks without a full cache's score."""
+    """Return what each recipe needs on each task.
+
+    Nothing is said of tasks without a score of the full cache, and of those where it is 0 or less:
+    any budget has a share of nothing.
+    """
     found = []
     for task, group in by_task(cells).items():
         full = next((cell for cell in group if cell.entrant == FULL), None)
-        if full is None or _value(full) is None:
+        best = None if full is None else _value(full)
+        if full is None or best is None or best <= 0:
             continue
         names = dict.fromkeys(cell.entrant for cell in group if cell.budget is not None)
         found += [
@@ -62,16 +67,14 @@ def reaches(cells: Sequence[Cell]) -> list[Reach]:
 def table(found: Iterable[Reach]) -> tuple[list[str], list[list[str]]]:
     """Return headings and lines: a line for each recipe, a column for each task.
 
-    The recipes that need least come first: by the mean share of bytes, where none is 1.
+    The recipes that need least come first: by the mean share of bytes, where an unknown one is 1.
     """
     texts = {(each.entrant, each.task): each for each in found}
     tasks = list(dict.fromkeys(task for _, task in texts))
 
     def needed(name: str) -> float:
         own = [texts.get((name, task)) for task in tasks]
-        shares = [
-            1.0 if each is None or each.budget is None else (each.share or 0.0) for each in own
-        ]
+        shares = [1.0 if each is None or each.share is None else each.share for each in own]
         return sum(shares)
 
     names = sorted(dict.fromkeys(name for name, _ in texts), key=lambda name: (needed(name), name))
@@ -84,8 +87,15 @@ def _text(found: Reach | None) -> str:
 
 
 def _reach(task: str, name: str, cells: Sequence[Cell], full: Cell) -> Reach:
-    # Bytes order budgets of all kinds, positions and shares alike.
-    order = sorted(cells, key=lambda cell: (cell.nbytes or 0.0, cell.title), reverse=True)
+    # Bytes order budgets of all kinds, positions and shares alike. Without them, and where several
+    # hold the same, numbers do.
+    sized = all(cell.nbytes is not None for cell in cells)
+
+    def size(cell: Cell) -> tuple[float, tuple[int, float, str]]:
+        own = order_of(1 if cell.budget is None else cell.budget)
+        return (cell.nbytes or 0.0) if sized else 0.0, own
+
+    order = sorted(cells, key=size, reverse=True)
     enough: Cell | None = None
     for cell in order:
         if not _is_enough(cell, full):

@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from kvpolicy.errors import ResultsError, shown
@@ -20,8 +21,9 @@ from kvpolicy.evaluation.runs.row import Row
 
 ROWS_OF_A_FILE = 200
 """A process begins another file after so many rows, so that writing one stays quick."""
-# A path drops the second slash of an address that it is given.
-_ADDRESS = re.compile(r"([A-Za-z][\w+.-]+):/+(.*)", re.DOTALL)
+# A path drops all slashes but one of an address that it is given.
+_ADDRESS = re.compile(r"([A-Za-z][\w+.-]+):(/+)(.*)", re.DOTALL)
+_OF_THIS_MACHINE = ("file", "local")
 
 
 def results_at(place: str | os.PathLike[str] | None) -> Results | StoredResults:
@@ -34,14 +36,20 @@ def results_at(place: str | os.PathLike[str] | None) -> Results | StoredResults:
 
 
 def address_of(place: str | os.PathLike[str]) -> str | None:
-    """Return an address as fsspec reads it; None for a file of this machine.
+    """Return an address as fsspec reads it; None for a path of this machine.
 
     >>> from pathlib import Path
-    >>> address_of(Path("s3://bucket/runs")), address_of("runs.jsonl")
-    ('s3://bucket/runs', None)
+    >>> address_of(Path("s3://bucket/runs")), address_of(Path("file:///tmp/runs"))
+    ('s3://bucket/runs', 'file:///tmp/runs')
+    >>> address_of("runs.jsonl")
     """
     found = _ADDRESS.fullmatch(str(place))
-    return None if found is None else f"{found[1]}://{found[2]}"
+    if found is None:
+        return None
+    protocol, slashes, rest = found.groups()
+    # An address of a file here has no host: file:/tmp is what a path leaves of file:///tmp.
+    whole = "///" if protocol.lower() in _OF_THIS_MACHINE else "//"
+    return f"{protocol}:{slashes if len(slashes) > 1 else whole}{rest}"
 
 
 class StoredResults:
@@ -49,7 +57,7 @@ class StoredResults:
 
     Raises ResultsError if the address cannot be read or written, or a file there holds a line that
     is no row. The last line of a file may be cut off, where a store does not write files whole: it
-    is left out, and its run is run again.
+    is left out, and its run is run again. A last line that only lacks its end is a row.
     """
 
     def __init__(self, address: str) -> None:
@@ -73,8 +81,7 @@ class StoredResults:
         except Exception as error:
             raise self._unreachable("read", error) from error
         for name, text in texts.items():
-            for number, line in enumerate(text.split(b"\n")[:-1], 1):
-                row = parsed(line, f"{self.file}: {name}", number)
+            for row in _rows_of(text, f"{self.file}: {name}"):
                 self.rows[row.key] = row
         self._known = found
 
@@ -88,7 +95,8 @@ class StoredResults:
         theirs = self.rows.get(row.key)
         if theirs is not None and theirs != known:
             return theirs
-        if len(self._lines) >= ROWS_OF_A_FILE:
+        # Of two rows of a run the one in the newer file counts, also where this file is the older.
+        if known is not None or len(self._lines) >= ROWS_OF_A_FILE:
             self._lines, self._name = [], _new_name()
         self._lines.append(as_line(row))
         name = f"{self._folder}/{self._name}"
@@ -137,6 +145,17 @@ def _opened(address: str) -> tuple[Any, str]:
             "package of fsspec for its protocol, such as s3fs for s3:// and gcsfs for gs://."
         ) from error
     return system, str(folder).rstrip("/")
+
+
+def _rows_of(text: bytes, file: str) -> Iterator[Row]:
+    """Yield the rows of a file; a last line that was cut off is none."""
+    *lines, rest = text.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield parsed(line, file, number)
+    if rest.strip():
+        with suppress(ResultsError):
+            yield parsed(rest, file, len(lines) + 1)
 
 
 def _new_name() -> str:

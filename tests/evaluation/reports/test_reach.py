@@ -39,6 +39,20 @@ def test_shares_and_positions_are_ordered_by_their_bytes(cells):
     assert found.budget == 256
 
 
+@pytest.mark.parametrize("nbytes", [None, 4096])
+def test_without_different_bytes_budgets_are_ordered_by_their_numbers(cells, nbytes):
+    scores = {("snapkv", 64, nbytes): 0.5, ("snapkv", 128, nbytes): 1.0}
+    scores |= {("snapkv", 1024, nbytes): 1.0}
+    (found,) = reaches(cells(scores))
+    assert found.budget == 128
+
+
+def test_who_has_no_bytes_does_not_come_first(cells):
+    scores = {("a", 64, None): 1.0, ("b", 64, 512): 1.0}
+    _, lines = table(reaches(cells(scores)))
+    assert [name for name, *_ in lines] == ["b", "a"]
+
+
 def test_who_never_has_enough_comes_last_and_says_so(cells):
     scores = {("a", 64, 512): 0.5, ("b", 64, 512): 1.0}
     assert table(reaches(cells(scores))) == (
@@ -55,8 +69,9 @@ def test_a_perplexity_may_be_larger_by_the_same_share(cells):
     assert found == {"a": 64, "b": None}
 
 
-def test_without_a_score_of_the_full_cache_nothing_is_said(cells):
-    assert reaches(cells({("a", 64, 512): 1.0}, full=None)) == []
+@pytest.mark.parametrize("full", [None, 0.0, -1.0])
+def test_without_a_score_of_the_full_cache_nothing_is_said(cells, full):
+    assert reaches(cells({("a", 64, 512): 1.0}, full=full)) == []
 
 
 def test_a_recipe_that_lacks_a_task_has_no_figure_there(rows, make_row):

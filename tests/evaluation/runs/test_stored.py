@@ -41,6 +41,15 @@ def test_a_place_is_a_file_or_an_address(tmp_path):
     assert results_at(Path(ADDRESS)).file == ADDRESS
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_of_this_machine_is_where_it_says(tmp_path, monkeypatch, kind):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    results_at(kind(f"file://{tmp_path}/runs")).add(row("a"))
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_rows_are_read_as_they_were_written():
     first = row("a", score=0.5, text="é\n\ud800", answers=("x",), budget=0.25, run={"code": "c"})
     StoredResults(ADDRESS).add(first)
@@ -122,3 +131,22 @@ def test_a_report_reads_them():
     results.add(row("a", score=1.0))
     results.add(row("b", score=0.0))
     assert [each.sample for each in load([Path(ADDRESS)]).rows] == ["a", "b"]
+
+
+def test_a_run_that_an_older_process_runs_again_counts_instead():
+    older = StoredResults(ADDRESS)
+    older.add(row("b"))
+    StoredResults(ADDRESS).add(row("a", error="no"))
+    older.refresh()
+    older.add(row("a", score=1.0))
+    assert StoredResults(ADDRESS).rows["a"].score == 1.0
+
+
+def test_a_whole_last_line_without_its_end_and_empty_lines_are_read():
+    StoredResults(ADDRESS).add(row("a"))
+    [name] = files()
+    system = fsspec.filesystem("memory")
+    line = system.cat_file(name)
+    system.pipe_file("/bucket/runs/copied.jsonl", b"\r\n" + line.replace(b'"a"', b'"b"').strip())
+    system.pipe_file("/bucket/runs/cut.jsonl", line.replace(b'"a"', b'"c"')[:-9])
+    assert set(StoredResults(ADDRESS).rows) == {"a", "b"}
