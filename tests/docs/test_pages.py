@@ -61,12 +61,16 @@ def as_tested(code):
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.relative_to(ROOT)))
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of PEFT
 @torch.enable_grad()
-def test_the_python_code_of_a_page_runs(file, names, tmp_path, monkeypatch):
+def test_the_python_code_of_a_page_runs_and_prints_what_is_shown(
+    file, names, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     for code in blocks(file, "python"):
         if "testing.contract(" not in code:  # it is a test module of a plugin
             exec(compile(as_tested(code), str(file), "exec"), names)
     kvpolicy.restore(names["model"])
+    printed = capsys.readouterr().out
+    assert all(shown in printed for shown in blocks(file, "text"))
 
 
 @pytest.mark.parametrize("file", CONSOLE, ids=lambda file: str(file.relative_to(ROOT)))
