@@ -166,7 +166,7 @@ class PolicyCache(Cache):
             checks.check_observed(self.layers, self._last_updated)
         else:
             self._attachment.check(self)
-            self.session.guard.check(patient=key_states.shape[-2] == 1)
+            self.session.begin(patient=key_states.shape[-2] == 1)
             checks.check_whole(self.layers)
         try:
             keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)

@@ -91,6 +91,11 @@ class Session:
         twin.guard.failure = self.guard.failure
         return twin
 
+    def begin(self, *, patient: bool) -> None:
+        """Begin a forward. Raises what `Guard.check` raises."""
+        self.guard.check(patient=patient)
+        self.masks.begin()
+
     def clear(self) -> None:
         """Forget the conversation; what never changes stays."""
         self.together.clear()

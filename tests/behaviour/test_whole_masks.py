@@ -90,6 +90,44 @@ def test_a_prompt_with_two_documents_is_refused(attention):
         )
 
 
+def _with_a_bias(new, seen):
+    """A mask that weighs keys by their distance, as ALiBi does."""
+    distance = torch.arange(seen, seen + new)[:, None] - torch.arange(seen + new)
+    hidden = ~_causal(new, seen)
+    return (-0.1 * distance)[None, None].masked_fill(hidden, torch.finfo(torch.float32).min)
+
+
+@ATTENTION
+def test_a_bias_is_followed_before_any_eviction_and_refused_behind_one(attention):
+    model, bias = tiny_model("llama", attn_implementation=attention), _with_a_bias(NEW, SEEN)
+    expected = _turn(model, DynamicCache(config=model.config), bias)
+    found = _turn(model, small_policy("snapkv", budget=1000).cache(model), bias)
+    assert (found - expected).abs().max() <= LIMIT
+    with pytest.raises(InvalidValueError, match="does more than to hide padding"):
+        _turn(model, small_policy("snapkv").cache(model), bias)
+    with pytest.raises(InvalidValueError, match="does more than to hide padding"):
+        model(
+            tokens(0),
+            attention_mask=_with_a_bias(SEEN, 0),
+            past_key_values=small_policy("snapkv").cache(model),
+        )
+
+
+@ATTENTION
+def test_a_mask_that_was_written_to_between_two_forwards_is_read_again(attention):
+    model = tiny_model("llama", attn_implementation=attention)
+    cache, step = small_policy("knorm").cache(model), tokens(1, 1)
+    model(tokens(0), past_key_values=cache)
+    mask = _given(_causal(1), attention)
+    model(step, attention_mask=mask, past_key_values=cache)
+    cache.crop(-1)
+    hidden = _causal(1)
+    hidden[..., :40] = False
+    mask.copy_(_given(hidden, attention))
+    with pytest.raises(InvalidValueError, match="says of earlier tokens"):
+        model(step, attention_mask=mask, past_key_values=cache)
+
+
 def _with_an_image(attention):
     mask = _causal(SEEN, 0)
     mask[:, :, 10:26, 10:26] = True

@@ -44,6 +44,10 @@ class MaskMemo:
     def __init__(self) -> None:
         """Know nothing."""
         self.notes: list[Note] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was found out in earlier forwards: a mask may have been written to since."""
         self._mask: weakref.ref[Any] | None = None
         self._causal: weakref.ref[Any] | None = None
         self._before: list[int] = []

@@ -120,9 +120,9 @@ def check_causal(
 ) -> None:
     """Refuse a mask that does more than to hide padding on the left of a causal model.
 
-    The last `lengths` columns of each row are real tokens, and the rows of the mask are those of
-    the last tokens. Only the last `judged` rows are compared, or all. Raises InvalidValueError.
-    Waits for the device.
+    A bias by distance is more, for example. The last `lengths` columns of each row are real tokens,
+    and the rows of the mask are those of the last tokens. Only the last `judged` rows are compared,
+    or all. Raises InvalidValueError. Waits for the device.
     """
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return
@@ -136,9 +136,9 @@ def check_causal(
     for query in queries.split(max(1, _ROWS_AT_ONCE // (len(lengths) * count))):
         place = query + count - rows
         expected = (key <= place) & real
-        seen = _visible(mask, query, len(lengths))
+        seen, weighed = _visible(mask, query, len(lengths))
         # What padding sees does not matter.
-        differs |= ((seen != expected[:, None]) & real.mT[:, None, place[:, 0]]).any()
+        differs |= (((seen != expected[:, None]) | weighed) & real.mT[:, None, place[:, 0]]).any()
     if bool(differs):
         raise InvalidValueError(
             "the attention mask, given or of the model's own making, does more than to hide "
@@ -146,15 +146,23 @@ def check_causal(
         )
 
 
-def _visible(mask: Any, query: Int[Tensor, "q 1"], batch: int) -> Bool[Tensor, "b h q S"]:
-    """Return which keys a few queries see by a 4D mask or a BlockMask."""
+def _visible(
+    mask: Any, query: Int[Tensor, "q 1"], batch: int
+) -> tuple[Bool[Tensor, "b h q S"], Bool[Tensor, "b h q S"] | bool]:
+    """Return which keys a few queries see by a 4D mask or a BlockMask, and which it weighs.
+
+    A number that does not hide a key is a bias. It belongs to a token, which slots do not follow.
+    """
     if isinstance(mask, Tensor):
         rows = mask[:, :, query[:, 0]]
-        return rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2
+        if rows.dtype == torch.bool:
+            return rows, False
+        visible = rows > torch.finfo(rows.dtype).min / 2
+        return visible, visible & (rows != 0)
     row = torch.arange(mask.shape[0], device=query.device)[:, None, None, None]
     key = torch.arange(mask.shape[-1], device=query.device)
     seen: Tensor = mask.mask_mod(row, torch.zeros_like(row), query, key)
-    return seen.bool().expand(batch, -1, -1, -1)
+    return seen.bool().expand(batch, -1, -1, -1), False
 
 
 def fitted(mask: Any, slots: Slots, query: Tensor, backend: str) -> Any:
