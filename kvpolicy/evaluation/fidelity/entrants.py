@@ -31,8 +31,9 @@ PAIRS = (
     ("restkv, joint, o with window", "restkv, o with window"),
     ("restkv, joint, unpooled", "restkv, unpooled"),
     ("restkv, o with window", "restkv"),
+    ("replay", "restkv"),
 )
-"""Variants that are compared prompt by prompt."""
+"""Entrants that are compared prompt by prompt."""
 
 
 def entrants(recipes: Sequence[str], budgets: Sequence[int]) -> tuple[list[Entrant], list[Refusal]]:
