@@ -7,7 +7,6 @@ import os
 import weakref
 from typing import Any, ClassVar, NoReturn, Self
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
@@ -227,19 +226,20 @@ class PolicyCache(Cache):
             super().crop(tokens_to_remove)
             self.read_tokens.truncate(self.seen)
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every sequence of the batch, in place."""
-        if self.batch_size:
-            self._take_rows(torch.arange(self.batch_size, device="cpu").repeat_interleave(repeats))
+    def batch_repeat_interleave(self, repeats: Any) -> None:
+        """Repeat every sequence of the batch. Raises InvalidValueError for no count."""
+        self._take_rows(checks.repeated_rows(repeats, self.batch_size))
 
-    def batch_select_indices(self, indices: Int[Tensor, " rows"]) -> None:
-        """Keep only these sequences of the batch, in this order."""
-        if self.batch_size:
-            self._take_rows(torch.arange(self.batch_size, device="cpu")[indices.cpu()])
+    def batch_select_indices(self, indices: Any) -> None:
+        """Keep only these sequences, by their numbers or a mask, in this order.
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep, repeat or reorder the sequences of the batch."""
-        self._take_rows(beam_idx)
+        Raises InvalidValueError for others than it has, before anything is changed.
+        """
+        self._take_rows(checks.selected_rows(indices, self.batch_size))
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Keep, repeat or reorder the sequences. Raises InvalidValueError for others."""
+        self._take_rows(checks.checked_rows(beam_idx, self.batch_size))
 
     def _take_rows(self, rows: Any) -> None:
         # Linear layers can be reordered only; an order may repeat rows and leave rows out.

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers.cache_utils import (
     CacheLayerMixin,
     DynamicSlidingWindowLayer,
@@ -83,6 +87,54 @@ def check_crop(layers: Sequence[Any], tokens_to_remove: Any) -> None:
                 f"cannot crop: layer {index} holds only its sliding window of "
                 f"{layer.sliding_window} tokens. Start over with cache.reset()."
             )
+
+
+def repeated_rows(repeats: Any, batch: int) -> Int[Tensor, " rows"]:
+    """Return the rows of `batch` sequences that are repeated; raise InvalidValueError for no count.
+
+    >>> repeated_rows(2, 3)
+    tensor([0, 0, 1, 1, 2, 2])
+    """
+    if isinstance(repeats, bool) or not isinstance(repeats, Integral) or repeats < 1:
+        raise InvalidValueError(
+            f"sequences are repeated an int of times, at least 1, not {shown(repeats)}. "
+            "Nothing was changed."
+        )
+    return torch.arange(batch, device="cpu").repeat_interleave(int(repeats))
+
+
+def selected_rows(indices: Any, batch: int) -> Int[Tensor, " rows"]:
+    """Return the rows that are selected: by their numbers, from the end too, or by a mask.
+
+    >>> selected_rows(torch.tensor([2, -3]), 3), selected_rows(torch.tensor([True, False]), 2)
+    (tensor([2, 0]), tensor([0]))
+
+    Raises InvalidValueError for others than those of the `batch` sequences.
+    """
+    if isinstance(indices, Tensor) and indices.dtype == torch.bool and indices.shape == (batch,):
+        return indices.cpu().nonzero()[:, 0]
+    rows = checked_rows(indices, batch, least=-batch)
+    return torch.arange(batch, device="cpu")[rows.cpu().long()]
+
+
+def checked_rows(rows: Any, batch: int, *, least: int = 0) -> Int[Tensor, " rows"]:
+    """Return numbers of rows as they are; raise InvalidValueError if `batch` rows lack one.
+
+    Waits for the device. A cache without a prompt has no rows, and nothing to change.
+    """
+    kinds = (torch.int32, torch.int64)
+    if not isinstance(rows, Tensor) or rows.dim() != 1 or rows.dtype not in kinds:
+        raise InvalidValueError(
+            "sequences of the batch are given by a tensor of their numbers, such as "
+            f"torch.tensor([0, 2]), not {shown(rows)}. Nothing was changed."
+        )
+    numbers: list[int] = rows.tolist()
+    if batch and not all(least <= number < batch for number in numbers):
+        raise InvalidValueError(
+            f"this conversation has {batch} rows, 0 to {batch - 1}, but rows {shown(numbers)} were "
+            "asked for. Nothing was changed."
+        )
+    return rows if batch else rows[:0]
 
 
 def _goes_back(layer: Any) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kvpolicy
-from kvpolicy.errors import CacheFileError, CacheStateError
+from kvpolicy.errors import CacheFileError, CacheStateError, InvalidValueError
 from kvpolicy.exactness.usages import tokens
 from kvpolicy.testing.models import tiny_model
 
@@ -261,3 +261,57 @@ def test_pickling_is_refused_and_names_what_works(use):
     with pytest.raises(CacheFileError, match=r"kvpolicy.save\(cache, path\).* cache.clone\(\)"):
         use(cache)
     logits(model, cache, tokens(1, 1))
+
+
+ROWS = torch.tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        ("batch_repeat_interleave", 0),
+        ("batch_repeat_interleave", -1),
+        ("batch_repeat_interleave", 1.5),
+        ("batch_repeat_interleave", True),
+        ("batch_select_indices", [0]),
+        ("batch_select_indices", ROWS([2])),
+        ("batch_select_indices", ROWS([-3])),
+        ("batch_select_indices", ROWS([True])),
+        ("batch_select_indices", ROWS([[0]])),
+        ("reorder_cache", None),
+        ("reorder_cache", ROWS(0)),
+        ("reorder_cache", ROWS([0.0])),
+        ("reorder_cache", ROWS([-1, 0])),
+        ("reorder_cache", ROWS([0, 5])),
+        ("reorder_cache", ROWS([True, False])),
+    ],
+)
+def test_rows_that_there_are_not_change_nothing(change, given):
+    model = tiny_model()
+    cache = POLICY.cache(model)
+    model(tokens(0, 60, 2), past_key_values=cache)
+    expected = model(tokens(1, 1, 2), past_key_values=cache.clone()).logits
+    with pytest.raises(InvalidValueError, match="Nothing was changed"):
+        getattr(cache, change)(given)
+    assert torch.equal(model(tokens(1, 1, 2), past_key_values=cache).logits, expected)
+
+
+def test_rows_are_selected_from_the_end_and_by_a_mask_too():
+    model = tiny_model()
+    cache = POLICY.cache(model)
+    model(tokens(0, 60, 2), past_key_values=cache)
+    twin, positions = cache.clone(), cache.positions[0][1:]
+    cache.batch_select_indices(ROWS([-1]))
+    twin.batch_select_indices(ROWS([False, True]))
+    assert torch.equal(cache.positions[0], positions)
+    assert torch.equal(twin.positions[0], positions)
+
+
+def test_before_the_first_prompt_there_are_no_rows_to_change():
+    model = tiny_model()
+    cache = POLICY.cache(model)
+    cache.reorder_cache(ROWS([1, 0]))
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(ROWS([1]))
+    model(tokens(0), past_key_values=cache)
+    assert cache.batch_size == 1
