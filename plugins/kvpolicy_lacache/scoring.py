@@ -84,14 +84,19 @@ class LadderScorer:
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S 2"]:
         """Return which rows are compacted, and the plan for an eviction of the layer now."""
         planner = self.planner(observation.num_layers, observation.budget)
-        # Compacted rows come first, so their number is the cursor.
-        cursors = _compacted(observation).sum(-1, keepdim=True).clamp(min=planner.start)
-        rows = torch.arange(observation.length, device=cursors.device)
-        before = (rows < cursors).float()
-        planned = before
-        if observation.length > planner.budget:
+        rows = torch.arange(observation.length, device=observation.keys.device)
+        evicts = observation.length > planner.budget
+        if observation.state is None:
+            # Nothing is compacted yet, so the cursor is known without a wait.
+            before = (rows < planner.start).float().expand(len(observation.keys), 1, -1)
+            cursors = [planner.start] * len(observation.keys)
+        else:
+            # Compacted rows come first, so their number is the cursor.
+            places = _compacted(observation.state).sum(-1, keepdim=True).clamp(min=planner.start)
+            before = (rows < places).float()
             # The cursor decides how many rows are left, and the host must know this number.
-            planned = _planned(planner, cursors.flatten().tolist(), observation)[:, None]
+            cursors = places.flatten().tolist() if evicts else []
+        planned = _planned(planner, cursors, observation)[:, None] if evicts else before
         state = torch.stack([before, planned], dim=-1)
         return state.expand(-1, observation.queries.shape[1], -1, -1)
 
@@ -124,12 +129,8 @@ def _planned(
     return planned.to(device, non_blocking=True)
 
 
-def _compacted(observation: Observation) -> Bool[Tensor, "B 1 S"]:
+def _compacted(state: Float[Tensor, "B H S 2"]) -> Bool[Tensor, "B 1 S"]:
     """Return which rows are compacted, from the last plan if it was carried out."""
-    if observation.state is None:
-        return observation.keys.new_zeros(
-            (len(observation.keys), 1, observation.length), dtype=torch.bool
-        )
-    before, planned = observation.state[:, :1].unbind(-1)
+    before, planned = state[:, :1].unbind(-1)
     carried_out = ~(planned == DROPPED).any(-1, keepdim=True)
     return torch.where(carried_out, planned, before) > 0

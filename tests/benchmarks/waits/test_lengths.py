@@ -11,7 +11,7 @@ GROWS = {"defensivekv": 7.5, "layerdefensivekv": 8, "expectedattention": 3.6, "r
 The window's attention to every position, and tables of cosines for every position, are made in
 parts that fit into an eighth of the layer.
 """
-WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lacache": 2}
+WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lacache": 1}
 
 
 @pytest.mark.sampled(4, "recipe")
