@@ -14,7 +14,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,15 @@ newest: .venv-newest/.ready ## The same tests with the newest versions that the 
 smoke: $(READY) ## Install the wheel into an empty environment outside of the checkout, and use it.
 	@test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) --no-print-directory dist
 	@.ci/smoke $(PYTHON) dist/*.whl "$$(grep '^torch==' constraints.txt)"
+
+smoke-plugins: $(READY) ## The same, then a new plugin of each kind and its contract (minutes).
+	@test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) --no-print-directory dist
+	@.ci/smoke $(PYTHON) dist/*.whl "$$(grep '^torch==' constraints.txt)" plugins
+
+pyright: $(READY) ## Check a user's script with pyright, as `make lint` does with mypy (it gets an environment of its own).
+	@test -x .venv-pyright/bin/python || $(PYTHON) -m venv .venv-pyright
+	@.venv-pyright/bin/python -m pip install --quiet --disable-pip-version-check pyright==1.1.414
+	@.venv-pyright/bin/pyright --pythonpath $(BIN)/python examples/script.py
 
 docs: $(READY) ## Build the site into docs/_build/ (a minute, no network); open docs/_build/index.html.
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
@@ -140,7 +149,7 @@ kvpress: $(READY) ## Measure one layer beside kvpress 0.5.5, which is installed 
 	    status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
 clean: ## Remove the environment and everything that tools left behind.
-	@rm -rf .venv .venv-oldest .venv-newest .venv-vllm .venv-kvpress dist build docs/_build docs/api kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
+	@rm -rf .venv .venv-oldest .venv-newest .venv-vllm .venv-kvpress .venv-pyright dist build docs/_build docs/api kvpolicy-demo.html .benchmarks .hypothesis .mypy_cache .pytest_cache \
 	    .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
