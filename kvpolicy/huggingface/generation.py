@@ -88,7 +88,7 @@ def checked_generate(
         first = None if before else _given(kwargs, ids)
         cache.read_tokens.begin()
         try:
-            with drafting, cache.session.first_prompt(first, mask):
+            with drafting, cache.session.first_prompt(first, mask), cache.session.masks.growing():
                 result = own(model, *args, **kwargs)
         except BaseException:
             cache.read_tokens.stop()

@@ -90,6 +90,32 @@ def test_a_prompt_with_two_documents_is_refused(attention):
         )
 
 
+@ATTENTION
+@pytest.mark.parametrize("hidden", [slice(0, 30), slice(40, 41)])
+def test_a_2d_mask_that_hides_older_tokens_of_a_decoded_one_is_refused(attention, hidden):
+    model, step = tiny_model("llama", attn_implementation=attention), tokens(1, 1)
+    cache, undisturbed = (small_policy("knorm").cache(model) for _ in range(2))
+    for each in (cache, undisturbed):
+        model(tokens(0), past_key_values=each)
+    mask = torch.ones(1, SEEN + 1, dtype=torch.long)
+    mask[:, hidden] = 0
+    with pytest.raises(InvalidValueError, match="says of earlier tokens"):
+        model(step, attention_mask=mask, past_key_values=cache)
+    expected = model(step, past_key_values=undisturbed).logits
+    assert torch.equal(model(step, past_key_values=cache).logits, expected)
+
+
+def test_generate_looks_at_the_mask_of_one_new_token_too():
+    model, mask = tiny_model("llama"), torch.ones(1, SEEN + 1, dtype=torch.long)
+    cache = small_policy("knorm").cache(model)
+    model(tokens(0), past_key_values=cache)
+    mask[:, :30] = 0
+    whole = torch.cat([tokens(0), tokens(1, 1)], 1)
+    with pytest.raises(InvalidValueError, match="says of earlier tokens"):
+        model.generate(whole, attention_mask=mask, past_key_values=cache, max_new_tokens=2)
+    assert cache.get_seq_length() == SEEN
+
+
 def _with_a_bias(new, seen):
     """A mask that weighs keys by their distance, as ALiBi does."""
     distance = torch.arange(seen, seen + new)[:, None] - torch.arange(seen + new)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from jaxtyping import Bool
@@ -44,6 +45,7 @@ class MaskMemo:
     def __init__(self) -> None:
         """Know nothing."""
         self.notes: list[Note] = []
+        self._grows = self._is_generating = False
         self.begin()
 
     def begin(self) -> None:
@@ -56,6 +58,18 @@ class MaskMemo:
         self._judged = 0
         self._real: Bool[Tensor, "B Q"] | None = None
         self._counted: tuple[Bool[Tensor, "B Q"], list[int]] | None = None
+
+    @contextmanager
+    def growing(self) -> Iterator[None]:
+        """Know in a block that 2D masks only grow once the first one was looked at.
+
+        So do those that `generate` makes. To look at each would wait for the device each time.
+        """
+        self._grows, self._is_generating = False, True
+        try:
+            yield
+        finally:
+            self._grows = self._is_generating = False
 
     def expect(self) -> None:
         """Take a note of the mask that is built next in this thread."""
@@ -75,10 +89,10 @@ class MaskMemo:
         before = [count - length for count in slots.seen]
         note = next((each for each in reversed(self.notes) if each.is_of(mask)), None)
         self.notes.clear()
-        # The 2D mask of a decoded token only grows.
-        if note is not None and length > 1:
+        if note is not None and (length > 1 or not self._grows):
             read = None if slots.columns is None else slots.read(seen - length)
             check_given_mask(note.given, before, seen - length, read)
+            self._grows = self._is_generating
         if mask is None:
             if self._without != (before, held):
                 self._real = new_real_tokens(None, before, length, held)
