@@ -105,6 +105,28 @@ def test_a_2d_mask_that_hides_older_tokens_of_a_decoded_one_is_refused(attention
     assert torch.equal(model(step, past_key_values=cache).logits, expected)
 
 
+@ATTENTION
+@pytest.mark.parametrize(
+    "mask",
+    [
+        _causal().long(),
+        _causal().expand(2, 1, -1, -1),
+        _causal()[..., -7:],
+        _causal()[:, :, 1:],
+        _causal(NEW, SEEN)[:, :, :1],
+    ],
+    ids=["int", "another batch", "too few columns", "too few rows", "one row"],
+)
+def test_a_mask_of_another_shape_is_refused_and_the_conversation_goes_on(attention, mask):
+    model = tiny_model("llama", attn_implementation=attention)
+    cache, undisturbed = (small_policy("snapkv").cache(model) for _ in range(2))
+    mask = _given(mask, attention) if mask.dtype == torch.bool else mask
+    with pytest.raises(InvalidValueError, match="a ready attention_mask is bool or float"):
+        _turn(model, cache, mask)
+    expected = _turn(model, undisturbed, None)
+    assert torch.equal(model(tokens(1, NEW), past_key_values=cache).logits, expected)
+
+
 def test_generate_looks_at_the_mask_of_one_new_token_too():
     model, mask = tiny_model("llama"), torch.ones(1, SEEN + 1, dtype=torch.long)
     cache = small_policy("knorm").cache(model)

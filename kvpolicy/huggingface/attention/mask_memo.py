@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
@@ -99,6 +100,7 @@ class MaskMemo:
                 self._without, self._mask = (before, held), None
             return self._real
         if self._mask is None or self._mask() is not mask or self._before != before:
+            _check_shape(mask, slots.batch, length, held)
             read = None if slots.columns is None else slots.read(seen - length)
             self._real = new_real_tokens(mask, before, length, mask.shape[-1], read)
             self._mask, self._before, self._without = weakref.ref(mask), before, None
@@ -153,6 +155,25 @@ class MaskMemo:
         if mask is not None and (self._causal is None or self._causal() is not mask):
             check_causal(mask, lengths, "sparse prefill", "Use prefill=None.")
             self._causal = weakref.ref(mask)
+
+
+def _check_shape(mask: Any, batch: int, length: int, held: int) -> None:
+    """Raise InvalidValueError for a ready mask that is none of `length` new tokens.
+
+    `held` are the slots that its columns must cover at least, new tokens included.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() == 2:
+        return
+    fits = mask.dim() == 4 and mask.shape[0] in (1, batch) and mask.shape[2] == length
+    if (
+        not fits
+        or mask.shape[3] < held
+        or not (mask.dtype == torch.bool or mask.is_floating_point())
+    ):
+        raise InvalidValueError(
+            f"a ready attention_mask is bool or float, of the shape [{batch}, 1, {length}, tokens] "
+            f"with a column for every token read, but this one is {mask.dtype} {[*mask.shape]}."
+        )
 
 
 def judged_rows(policy: Pipeline, slots: Slots, count: int, *, has_evicted: bool) -> int:
