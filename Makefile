@@ -14,7 +14,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ pyright: $(READY) ## Check a user's script with pyright, as `make lint` does wit
 
 docs: $(READY) ## Build the site into docs/_build/ (a minute, no network); open docs/_build/index.html.
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+
+site: docs ## Build the site, and open pages of it in Chromium, 390 and 1600 pixels wide, light and dark.
+	@$(BIN)/pytest -q -rs tests/docs/test_site.py
 
 needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py

@@ -27,11 +27,26 @@ function texts(root) {
   return found;
 }
 
+// The nearest element around one for whose style something holds.
+function around(element, holds) {
+  for (let each = element; each; each = each.parentElement) {
+    if (holds(each.ownerDocument.defaultView.getComputedStyle(each), each)) return each;
+  }
+  return null;
+}
+
+// A drawer that is closed stands beside the screen.
+function isAway(element, width) {
+  const drawer = around(element, (style) => style.position === "fixed");
+  const box = drawer?.getBoundingClientRect();
+  return box !== undefined && (box.right <= NEAR || box.left >= width - NEAR);
+}
+
 function clipped(texts, width) {
   const wrong = [];
   for (const { element, text, boxes } of texts) {
     const picture = element.closest("svg");
-    const scroll = element.closest(".scroll");
+    const scroll = around(element, (style) => ["auto", "scroll"].includes(style.overflowX)) || isAway(element, width);
     for (const box of boxes) {
       const room = picture ? picture.getBoundingClientRect() : { left: 0, right: width };
       const outside = !scroll && (box.left < room.left - NEAR || box.right > room.right + NEAR);
@@ -122,6 +137,7 @@ function pale(texts) {
       dark: frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches,
       wide: root.documentElement.scrollWidth,
       high: root.documentElement.scrollHeight,
+      ground: ground(root.body),
       texts: seen.length,
       clipped: clipped(seen, width),
       overlapping: overlapping(seen),
