@@ -75,7 +75,8 @@ real-perplexity: real-model ## Perplexity of SmolLM2 with all recipes: docs/resu
 	@rm -f $(RESULTS)/smollm2-perplexity.jsonl
 	@for kind in $(KINDS); do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes all --budgets 64 --no-references \
 	    --task stdlib --option kind=$$kind --limit $(STRETCHES) --output $(RESULTS)/smollm2-perplexity.jsonl > /dev/null || exit 1; done
-	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-perplexity.jsonl --markdown $(RESULTS)/smollm2-perplexity.md
+	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-perplexity.jsonl --figures $(RESULTS)/smollm2-perplexity --markdown $(RESULTS)/smollm2-perplexity.md
+	@rm -f $(RESULTS)/smollm2-perplexity/*.pdf
 
 real-needles: real-model ## What SmolLM2 finds in the needle model's prompts: docs/results/smollm2-needles.md (minutes).
 	@rm -f $(RESULTS)/smollm2-needles.jsonl
@@ -84,7 +85,8 @@ real-needles: real-model ## What SmolLM2 finds in the needle model's prompts: do
 	    --output $(RESULTS)/smollm2-needles.jsonl > /dev/null
 	@for facts in 8 16; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes '' --task needle \
 	    --option length=$$((32 * facts)) --option facts=$$facts --limit 10 --output $(RESULTS)/smollm2-needles.jsonl > /dev/null || exit 1; done
-	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-needles.jsonl --markdown $(RESULTS)/smollm2-needles.md
+	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-needles.jsonl --figures $(RESULTS)/smollm2-needles --markdown $(RESULTS)/smollm2-needles.md
+	@rm -f $(RESULTS)/smollm2-needles/*.pdf
 
 bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performance.md (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.cpu; \

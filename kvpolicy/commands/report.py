@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -59,14 +61,15 @@ def report(
         typer.echo(note, err=True)
     tasks = len({cell.task for cell in cells})
     typer.echo(f"{len(loaded.rows):,} rows of {tasks} task{'' if tasks == 1 else 's'}")
-    for title, file, make in _texts(loaded, cells, baseline, page, markdown, latex):
-        write(file, make())
-        typer.echo(f"{title}: {file}")
+    saved: dict[str, list[Path]] = {}
     if figures is not None:
         from kvpolicy.evaluation.reports.figures import save_figures
 
         saved = save_figures(figures, cells, loaded.rows)
-        typer.echo(f"Figures: {len(saved)} files in {figures}")
+        typer.echo(f"Figures: {sum(map(len, saved.values()))} files in {figures}")
+    for title, file, make in _texts(loaded, cells, baseline, page, markdown, latex, saved):
+        write(file, make())
+        typer.echo(f"{title}: {file}")
 
 
 def _texts(
@@ -76,6 +79,7 @@ def _texts(
     page: Path | None,
     markdown: Path | None,
     latex: Path | None,
+    figures: Mapping[str, Sequence[Path]],
 ) -> list[tuple[str, Path, Callable[[], str]]]:
     """Return what is asked for: its title, its file, and what makes it."""
     from kvpolicy.evaluation.reports.latex import latex as in_latex
@@ -89,8 +93,28 @@ def _texts(
         (
             "Markdown",
             markdown,
-            lambda: in_markdown(cells, baseline=baseline, facts=facts(rows)),
+            lambda: in_markdown(
+                cells,
+                baseline=baseline,
+                facts=facts(rows),
+                pictures=_addresses(figures, beside=markdown),
+            ),
         ),
         ("LaTeX", latex, lambda: in_latex(cells, baseline=baseline)),
     ]
     return [(title, file, make) for title, file, make in wanted if file is not None]
+
+
+def _addresses(
+    figures: Mapping[str, Sequence[Path]], *, beside: Path | None
+) -> dict[str, list[str]]:
+    """Return the pictures of each task, as a page in Markdown refers to them."""
+    folder = Path.cwd() if beside is None else beside.resolve().parent
+    return {
+        task: [
+            quote(Path(os.path.relpath(file.resolve(), folder)).as_posix())
+            for file in files
+            if file.suffix == ".png"
+        ]
+        for task, files in figures.items()
+    }

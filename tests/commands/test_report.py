@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from urllib.parse import unquote
 
 import pytest
 
@@ -48,6 +50,23 @@ def test_everything_is_written_by_one_command(run, results, tmp_path):
     assert r"\textbf{0.500}" in (tmp_path / "a.tex").read_text()
     assert (tmp_path / "new/figures/needles-quality.png").exists()
     assert "Figures: 4 files" in result.stdout
+
+
+def test_tables_in_markdown_show_the_pictures_that_are_written_with_them(run, results, tmp_path):
+    result = run(
+        *("report", str(results), "--figures", "all pictures", "--markdown", "pages/a.md"),
+    )
+    assert result.exit_code != 0, "there is no folder pages"
+    (tmp_path / "pages").mkdir()
+    result = run(
+        *("report", str(results), "--figures", "all pictures", "--markdown", "pages/a.md"),
+    )
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "pages/a.md").read_text()
+    shown = re.findall(r"^!\[(.+)\]\((.+)\)$", text, re.MULTILINE)
+    assert [title for title, _ in shown] == ["needles quality", "needles bytes"]
+    for _, address in shown:
+        assert (tmp_path / "pages" / unquote(address)).resolve().is_file()
 
 
 def test_without_options_there_is_a_page(run, results, tmp_path):

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests/behaviour"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "behaviour"))
 import browser
 
-BUILT = ROOT / "docs/_build"
+BUILT = Path(__file__).parents[2] / "docs/_build"
 WIDTHS = (390, 1600)
 PAGES = ("index", "how-it-works", "choose", "exactness", "write-a-plugin", "api/Policy")
+PAGES += ("results/smollm2-perplexity",)
 
 pytestmark = [
     pytest.mark.skipif(

@@ -21,20 +21,23 @@ SUFFIXES = (".png", ".pdf")
 DPI = 200
 
 
-def save_figures(folder: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> list[Path]:
-    """Write every figure into a folder that exists; return the files."""
-    files: list[Path] = []
-    for name, figure in _figures(cells, rows):
-        stem = _unused(_file_name(name), {file.stem for file in files})
+def save_figures(folder: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> dict[str, list[Path]]:
+    """Write every figure into a folder that exists; return the files of each task."""
+    files: dict[str, list[Path]] = {}
+    stems: set[str] = set()
+    for task, name, figure in _figures(cells, rows):
+        stem = _unused(_file_name(f"{task} {name}"), stems)
+        stems.add(stem)
         for suffix in SUFFIXES:
-            files.append(folder / f"{stem}{suffix}")
+            file = folder / f"{stem}{suffix}"
             figure.savefig(
-                files[-1], dpi=DPI, metadata={"CreationDate": None} if suffix == ".pdf" else None
+                file, dpi=DPI, metadata={"CreationDate": None} if suffix == ".pdf" else None
             )
+            files.setdefault(task, []).append(file)
     return files
 
 
-def _figures(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[str, Figure]]:
+def _figures(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[str, str, Figure]]:
     from kvpolicy.evaluation.pictures.curve import curve_picture
     from kvpolicy.evaluation.pictures.front import front_picture
     from kvpolicy.evaluation.pictures.heat import heat_picture
@@ -54,7 +57,7 @@ def _figures(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[str, 
             drawn[f"position{title}"] = curve_picture(group, told_apart)
         for name, figure in drawn.items():
             if figure is not None:
-                yield f"{task} {name}", figure
+                yield task, name, figure
 
 
 def _file_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kvpolicy.budget import Budget, order_of, written
 from kvpolicy.evaluation.reports import wording
@@ -12,14 +12,25 @@ from kvpolicy.evaluation.reports.reach import table as reach_table
 from kvpolicy.evaluation.reports.summary import Cell, by_task
 
 
-def markdown(cells: Sequence[Cell], *, baseline: str, facts: str = "") -> str:
-    """Return the tables of all tasks, and notes on what the columns mean, below `facts`."""
+def markdown(
+    cells: Sequence[Cell],
+    *,
+    baseline: str,
+    facts: str = "",
+    pictures: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """Return the tables of all tasks, and notes on what the columns mean, below `facts`.
+
+    `pictures` has the addresses of the pictures of a task, which stand below its first table.
+    """
     lines = [facts, ""] if facts else []
     if found := overview(cells):
         lines += [*_overview(found, baseline), ""]
     for task, group in by_task(cells).items():
         lines += [f"## {task}", "", f"Metric: {group[0].metric}. Baseline: {baseline}.", ""]
         lines += _table(*matrix(group))
+        for address in (pictures or {}).get(task, ()):
+            lines += ["", f"![{_title(address)}]({address})"]
         lines += ["", *_table(wording.HEADINGS, map(wording.line, group)), ""]
         if parts := wording.parts(group):
             lines += [*_table(*parts), ""]
@@ -67,6 +78,15 @@ def score(cell: Cell | None) -> str:
     around = wording.interval(cell.estimate)
     value = wording.figure(cell.estimate.value)
     return value if around == wording.NOTHING else f"{value} ({around})"
+
+
+def _title(address: str) -> str:
+    """Return what a picture is called where it cannot be seen.
+
+    >>> _title("figures/needles-quality.png")
+    'needles quality'
+    """
+    return address.rpartition("/")[2].rpartition(".")[0].replace("-", " ")
 
 
 def _overview(found: Sequence[Overall], baseline: str) -> list[str]:

@@ -7,7 +7,9 @@ from kvpolicy.evaluation.reports.summary import summary
 
 
 def test_each_figure_is_a_png_and_a_pdf(rows, tmp_path):
-    files = save_figures(tmp_path, summary(rows), rows)
+    saved = save_figures(tmp_path, summary(rows), rows)
+    assert list(saved) == ["needles"]
+    files = saved["needles"]
     assert sorted(file.name for file in files) == sorted(
         f"needles-{name}{suffix}"
         for name in ("quality", "bytes", "footprint", "time")
@@ -24,7 +26,7 @@ def test_a_haystack_has_a_map_for_each_budget(make_row, tmp_path):
         for entrant, budget in (("full", None), ("restkv", 8), ("restkv", 16))
         for length in (1, 2)
     ]
-    names = {file.name for file in save_figures(tmp_path, summary(rows), rows)}
+    names = {file.name for file in save_figures(tmp_path, summary(rows), rows)["needles"]}
     assert {"needles-depth.png", "needles-depth-8.png", "needles-depth-16.pdf"} <= names
 
 
@@ -34,5 +36,7 @@ def test_names_of_tasks_that_look_alike_as_files_stay_apart(make_row, tmp_path):
         for task in ("a(b=1)", "a b 1")
         for entrant, budget in (("full", None), ("restkv", 8))
     ]
-    files = save_figures(tmp_path, summary(rows), rows)
+    saved = save_figures(tmp_path, summary(rows), rows)
+    assert set(saved) == {"a(b=1)", "a b 1"}
+    files = [file for group in saved.values() for file in group]
     assert len(set(files)) == len(files) == 16
