@@ -32,6 +32,7 @@ class Server:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         own = ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
+        own["VLLM_LOGGING_LEVEL"] = "INFO"  # other tests of this process ask for less
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
