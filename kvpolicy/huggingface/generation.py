@@ -100,9 +100,29 @@ def checked_generate(
                 "it read no token into that one. Prompt learning (prefix tuning) brings a "
                 "cache of its own, for example. Generate without it, or without a policy."
             )
+        _check_all_is_read(model, cache, ids, result, first=0 if whole else before)
         return result
 
     return generate
+
+
+def _check_all_is_read(
+    model: Any, cache: Any, ids: Tensor | None, result: Any, *, first: int
+) -> None:
+    """Refuse a text of which tokens before the last were read into another cache.
+
+    `result` begins with the token at place `first`. Beams may have read more than they return.
+    """
+    text = getattr(result, "sequences", result)
+    if ids is None or not isinstance(text, Tensor) or text.dim() != 2:
+        return
+    length = first + int(text.shape[1])
+    if cache.seen < length - 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} generated with another cache than the one it was given: it "
+            f"read {cache.seen} tokens into that one, and returns {length}. Its forward or its "
+            "prepare_inputs_for_generation drops the cache on the way."
+        )
 
 
 def _refuse_two_caches(is_ours: Callable[[object], bool], kwargs: dict[str, Any]) -> None:

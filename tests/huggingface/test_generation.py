@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import Phi3Config, Phi3ForCausalLM
+from transformers import DynamicCache, Phi3Config, Phi3ForCausalLM
 
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.exactness.limits import LIMIT
@@ -81,6 +81,22 @@ def test_generation_with_another_cache_is_refused():
     model = Replaced(tiny_model("llama").config).eval()
     cache = small_policy("snapkv").cache(model)
     with pytest.raises(UnsupportedModelError, match="read no token into that one"):
+        _generate(model, cache, tokens(0))
+
+
+@torch.no_grad()
+def test_a_cache_that_is_dropped_behind_the_prompt_is_refused():
+    model, forwards = tiny_model("llama"), []
+
+    class Dropping(type(model)):
+        def forward(self, *args, past_key_values=None, **kwargs):
+            forwards.append(past_key_values)
+            used = past_key_values if len(forwards) == 1 else DynamicCache(config=self.config)
+            return super().forward(*args, past_key_values=used, **kwargs)
+
+    model.__class__ = Dropping
+    cache = small_policy("snapkv").cache(model)
+    with pytest.raises(UnsupportedModelError, match="read 60 tokens into that one, and returns 72"):
         _generate(model, cache, tokens(0))
 
 
