@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -141,6 +142,17 @@ def test_a_terminal_shows_options_in_its_width(width):
 
 def test_without_a_command_it_says_what_there_is(run):
     assert "List the parts and recipes that are installed." in run().output
+
+
+def test_a_reader_that_has_gone_is_no_traceback():
+    read, written = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "kvpolicy", "--help"]
+    with os.fdopen(written, "wb") as pipe:
+        result = subprocess.run(
+            command, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_python_m_kvpolicy_is_the_same_command():
