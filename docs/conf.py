@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import kvpolicy
+from kvpolicy import errors
 
 SOURCE = "https://github.com/kvpolicy/kvpolicy/blob/main/"
 DOCS = Path(__file__).parent
@@ -53,14 +56,74 @@ DATA = {
 """What stands on the pages of names that are neither classes nor functions."""
 
 
+def messages() -> dict[str, list[str]]:
+    """Return the messages of each kind of error in the sources, with … in the place of values."""
+    found: dict[str, set[str]] = {}
+    for folder in ("kvpolicy", "kernels", "plugins"):
+        for file in (DOCS.parent / folder).rglob("*.py"):
+            if not file.is_relative_to(DOCS.parent / "kvpolicy/testing"):
+                _collect(ast.parse(file.read_text("utf-8")), found)
+    return {name: sorted(texts, key=str.lower) for name, texts in sorted(found.items())}
+
+
+def _collect(module: ast.Module, found: dict[str, set[str]]) -> None:
+    texts = {name: _text(value, {}) for name, value in _assigned(module.body)}
+    everywhere = [*_assigned(ast.walk(module))]
+    for call in (node for node in ast.walk(module) if isinstance(node, ast.Call) and node.args):
+        said, error = call.args[0], getattr(call.func, "id", "")
+        if error.endswith("Error") and hasattr(errors, error):
+            name = said.id if isinstance(said, ast.Name) else None
+            for value in [value for each, value in everywhere if each == name] or [said]:
+                text = " ".join(_text(value, texts).split())
+                if len(re.findall(r"[a-z]+", text)) > 2:
+                    found.setdefault(error, set()).add(text)
+
+
+def _assigned(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names to which nodes assign, and what they assign."""
+    for node in nodes:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    yield target.id, node.value
+
+
+def _text(node: ast.expr, texts: dict[str, str]) -> str:
+    """Return what an expression for a text says, with the constants of its module in it."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Name):
+        return texts.get(node.id, "…")
+    if isinstance(node, ast.JoinedStr):
+        parts = (
+            each.value if isinstance(each, ast.FormattedValue) else each for each in node.values
+        )
+        return "".join(_text(each, texts) for each in parts)
+    return "…"
+
+
+def page_of_messages() -> str:
+    """Return the page that lists all messages, in reStructuredText."""
+    lines = ["Messages", "========", "", MESSAGES, ""]
+    for name, texts in messages().items():
+        lines += [name, "-" * len(name), "", *(f"- ``{text}``" for text in texts), ""]
+    return "\n".join(lines)
+
+
+MESSAGES = """All messages of errors, by the class of the error. … stands for a value. Each
+message says what was wrong, which value was given, and what to do.
+:doc:`/guides/troubleshooting` says more about some of them."""
+
+
 def write_pages(app: Any) -> None:
-    """Write a page for each public name, and the page that lists them."""
+    """Write a page for each public name, that of all messages, and the page that lists them."""
     folder = DOCS / "api"
     folder.mkdir(exist_ok=True)
     names = sorted(kvpolicy.__all__, key=str.lower)
     for name in names:
         _write(folder / f"{name}.rst", page_of(name))
-    entries = "".join(f"   {name}\n" for name in names)
+    _write(folder / "messages.rst", page_of_messages())
+    entries = "".join(f"   {name}\n" for name in (*names, "messages"))
     _write(
         folder / "index.rst", f"Reference\n=========\n\n.. toctree::\n   :maxdepth: 1\n\n{entries}"
     )

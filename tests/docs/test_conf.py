@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ SPEC = importlib.util.spec_from_file_location(
 )
 conf = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(conf)
+LISTED = conf.messages()
 
 
 @pytest.mark.parametrize("name", sorted(kvpolicy.__all__))
@@ -36,8 +38,38 @@ def test_a_public_name_has_a_page(name):
 
 def test_pages_are_written_for_all_and_are_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(conf, "DOCS", tmp_path)
+    monkeypatch.setattr(conf, "page_of_messages", lambda: "Messages")
     conf.write_pages(None)
     names = {file.stem for file in (tmp_path / "api").glob("*.rst")} - {"index"}
-    assert names == set(kvpolicy.__all__)
+    assert names == {*kvpolicy.__all__, "messages"}
     listed = (tmp_path / "api" / "index.rst").read_text().split()
     assert names <= set(listed)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: kvpolicy.recipe("snapkv", budget=16),
+        lambda: kvpolicy.recipe("snapkv", budget=64.0),
+        lambda: kvpolicy.recipe("snapkv", budget=64, scorer={"wide": 1}),
+        lambda: kvpolicy.compose(scorer="nothing", budget=64),
+        lambda: kvpolicy.recipe("tova", budget=64, allocator="adakv"),
+        lambda: kvpolicy.recipe("snapkv", budget=64).cache(None),
+    ],
+    ids=["protected", "float", "option", "name", "heads", "model"],
+)
+def test_a_message_is_found_on_the_page_of_messages(wrong):
+    with pytest.raises(kvpolicy.KvpolicyError) as raised:
+        wrong()
+    texts = LISTED[type(raised.value).__name__]
+    patterns = [".*".join(map(re.escape, text.split("…"))) for text in texts]
+    assert any(re.fullmatch(each, str(raised.value), re.DOTALL) for each in patterns)
+
+
+def test_every_message_that_is_explained_is_on_the_page_of_messages():
+    page = (Path(__file__).parents[2] / "docs/guides/troubleshooting.md").read_text("utf-8")
+    every = "\n".join(text for texts in LISTED.values() for text in texts)
+    warned = {"sinks and recent tokens protect", "skipped kvpolicy plugin"}  # no errors
+    explained = set(re.findall(r"^## `(.+)`$", page, re.MULTILINE))
+    assert warned < explained
+    assert [each for each in explained - warned if each not in every] == []

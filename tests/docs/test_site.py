@@ -11,7 +11,7 @@ import browser
 BUILT = Path(__file__).parents[2] / "docs/_build"
 WIDTHS = (390, 1600)
 PAGES = ("index", "how-it-works", "choose", "exactness", "write-a-plugin", "api/Policy")
-PAGES += ("results/smollm2-perplexity",)
+PAGES += ("results/smollm2-perplexity", "api/messages")
 
 pytestmark = [
     pytest.mark.skipif(
