@@ -68,6 +68,13 @@ def test_a_head_without_others_has_slot_0_and_the_least_cosine(device):
     assert (cosines == -1).all()
 
 
+def test_without_any_other_key_slot_0_and_the_least_cosine_are_found(device):
+    keys, rows = torch.randn(2, 1, 3, 5, device=device), torch.zeros(2, 1, 4, device=device).long()
+    found = nearest_keys(keys, rows, keys[:, :, :0], torch.ones(2, 1, 0, device=device).bool())
+    assert torch.equal(found.slots, rows)
+    assert torch.equal(found.cosines, torch.full((2, 1, 4), -1.0, device=device))
+
+
 def test_rows_that_do_not_exist_get_a_slot_that_does(device):
     keys, rows, others, is_other = example(1, 2, 20, 10, 5, 8)
     rows = rows.index_fill(2, torch.tensor([3, 9]), 20)

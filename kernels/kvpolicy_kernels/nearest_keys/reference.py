@@ -31,8 +31,10 @@ def nearest_keys(
     is_other: Bool[Tensor, "B N K"],
 ) -> NearestKeys:
     """Match rows by cosine, in blocks of bounded size."""
-    directions = _directions(others).mT
     slots = torch.zeros_like(rows, dtype=torch.int64)
+    if not others.shape[2]:
+        return NearestKeys(slots, slots.new_full(slots.shape, -1.0, dtype=torch.float32))
+    directions = _directions(others).mT
     cosines = slots.new_zeros(slots.shape, dtype=torch.float32)
     # A block of rows, in float32, too; and its cosines.
     floats = max(8 * keys[:, :, 0].numel(), is_other.numel())
