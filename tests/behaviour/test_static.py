@@ -184,6 +184,18 @@ def test_a_token_without_room_is_refused_before_it_is_read(model):
     read(model, cache, (20, 1, 1))
 
 
+@pytest.mark.parametrize("recipe", ["knorm", "adakv", "streamingllm"])
+def test_a_ready_mask_of_a_step_is_refused_before_the_token_is_read(recipe, model):
+    cache, undisturbed = (static(small_policy(recipe), model) for _ in range(2))
+    step, mask = tokens(1, 1), torch.ones(1, 1, 1, 61, dtype=torch.bool)
+    for each in (cache, undisturbed):
+        model(tokens(0), past_key_values=each)
+    with pytest.raises(InvalidValueError, match="given ready"):
+        model(step, attention_mask=mask, past_key_values=cache)
+    expected = model(step, past_key_values=undisturbed).logits
+    assert torch.equal(model(step, past_key_values=cache).logits, expected)
+
+
 def test_a_closed_cache_refuses_a_step(model):
     cache = static(small_policy("snapkv"), model)
     read(model, cache, (60, 1))

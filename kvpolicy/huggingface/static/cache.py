@@ -28,6 +28,10 @@ STEPS_KNOW_NO_SPANS = (
     "spans do not go with static=True and every=1: the step that evicts is captured, and it knows "
     "sinks and recent tokens only. Use every=None, or static=False."
 )
+READY_MASK = (
+    "the attention_mask of a decoded token was given ready, with a column for every token, and "
+    "static rows cannot follow it. Give a 2D attention_mask, or none. Nothing was changed."
+)
 NO_GRADIENTS = (
     "a static cache has no gradients, but the new keys need them. Decode under torch.no_grad(), "
     "or use static=False."
@@ -59,6 +63,7 @@ class StaticPolicyCache(PolicyCache):
         super().__init__(policy, model, prefill=prefill, storage=storage, spans=spans)
         # A policy that evicts at every token holds as many rows however many it reads.
         self.capacity = None if policy.every is not None else capacity
+        self._builds_mask = False
 
     @property
     def left(self) -> int | None:
@@ -98,6 +103,8 @@ class StaticPolicyCache(PolicyCache):
         memory = self._static_layers[layer_idx].memory
         if query_length > 1 or memory.step is None:
             return super().get_mask_sizes(query_length, layer_idx)
+        if not torch.compiler.is_compiling():
+            self._builds_mask = True
         steps = [layer.memory.step for layer in self._static_layers]
         return max([step.width for step in steps]), memory.base - max([step.held for step in steps])
 
@@ -110,11 +117,19 @@ class StaticPolicyCache(PolicyCache):
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if not self.is_observed:
             raise CacheStateError(CLOSED)
+        if layer_idx == 0 and not torch.compiler.is_compiling():
+            self._check_mask()
         if torch.is_grad_enabled() and key_states.requires_grad:
             raise InvalidValueError(NO_GRADIENTS)
         if not torch.compiler.is_compiling() and key_states.device.type == "cpu":
             self._check_left(step)
         return handed_out(step, key_states, value_states)
+
+    def _check_mask(self) -> None:
+        """Refuse a step whose mask nobody built for the static rows."""
+        if not self._builds_mask:
+            raise InvalidValueError(READY_MASK)
+        self._builds_mask = False
 
     def _check_left(self, step: Any) -> None:
         """Refuse a token for which there is no room; a captured step gives NaN for it."""
