@@ -196,6 +196,21 @@ def test_a_ready_mask_of_a_step_is_refused_before_the_token_is_read(recipe, mode
     assert torch.equal(model(step, past_key_values=cache).logits, expected)
 
 
+@pytest.mark.parametrize("recipe", ["knorm", "adakv", "streamingllm"])
+def test_a_mask_that_hides_older_tokens_from_a_step_is_refused(recipe, model):
+    cache, undisturbed = (static(small_policy(recipe), model) for _ in range(2))
+    for each in (cache, undisturbed):
+        read(model, each, (60, 1))
+    step, mask = tokens(1, 1), torch.ones(1, 62, dtype=torch.long)
+    hidden = mask.clone()
+    hidden[:, :30] = 0
+    with pytest.raises(InvalidValueError, match="did not say when they were read"):
+        model(step, attention_mask=hidden, past_key_values=cache)
+    expected = model(step, past_key_values=undisturbed).logits
+    found = model(step, attention_mask=mask, past_key_values=cache).logits
+    assert torch.equal(found, expected)
+
+
 def test_a_closed_cache_refuses_a_step(model):
     cache = static(small_policy("snapkv"), model)
     read(model, cache, (60, 1))

@@ -2,6 +2,8 @@
 
 An object store writes whole objects only. So each process has files of its own there, and writes
 the newest one anew with each row. A process that is killed loses at most the run that it was at.
+Other stores, such as SFTP, write a file bit by bit: a process that is killed in the middle of a
+write may lose the rows of its newest file, at most `ROWS_OF_A_FILE`.
 Processes never write to the same file. Two of them may do the same run; its row counts once.
 """
 

@@ -76,6 +76,14 @@ class MaskMemo:
         """Take a note of the mask that is built next in this thread."""
         _thread.memo = weakref.ref(self)
 
+    def expect_step(self, check: Callable[[Bool[Tensor, "B T"]], None]) -> None:
+        """Have a method see the 2D mask of a static step, if one is built next in this thread."""
+        _thread.check = None if self._grows else weakref.WeakMethod(check)
+
+    def saw_step(self) -> None:
+        """Know that the 2D mask of a step was looked at."""
+        self._grows = self._is_generating
+
     def new_real_tokens(
         self, mask: Any, slots: Slots, length: int, *, held: int, seen: int, policy: Pipeline
     ) -> Bool[Tensor, "B Q"] | None:
@@ -201,10 +209,19 @@ def noted(build: Callable[..., Any]) -> Callable[..., Any]:
     def mask(*args: Any, **kwargs: Any) -> Any:
         # Only a static cache counts on the device. Nobody expects a note of its steps.
         if kwargs.get("q_length") == 1 and isinstance(kwargs.get("q_offset"), Tensor):
+            if not torch.compiler.is_compiling():
+                _check_step(kwargs.get("attention_mask"))
             return build(*args, **kwargs)
         return _noted(build, *args, **kwargs)
 
     return mask
+
+
+def _check_step(mask: Any) -> None:
+    expecting, _thread.check = getattr(_thread, "check", None), None
+    check = None if expecting is None else expecting()
+    if check is not None and mask is not None:
+        check(mask)
 
 
 @between_graphs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.static.memory import StaticMemory
 from kvpolicy.errors import CacheStateError, InvalidValueError
+from kvpolicy.huggingface.attention.masks import check_given_mask
 from kvpolicy.huggingface.cache import PolicyCache
 from kvpolicy.huggingface.static.attention import handed_out
 from kvpolicy.huggingface.static.fit import static_storage
@@ -105,6 +106,7 @@ class StaticPolicyCache(PolicyCache):
             return super().get_mask_sizes(query_length, layer_idx)
         if not torch.compiler.is_compiling():
             self._builds_mask = True
+            self.session.masks.expect_step(self._check_given)
         steps = [layer.memory.step for layer in self._static_layers]
         return max([step.width for step in steps]), memory.base - max([step.held for step in steps])
 
@@ -124,6 +126,13 @@ class StaticPolicyCache(PolicyCache):
         if not torch.compiler.is_compiling() and key_states.device.type == "cpu":
             self._check_left(step)
         return handed_out(step, key_states, value_states)
+
+    def _check_given(self, mask: Tensor) -> None:
+        """Refuse a 2D mask that contradicts how earlier tokens were read. Waits for the device."""
+        layer = self._static_layers[0]
+        seen, slots = layer.seen, layer.memory.step.slots_now
+        check_given_mask(mask, slots.seen, seen, slots.read(seen))
+        self.session.masks.saw_step()
 
     def _check_mask(self) -> None:
         """Refuse a step whose mask nobody built for the static rows."""
