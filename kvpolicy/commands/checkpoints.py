@@ -116,7 +116,7 @@ class Checkpoint:
                 **options,
             )
             model: PreTrainedModel = loaded.to(device).eval()
-            if options:  # otherwise it has the name of the file's folder
+            if options or self.name == needle.NAME:  # otherwise it has the name of a folder
                 model.name_or_path = self.name
             return model
 

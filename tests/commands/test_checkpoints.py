@@ -50,6 +50,11 @@ def test_the_installed_model_is_named_as_it_was_asked_for(asked, monkeypatch):
     assert model.name_or_path == "smollm2"
 
 
+def test_the_model_that_ships_has_no_path_for_a_name(asked):
+    assert Checkpoint(name="needle").model().name_or_path == "needle"
+    assert len(asked) == 1
+
+
 def test_a_folder_of_that_name_comes_first(asked, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("smollm2").mkdir()
