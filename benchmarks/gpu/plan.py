@@ -27,6 +27,7 @@ def _real(scale: Scale) -> Iterator[Cell[Scale]]:
     yield from prefill.memory_cells(llama, [131_072])
     timed = scale.timed_layers
     yield from prefill.time_cells(llama, [(1, length) for length in first], timed)
+    yield from checks.later_cells()
     yield from kernels.cells(scale, first)
     yield from decode.cells(llama, [(8, 32_768), (1, 32_768)])
     yield from attention.cells([(8, 32_768), (1, 32_768)])
@@ -47,6 +48,7 @@ def _toy(scale: Scale) -> Iterator[Cell[Scale]]:
     lengths = scale.lengths
     yield from ceilings.cells()
     yield from checks.cells()
+    yield from checks.later_cells()
     yield from eviction.cells(lengths)
     yield from kernels.compaction_cells(scale)
     yield from kernels.cells(scale, lengths)

@@ -129,7 +129,7 @@ def inherited(
     Values are first summed at the slot of their first heir, then over the slots of all heirs. A GPU
     adds in varying order; in float64 this does not change the result.
     """
-    share = merged / heirs.counts.clamp(min=1)
+    share = merged.float() / heirs.counts.clamp(min=1)
     values, count = evicted.all_values, heirs.kept.shape[2]
     # Evicted rows ascend, and so do the slots of the kept rows behind them.
     (begun,) = summed_rows([values], evicted.rows, heirs.first, share, count=count, ascending=True)

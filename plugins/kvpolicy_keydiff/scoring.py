@@ -22,6 +22,7 @@ class KeyDiffScorer:
 
     Attention is not used. Park et al., NeurIPS 2025, https://arxiv.org/abs/2504.15364.
 
+    >>> import torch
     >>> from kvpolicy import Observation
     >>> keys = torch.tensor([[[[1.0, 0.0], [5.0, 0.0], [0.0, 2.0]]]])
     >>> layer = Observation(queries=torch.ones(1, 1, 1, 2), keys=keys, values=keys)

@@ -35,12 +35,13 @@ def shares(
 ) -> Shares:
     """Return the shares of evicted positions with these cosines.
 
+    >>> import torch
     >>> both = torch.ones(1, 1, 2).bool()
     >>> shares(torch.tensor([[[0.0, 1.0]]]), both, "normalized").own
     tensor([[[0.5000, 1.0000]]])
     """
     if merge == "pivot":
-        return Shares(is_evicted * 0.5, 1.0, 2.0)
+        return Shares(is_evicted.float() * 0.5, 1.0, 2.0)
     if merge == "averaged":
         return Shares(is_evicted.float(), 0.0, 1.0)
     if merge == "weighted":
