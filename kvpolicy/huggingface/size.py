@@ -17,6 +17,7 @@ from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.support import plain_layers, supported_config
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.pipeline import Pipeline
+from kvpolicy.stages.allocation import UniformAllocator
 
 _PROBE = 4
 """Tokens that a model without weights reads, to show the shapes of its layers."""
@@ -59,7 +60,8 @@ class CacheSize:
     """Bytes of a cache after a prompt of `tokens`; `held` positions in each layer that evicts.
 
     `full` is transformers' own cache. `reading` is the most that is held while the prompt is read:
-    a layer is whole until its own eviction.
+    a layer is whole until its own eviction. It is an upper bound for allocators other than
+    'uniform'.
     """
 
     tokens: int
@@ -129,8 +131,10 @@ def cache_size(
         for each, rows in zip(shape.layers, whole, strict=True)
     ]
     waits = policy is not None and policy.model_allocator is not None
+    # Other allocators may give earlier layers more than later ones, up to all that is kept.
+    evenly = policy is None or isinstance(policy.allocator, UniformAllocator)
     peaks = [
-        sum(kept[:at]) + full + _state_nbytes(each, policy, tokens)
+        (sum(kept[:at]) if evenly else sum(kept)) + full + _state_nbytes(each, policy, tokens)
         for at, (each, full) in enumerate(zip(shape.layers, whole, strict=True))
     ]
     return CacheSize(

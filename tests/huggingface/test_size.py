@@ -93,3 +93,30 @@ def test_a_model_that_cannot_be_served_is_refused():
     config = MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=16)
     with pytest.raises(UnsupportedModelError, match=r"no layer of MambaForCausalLM|takes no cache"):
         model_shape(config, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least"),
+    [
+        ("snapkv", 1),
+        ("restkv", 1),
+        ("layerdefensivekv", 1),
+        ("h2o", 0.9),  # the newest layer has no running state yet
+        ("pyramidkv", 0.9),  # a bound for all allocators
+        ("adakv", 0.8),
+    ],
+)
+def test_no_more_is_held_while_a_prompt_is_read(recipe, least, model, shape, prompt, monkeypatch):
+    policy, measured = kvpolicy.recipe(recipe, budget=64), []
+    with policy.cache(model) as cache:
+        own = cache.update
+
+        def update(*args, **options):
+            given = own(*args, **options)
+            measured.append(cache.nbytes)
+            return given
+
+        monkeypatch.setattr(cache, "update", update)
+        model(prompt, past_key_values=cache)
+    reading = cache_size(shape, policy, TOKENS).reading
+    assert least * reading <= max(measured) <= reading
