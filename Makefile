@@ -23,8 +23,9 @@ help: ## Show what there is to make.
 demo: $(READY) ## See which facts a small model still recalls under six recipes (a minute).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy demo
 
+# Tests start processes, which read the sources compiled.
 test: $(READY) ## Run the tests.
-	@$(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --durations=20 --durations-min=1
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --durations=20 --durations-min=1
 
 check: lint test ## Check format, style, layers and types, then run the tests.
 
