@@ -19,7 +19,7 @@ DENSITIES = (0.15, 0.05)
 
 def sections(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the paragraphs."""
-    found = [row for row in rows if row.device != "cpu"]
+    found = [row for row in rows if row.benchmark.startswith("gpu.") and row.device != "cpu"]
     yield "## On a GPU"
     if found:
         yield "Measured by `python -m benchmarks.gpu`."

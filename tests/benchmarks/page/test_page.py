@@ -45,6 +45,14 @@ def test_a_gpu_benchmark_that_ran_on_a_cpu_is_no_measurement_of_a_gpu():
     assert NO_GPU in page([row(benchmark="gpu.kernels")])
 
 
+def test_what_was_counted_without_a_gpu_is_no_measurement_of_one():
+    counted = [each for each in committed_rows() if each.benchmark.startswith("waits.")]
+    text = page(counted)
+    assert NO_GPU in text
+    assert text.count("## What the host of a GPU does") == 1
+    assert "waits.prompt" not in text
+
+
 def test_a_row_without_a_number_is_shown_with_its_reason():
     text = page([row(value=None, failure="red: AssertionError: other positions")])
     assert "red: AssertionError: other positions" in text
@@ -52,8 +60,9 @@ def test_a_row_without_a_number_is_shown_with_its_reason():
 
 def test_what_a_row_says_is_plain_text():
     failure = "<script> a|b $x_1$"
-    text = page([row(value=None, failure=failure), row(device="cuda", value=None, failure=failure)])
-    assert text.count(r"&lt;script&gt; a\|b \$x_1\$") == text.count("script") == 4
+    failed = row(benchmark="gpu.layer", device="cuda", value=None, failure=failure)
+    text = page([row(value=None, failure=failure), failed])
+    assert text.count(r"&lt;script&gt; a\|b \$x_1\$") == text.count("script") == 3
     assert "<script>" not in text
 
 
