@@ -117,6 +117,16 @@ def triton_kernels(monkeypatch):
     backend._warn_once.cache_clear()
 
 
+@pytest.fixture(params=["reference", "triton"])
+def form(request, monkeypatch):
+    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
+    if request.param == "triton":
+        request.getfixturevalue("triton_kernels")
+    else:
+        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
+    return request.param
+
+
 # Only the interpreter runs programs one by one, in an order that can be reversed.
 ORDERS = ["forwards"] if torch.cuda.is_available() else ["forwards", "backwards"]
 

@@ -5,19 +5,12 @@ from kvpolicy_kernels import direction_cosines
 from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.common.triton import launch
 
+pytestmark = pytest.mark.usefixtures("form")
+
 # One key; no power of two; several blocks of keys.
 SHAPES = [(1, 1, 1, 4), (2, 3, 17, 24), (1, 2, 150, 130)]
 shapes = pytest.mark.parametrize(("batch", "heads", "length", "dim"), SHAPES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-
-
-@pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request, monkeypatch):
-    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_kernels")
-    else:
-        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
 
 
 def naive(keys):

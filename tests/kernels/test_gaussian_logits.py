@@ -4,19 +4,12 @@ import torch
 from kvpolicy_kernels import gaussian_logits
 from kvpolicy_kernels.common.pytorch import blocks
 
+pytestmark = pytest.mark.usefixtures("form")
+
 # One position; no power of two; more columns than a tile; several blocks of positions.
 SHAPES = [(1, 1, 1, 1, 4), (2, 6, 2, 70, 24), (1, 2, 1, 33, 130)]
 shapes = pytest.mark.parametrize(("batch", "heads", "kv_heads", "seq", "dim"), SHAPES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-
-
-@pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request, monkeypatch):
-    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_kernels")
-    else:
-        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
 
 
 def example(batch, heads, kv_heads, seq, dim, dtype=torch.float32):

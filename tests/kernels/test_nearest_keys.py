@@ -6,21 +6,14 @@ from kvpolicy_kernels.backend import KernelFallbackWarning
 from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.nearest_keys import kernel, reference
 
+pytestmark = pytest.mark.usefixtures("form")
+
 # One row and one other; no power of two; several blocks of both; more channels than a tile.
 SHAPES = [(1, 1, 1, 1, 1, 4), (2, 3, 17, 12, 5, 24), (1, 2, 150, 140, 90, 8), (1, 1, 9, 4, 5, 130)]
 shapes = pytest.mark.parametrize(
     ("batch", "heads", "length", "chosen", "count", "dim"), SHAPES, ids=str
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-
-
-@pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request, monkeypatch):
-    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_kernels")
-    else:
-        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
 
 
 def example(batch, heads, length, chosen, count, dim, dtype=torch.float32):

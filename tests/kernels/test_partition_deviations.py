@@ -5,7 +5,8 @@ from kvpolicy_kernels import partition_deviations
 from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.partition_deviations import reference
 
-FORMS = ["reference", "triton"]
+pytestmark = pytest.mark.usefixtures("form")
+
 # One channel; one row of a partition; no power of two; several tiles of rows; one partition only.
 SHAPES = [
     (1, 1, 4, 1, 2),
@@ -16,16 +17,6 @@ SHAPES = [
 ]
 shapes = pytest.mark.parametrize(("batch", "heads", "rows", "dim", "lag"), SHAPES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-
-
-@pytest.fixture(params=FORMS, autouse=True)
-def form(request, monkeypatch):
-    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_kernels")
-    else:
-        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
-    return request.param
 
 
 def naive(states, lag):

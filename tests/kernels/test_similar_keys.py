@@ -4,20 +4,13 @@ import torch
 from kvpolicy_kernels import similar_keys
 from kvpolicy_kernels.similar_keys import kernel, reference
 
+pytestmark = pytest.mark.usefixtures("form")
+
 # One key; no power of two; several blocks of rows and columns; more channels than a tile.
 SHAPES = [(1, 1, 1, 4), (2, 3, 17, 24), (1, 2, 150, 4), (1, 1, 70, 130)]
 shapes = pytest.mark.parametrize(("batch", "heads", "length", "dim"), SHAPES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 retains = pytest.mark.parametrize("retain", ["last", "first"])
-
-
-@pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request, monkeypatch):
-    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_kernels")
-    else:
-        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
 
 
 def naive(keys, threshold, retain):

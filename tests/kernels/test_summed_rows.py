@@ -4,21 +4,14 @@ import torch
 from kvpolicy_kernels import summed_rows
 from kvpolicy_kernels.common.pytorch import blocks
 
+pytestmark = pytest.mark.usefixtures("form")
+
 # One row; no power of two; more rows than slots; slots that get nothing; wide rows.
 SHAPES = [(1, 1, 1, 1, 1, 4), (2, 3, 17, 12, 5, 24), (1, 2, 150, 140, 3, 8), (1, 1, 9, 4, 30, 130)]
 shapes = pytest.mark.parametrize(
     ("batch", "heads", "length", "chosen", "count", "dim"), SHAPES, ids=str
 )
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-
-
-@pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request, monkeypatch):
-    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_kernels")
-    else:
-        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
 
 
 def example(batch, heads, length, chosen, count, dim, dtype=torch.float32):

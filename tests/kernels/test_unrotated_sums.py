@@ -5,20 +5,13 @@ from kvpolicy_kernels import rotate_half, unrotated_sums
 from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.common.triton import launch
 
+pytestmark = pytest.mark.usefixtures("form")
+
 # One position; channels that are not rotated; no power of two; more columns than a tile.
 SHAPES = [(1, 1, 1, 4, 4), (2, 3, 70, 24, 8), (1, 2, 45, 130, 130)]
 shapes = pytest.mark.parametrize(("batch", "heads", "seq", "dim", "size"), SHAPES, ids=str)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 layouts = pytest.mark.parametrize("interleaved", [False, True])
-
-
-@pytest.fixture(params=["reference", "triton"], autouse=True)
-def form(request, monkeypatch):
-    """Run the reference, and the kernel: on a GPU or in Triton's interpreter."""
-    if request.param == "triton":
-        request.getfixturevalue("triton_kernels")
-    else:
-        monkeypatch.setenv("KVPOLICY_KERNELS", "reference")
 
 
 def tables_of(seq, size, interleaved=False):
