@@ -70,7 +70,7 @@ needle-model: $(READY) ## Train the small model of the demo anew, and measure it
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.needle.accuracy
 
-needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (half an hour; SAMPLES=200: hours).
+needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (minutes; SAMPLES=200: hours).
 	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets 64,128,256 \
 	    --task needle --option num_samples=200 --limit $(SAMPLES) --question $$place --baseline snapkv \
 	    --output $(RESULTS)/needle.jsonl > /dev/null || exit 1; done

@@ -11,6 +11,7 @@ keeps the same number of positions, on average over layers and heads.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated
 
@@ -79,16 +80,18 @@ def measured(bed: Bed, name: str, budget: int) -> Measured:
     )
 
 
-def table(rows: Sequence[Measured], model: str | None = None) -> str:
-    """Return a table in Markdown for each bed: errors, and differences from ReST-KV's."""
-    title, option = (f", {model}", f" --model {model}") if model else ("", "")
-    command = f"`python -m kvpolicy.evaluation.replays{option}`"
+def table(rows: Sequence[Measured], model: str | None = None, *, options: str = "") -> str:
+    """Return a table in Markdown for each bed: errors, and differences from ReST-KV's.
+
+    `options` are those of the command that prints it.
+    """
     lines = [
-        f"# Replayed queries{title}",
+        f"# Replayed queries{f', {model}' if model else ''}",
         "",
-        f"{command} prints these tables. Each cell has the error,",
-        "± its standard error over prompts, and how much more it is than that of "
-        f"`{BASE}`, prompt by prompt.",
+        "Each cell has the error, ± its standard error over prompts, and how much more it is than "
+        f"that of `{BASE}`, prompt by prompt. This prints the tables:",
+        "",
+        f"    python -m kvpolicy.evaluation.replays {options}".rstrip(),
         "",
     ]
     for bed in dict.fromkeys(row.bed for row in rows):
@@ -139,7 +142,11 @@ def main(
                 if as_json:
                     typer.echo(json.dumps(attrs.asdict(rows[-1])))
     if not as_json:
-        typer.echo(table(rows, model))
+        given = {"model": model, "bed": only, "prompts": prompts, "budgets": budgets}
+        if entrants != ";".join(ENTRANTS):
+            given["entrants"] = entrants
+        options = shlex.join(f"--{name}={value}" for name, value in given.items() if value)
+        typer.echo(table(rows, model, options=options))
 
 
 if __name__ == "__main__":

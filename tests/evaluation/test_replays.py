@@ -24,9 +24,9 @@ def test_budgets_are_columns_and_beds_are_tables():
 
 
 def test_a_page_of_another_model_names_it():
-    text = table([row("restkv", 0.5, 0.25)], "smollm2")
+    text = table([row("restkv", 0.5, 0.25)], "smollm2", options="--model=smollm2")
     assert text.startswith("# Replayed queries, smollm2\n")
-    assert "`python -m kvpolicy.evaluation.replays --model smollm2`" in text
+    assert "    python -m kvpolicy.evaluation.replays --model=smollm2\n" in text
 
 
 def test_replayed_queries_lower_the_errors_of_the_needle_model():
@@ -50,3 +50,5 @@ def test_the_command_prints_one_bed_if_asked(capsys):
         "## needle, hidden (2 prompts)"
     ]
     assert "| snapkv | " in printed
+    given = "'--bed=needle, hidden' --prompts=2 --budgets=64 '--entrants=restkv;snapkv'"
+    assert f"kvpolicy.evaluation.replays {given}\n" in printed
