@@ -15,8 +15,9 @@ from kvpolicy.pipeline.pipeline import Pipeline
 
 FEATURE = "Assisted decoding and prompt look-up"
 UNKNOWN_END = (
-    f"{FEATURE} need to know where the prompt ends. Call model.generate with token ids and "
-    "the cache."
+    f"{FEATURE} need to know where the prompt ends. Make the cache before the call, cache = "
+    "policy.cache(model), and then call model.generate with token ids and that cache. A cache that "
+    "is made among the arguments comes too late: generate was looked up before."
 )
 SETTINGS = ("assistant_model", "prompt_lookup_num_tokens")
 """The arguments of `generate` by which tokens are drafted."""

@@ -29,6 +29,7 @@ def checked_inputs(
         cache = cache_in(kwargs)
         if is_ours(cache):
             kwargs = renamed(kwargs | only_new_tokens(cache, args, kwargs), name)
+            cache.session.masks.prepared(anew=bool(kwargs.get("is_first_iteration", False)))
         inputs = own(model, *args, **kwargs)
         if not is_ours(cache):
             return inputs
@@ -88,7 +89,7 @@ def checked_generate(
         first = None if before else _given(kwargs, ids)
         cache.read_tokens.begin()
         try:
-            with drafting, cache.session.first_prompt(first, mask), cache.session.masks.growing():
+            with drafting, cache.session.first_prompt(first, mask):
                 result = own(model, *args, **kwargs)
         except BaseException:
             cache.read_tokens.stop()

@@ -4,10 +4,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from kvpolicy.errors import InvalidValueError
+import kvpolicy
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.inputs import tokens
+from kvpolicy.huggingface.attention import mask_memo
+from kvpolicy.huggingface.static import cache as static_cache
 from kvpolicy.testing.models import tiny_model
 
 NEW, SEEN = 5, 60
@@ -223,3 +226,34 @@ def test_with_a_storage_the_conversation_goes_on_too(storage):
     expected = _turn(model, undisturbed, None)
     found = model(tokens(1, NEW), past_key_values=cache).logits
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_generate_looks_at_its_first_2d_mask_only(static, monkeypatch):
+    """Also where the cache is made among its arguments, so that ours is not the one that runs."""
+    looked, model = [], tiny_model("llama")
+    for module in (mask_memo, static_cache):
+        own = module.check_given_mask
+        monkeypatch.setattr(
+            module, "check_given_mask", lambda *args, own=own: looked.append(own(*args))
+        )
+    policy = small_policy("knorm")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    given = {"static": True, "capacity": 8} if static else {}
+    inputs = {"input_ids": tokens(0), "attention_mask": torch.ones_like(tokens(0))}
+    kvpolicy.restore(model)  # generate is transformers' own again
+    inline = model.generate(**inputs, past_key_values=policy.cache(model, **given), **options)
+    among_arguments = len(looked)
+    cache = policy.cache(model, **given)
+    assert torch.equal(model.generate(**inputs, past_key_values=cache, **options), inline)
+    assert among_arguments == len(looked) - among_arguments == 1  # the prompt's
+    for _ in range(2):
+        model(tokens(1, 1), attention_mask=torch.ones(1, cache.seen + 1), past_key_values=cache)
+    assert len(looked) == 2 * among_arguments + 2
+
+
+def test_drafts_with_a_cache_that_is_made_among_the_arguments_are_told_what_to_do():
+    model, options = tiny_model("llama"), {"max_new_tokens": 4, "prompt_lookup_num_tokens": 2}
+    kvpolicy.restore(model)
+    with pytest.raises(UnsupportedModelError, match="Make the cache before the call"):
+        model.generate(tokens(0), past_key_values=small_policy("knorm").cache(model), **options)

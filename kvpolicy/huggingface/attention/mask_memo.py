@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -46,11 +45,12 @@ class MaskMemo:
     def __init__(self) -> None:
         """Know nothing."""
         self.notes: list[Note] = []
-        self._grows = self._is_generating = False
+        self._grows = self._is_prepared = False
         self.begin()
 
     def begin(self) -> None:
         """Forget what was found out in earlier forwards: a mask may have been written to since."""
+        self._is_generating, self._is_prepared = self._is_prepared, False
         self._mask: weakref.ref[Any] | None = None
         self._causal: weakref.ref[Any] | None = None
         self._before: list[int] = []
@@ -60,17 +60,14 @@ class MaskMemo:
         self._real: Bool[Tensor, "B Q"] | None = None
         self._counted: tuple[Bool[Tensor, "B Q"], list[int]] | None = None
 
-    @contextmanager
-    def growing(self) -> Iterator[None]:
-        """Know in a block that 2D masks only grow once the first one was looked at.
+    def prepared(self, *, anew: bool) -> None:
+        """Know that `generate` prepares the next forward, the first one of a text if `anew`.
 
-        So do those that `generate` makes. To look at each would wait for the device each time.
+        The 2D masks that it makes only grow. So the first is looked at, and those behind it are
+        not: to look at each would wait for the device each time.
         """
-        self._grows, self._is_generating = False, True
-        try:
-            yield
-        finally:
-            self._grows = self._is_generating = False
+        self._is_prepared = True
+        self._grows &= not anew
 
     def expect(self) -> None:
         """Take a note of the mask that is built next in this thread."""
@@ -78,7 +75,9 @@ class MaskMemo:
 
     def expect_step(self, check: Callable[[Bool[Tensor, "B T"]], None]) -> None:
         """Have a method see the 2D mask of a static step, if one is built next in this thread."""
-        _thread.check = None if self._grows else weakref.WeakMethod(check)
+        self._is_generating, self._is_prepared = self._is_prepared, False
+        is_known = self._grows and self._is_generating
+        _thread.check = None if is_known else weakref.WeakMethod(check)
 
     def saw_step(self) -> None:
         """Know that the 2D mask of a step was looked at."""
@@ -98,7 +97,7 @@ class MaskMemo:
         before = [count - length for count in slots.seen]
         note = next((each for each in reversed(self.notes) if each.is_of(mask)), None)
         self.notes.clear()
-        if note is not None and (length > 1 or not self._grows):
+        if note is not None and (length > 1 or not (self._grows and self._is_generating)):
             read = None if slots.columns is None else slots.read(seen - length)
             check_given_mask(note.given, before, seen - length, read)
             self._grows = self._is_generating
