@@ -94,6 +94,7 @@ def evaluate(
     from kvpolicy.commands.checkpoints import Checkpoint
     from kvpolicy.commands.engines import engine_named
     from kvpolicy.evaluation.evaluate import check_arguments
+    from kvpolicy.evaluation.runs.stored import address_of
     from kvpolicy.evaluation.tasks.groups import expanded
 
     arguments: dict[str, Any] = {
@@ -133,7 +134,9 @@ def evaluate(
         typer.echo(json.dumps(found.to_dict(), indent=2))
     else:
         _print(found)
-        typer.echo(f"Rows: {output}" + ("" if page is None else f"\nPage: {page}"))
+        typer.echo(
+            f"Rows: {address_of(output) or output}" + ("" if page is None else f"\nPage: {page}")
+        )
 
 
 def _split(text: str) -> list[str]:

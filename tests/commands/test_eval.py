@@ -53,6 +53,15 @@ def test_the_same_command_runs_nothing_again(evaluate, data, tmp_path):
     assert (tmp_path / "rows.jsonl").read_bytes() == written
 
 
+def test_rows_may_go_to_an_address_and_a_report_reads_them(evaluate, run, data, tmp_path):
+    address = f"file://{tmp_path}/runs"
+    options = ("--no-references", "--limit", "1", "--output", address)
+    result = evaluate(*own(data, *options, budgets="48"), recipes="snapkv")
+    assert (result.exit_code, f"Rows: {address}" in result.stdout) == (0, True), result.output
+    report = run("report", address, "--markdown", str(tmp_path / "report.md"))
+    assert "2 rows of 1 task" in report.stdout
+
+
 def test_a_policy_may_come_from_a_file(evaluate, data, tmp_path):
     policy = kvpolicy.recipe("snapkv", budget=512, sinks=2)
     (tmp_path / "mine.json").write_text(json.dumps(policy.to_dict()))
