@@ -9,7 +9,7 @@ about the same text, are drawn together.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +34,16 @@ class Scores(NamedTuple):
     """A score and a weight for each sample; `exponential`: the figure is a perplexity.
 
     `clusters` has a name for each sample; samples of one name are drawn together. If it is empty,
-    each sample is a cluster of its own.
+    each sample is a cluster of its own. With `of_set` the figure is none of single samples: it is
+    made of the sums of what `counts` has for each sample, such as F1 of four counts.
     """
 
     scores: Sequence[float]
     weights: Sequence[float]
     exponential: bool = False
     clusters: Sequence[Hashable] = ()
+    counts: Sequence[Sequence[float]] = ()
+    of_set: Callable[[np.ndarray], np.ndarray] | None = None
 
     def drawn(self) -> int:
         """Return how many clusters there are to draw from."""
@@ -48,13 +51,20 @@ class Scores(NamedTuple):
 
     def figures(self, draws: int) -> np.ndarray:
         """Return the figure of each of so many draws, after the figure of all samples."""
-        weights = np.asarray(self.weights, dtype=np.float64)
-        totals = self._added_up(np.asarray(self.scores, dtype=np.float64) * weights)
-        weights = self._added_up(weights)
-        figures = [_mean(totals[None], weights[None])]
-        figures += [_mean(totals[rows], weights[rows]) for rows in _rows(len(totals), draws)]
-        found = np.concatenate(figures)
+        counted, figure = self._counted()
+        totals = np.stack([self._added_up(each) for each in counted])
+        samples = totals.shape[1]
+        sums = [totals.sum(-1, keepdims=True)]
+        sums += [totals[:, rows].sum(-1) for rows in _rows(samples, draws)]
+        found = figure(np.concatenate(sums, axis=1))
         return np.exp(found) if self.exponential else found
+
+    def _counted(self) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        """Return what is counted of each sample, [kinds, samples], and the figure of the sums."""
+        if self.of_set is not None:
+            return np.asarray(self.counts, dtype=np.float64).T, self.of_set
+        weights = np.asarray(self.weights, dtype=np.float64)
+        return np.stack([np.asarray(self.scores, dtype=np.float64) * weights, weights]), _mean
 
     def _added_up(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of each cluster."""
@@ -119,6 +129,7 @@ def _rows(samples: int, draws: int) -> list[np.ndarray]:
     ]
 
 
-def _mean(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    mean: np.ndarray = totals.sum(-1) / weights.sum(-1)
+def _mean(sums: np.ndarray) -> np.ndarray:
+    """Return the weighted mean of each draw, from the sums of scores and of weights."""
+    mean: np.ndarray = sums[0] / sums[1]
     return mean

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kvpolicy.errors import ComponentFailedError, InvalidValueError, shown, suggest, told
 from kvpolicy.evaluation.measures.rouge import rouge_l
+from kvpolicy.evaluation.measures.sets import outcome
 from kvpolicy.evaluation.measures.text import contains, edit_similarity, exact_match, token_f1
 from kvpolicy.task import Judge, Metric, Sample
 
@@ -47,6 +48,8 @@ METRICS: Mapping[str, Metric] = {
         Metric(name="rouge_l", judge=best(rouge_l)),
         Metric(name="edit_similarity", judge=best(edit_similarity)),
         Metric(name="multiple_choice", judge=best(exact_match), asks="choice"),
+        Metric(name="matthews_correlation", judge=best(exact_match), asks="choice", parts=outcome),
+        Metric(name="f1_of_set", judge=best(exact_match), asks="choice", parts=outcome),
         Metric(name="perplexity", asks="likelihood"),
         Metric(name="dialogue_perplexity", asks="dialogue"),
         Metric(name="agreement", asks="agreement"),

@@ -12,6 +12,7 @@ from kvpolicy.budget import Budget, plain
 from kvpolicy.errors import InvalidValueError, shown, suggest
 from kvpolicy.evaluation.measures.bootstrap import Estimate, Scores, difference, estimate
 from kvpolicy.evaluation.measures.interval import wilson_interval
+from kvpolicy.evaluation.measures.sets import OUTCOMES, SET_FIGURES
 from kvpolicy.evaluation.runs.entrant import FULL, Entrant
 from kvpolicy.evaluation.runs.row import Row
 from kvpolicy.task import PERPLEXITIES
@@ -22,12 +23,13 @@ class Cell:
     """One entrant on one task.
 
     `estimate` is the figure over the samples that it answered, with its 95 % interval: Wilson's
-    where every score is 0 or 1 and no two samples share a text, else the bootstrap's over texts.
-    `difference` is the figure minus the
-    baseline's, over the samples that both answered; None for the baseline, and where there are no
-    such samples. `errors` counts the samples without a score. The other figures are means over
-    samples; `footprint` is a share of the full cache's. `parts` are the means of further figures of
-    a metric, such as each kind of instruction, over the samples that have them.
+    where every score is 0 or 1 and no two samples share a text, else the bootstrap's over texts. A
+    metric of `SET_FIGURES` has a figure of all samples together, and the bootstrap's interval.
+    `difference` is the figure minus the baseline's, over the samples that both answered; None for
+    the baseline, and where there are no such samples. `errors` counts the samples without a score.
+    The other figures are means over samples; `footprint` is a share of the full cache's. `parts`
+    are the means of further figures of a metric, such as each kind of instruction, over the samples
+    that have them.
     """
 
     task: str
@@ -139,7 +141,7 @@ def _parts(rows: Sequence[Row]) -> dict[str, float]:
 def _estimate(rows: Sequence[Row]) -> Estimate:
     scores = _scores(rows)
     found = estimate(scores)
-    if _is_perplexity(rows[0]) or scores.drawn() < len(rows):
+    if scores.of_set or _is_perplexity(rows[0]) or scores.drawn() < len(rows):
         return found
     if not set(scores.scores) <= {0.0, 1.0}:
         return found
@@ -156,12 +158,18 @@ def _difference(rows: Sequence[Row], baseline: Sequence[Row]) -> Estimate | None
 
 
 def _scores(rows: Sequence[Row]) -> Scores:
-    return Scores(
+    texts = [row.context or row.sample for row in rows]
+    found = Scores(
         [row.score for row in rows if row.score is not None],
         [row.weight for row in rows],
         _is_perplexity(rows[0]),
-        [row.context or row.sample for row in rows],
+        # Of one text, such as GLUE's examples, other questions are all that can be drawn.
+        texts if len(set(texts)) > 1 else (),
     )
+    if (of_set := SET_FIGURES.get(rows[0].metric)) is None:
+        return found
+    counts = [[row.parts[name] for name in OUTCOMES] for row in rows]
+    return found._replace(counts=counts, of_set=of_set)
 
 
 def _is_perplexity(row: Row) -> bool:

@@ -24,11 +24,13 @@ HEADINGS = (
     "each token",
 )
 NOTES = (
-    "score: the mean over samples, or the perplexity of the answers. Perplexity is better where it "
-    "is lower, all other metrics where they are higher.",
+    "score: the mean over samples, or the perplexity of the answers, or for f1_of_set and "
+    "matthews_correlation a figure of all samples together. Perplexity is better where it is "
+    "lower, all other metrics where they are higher.",
     "95 % interval: Wilson's where every score is 0 or 1 and each question has a text of its own. "
     "Else the percentile bootstrap over texts (2,000 draws, fixed seed): questions on one text are "
-    "drawn together.",
+    "drawn together. If all questions are on the same text, it is over questions, and says nothing "
+    "of other texts.",
     "minus baseline: the score minus the baseline's on the same samples, and the interval of that "
     "difference by the paired bootstrap. An interval that holds 0 shows no difference.",
     "positions: how many positions of the prompt a key/value head held when the answer began. "

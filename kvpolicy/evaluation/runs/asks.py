@@ -56,6 +56,11 @@ class Asked(NamedTuple):
             )
         return float(self.metric.judge(text, self.sample))
 
+    def parts(self, text: str) -> dict[str, float]:
+        """Return the further figures of a text; none if the metric has none."""
+        parts = self.metric.parts
+        return {} if parts is None else dict(parts(text, self.sample))
+
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of an answer or a choice.
 
@@ -78,11 +83,10 @@ def _written(reading: Reading, asked: Asked) -> Mapping[str, Any]:
     text = str(asked.tokenizer.decode(tokens, skip_special_tokens=True))
     for stop in sample.stop:
         text = text.partition(stop)[0]
-    parts = asked.metric.parts
     return {
         "text": text,
         "score": asked.judged(text),
-        "parts": {} if parts is None else dict(parts(text, sample)),
+        "parts": asked.parts(text),
         "new_tokens": len(tokens),
     }
 
@@ -103,7 +107,7 @@ def _chosen(reading: Reading, asked: Asked) -> Mapping[str, Any]:
             losses.append(reading.loss(logits, asked.tokens(choice)))
     reading.cache = cache
     text = choices[losses.index(min(losses))]
-    return {"text": text, "score": asked.judged(text)}
+    return {"text": text, "score": asked.judged(text), "parts": asked.parts(text)}
 
 
 def _likelihood(reading: Reading, asked: Asked) -> Mapping[str, Any]:

@@ -67,6 +67,39 @@ def test_one_cluster_has_no_interval():
     assert estimate(Scores([0.0, 1.0], [1, 1], clusters=["a", "a"])) == (0.5, None)
 
 
+def sets(said, right):
+    """Return the scores of a set whose choices are right as often as of all that are made."""
+    counts = [[float(a and b), float(a), float(b)] for a, b in zip(said, right, strict=True)]
+
+    def dice(sums):
+        return 2 * sums[0] / np.maximum(sums[1] + sums[2], 1)
+
+    return Scores([0.0] * len(said), [1.0] * len(said), counts=counts, of_set=dice)
+
+
+def test_a_figure_of_a_set_is_made_of_the_sums_of_each_draw():
+    generator = np.random.default_rng(6)
+    right = generator.random(300) < 0.4
+    said = right ^ (generator.random(300) < 0.2)
+    found = estimate(sets(said, right))
+    assert found.value == pytest.approx(2 * (said & right).sum() / (said.sum() + right.sum()))
+    drawn = []
+    for _ in range(2000):
+        rows = generator.integers(300, size=300)
+        drawn.append(estimate(sets(said[rows], right[rows])._replace(clusters=["a"] * 300)).value)
+    assert found.interval == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.015)
+
+
+def test_figures_of_sets_are_compared_on_the_same_draws():
+    generator = np.random.default_rng(7)
+    right = generator.random(200) < 0.5
+    said = right ^ (generator.random(200) < 0.3)
+    assert difference(sets(said, right), sets(said, right)) == (0, (0, 0))
+    better = np.where(np.arange(200) < 20, right, said)
+    low, high = difference(sets(better, right), sets(said, right)).interval
+    assert 0 < low < high < 0.1
+
+
 def test_the_same_scores_give_the_same_interval():
     values = np.random.default_rng(3).random(30)
     assert estimate(scores(values)) == estimate(scores(values))

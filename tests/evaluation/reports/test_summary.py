@@ -9,8 +9,10 @@ import attrs
 import pytest
 
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation.measures.catalogue import METRICS
 from kvpolicy.evaluation.measures.interval import wilson_interval
 from kvpolicy.evaluation.reports.summary import summary
+from kvpolicy.task import Sample
 
 
 def cells(rows, **options):
@@ -54,6 +56,52 @@ def test_questions_on_one_text_widen_the_interval(make_row):
     assert found.estimate.value == 0.5
     narrow = wilson_interval(100, 200)
     assert high - low > 3 * (narrow.high - narrow.low)
+
+
+def test_questions_that_are_all_on_one_text_are_drawn_one_by_one(make_row):
+    rows = [make_row(str(place), score=float(place < 8), context="same") for place in range(10)]
+    [found] = summary(rows)
+    assert found.estimate == (0.8, wilson_interval(8, 10))
+
+
+def answered(make_row, said, right, *, metric, **fields):
+    """Return rows of yes-or-no questions behind the same examples."""
+    rows = []
+    for place, (mine, theirs) in enumerate(zip(said, right, strict=True)):
+        sample = Sample(name=str(place), choices=("no", "yes"), answers=(("no", "yes")[theirs],))
+        text = ("no", "yes")[mine]
+        parts = METRICS[metric].parts(text, sample)
+        rows.append(
+            make_row(
+                sample.name, score=parts["accuracy"], metric=metric, parts=parts, asks="choice",
+                context="examples", text=text, answers=sample.answers, **fields,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def test_the_figure_of_a_set_is_none_of_its_samples(make_row):
+    right = [1] * 6 + [0] * 6
+    rows = answered(make_row, right, right, metric="matthews_correlation")
+    said = [1] * 5 + [0] * 5 + [1] * 2
+    rows += answered(
+        make_row, said, right, metric="matthews_correlation", entrant="snapkv", budget=8
+    )
+    full, snapkv = summary(rows)
+    assert full.estimate == (1, (1, 1))
+    assert snapkv.estimate.value == pytest.approx((5 * 4 - 2 * 1) / (7 * 6 * 6 * 5) ** 0.5)
+    low, high = snapkv.estimate.interval
+    assert low < snapkv.estimate.value < high <= 1
+    assert snapkv.difference.value == pytest.approx(snapkv.estimate.value - 1)
+    assert snapkv.difference.interval == pytest.approx((low - 1, high - 1))
+    assert snapkv.parts["accuracy"] == pytest.approx(9 / 12)
+    assert snapkv.larger_is_better
+
+
+def test_f1_of_a_set_goes_with_its_accuracy(make_row):
+    [cell] = summary(answered(make_row, [1, 1, 1, 0], [1, 0, 0, 0], metric="f1_of_set"))
+    assert cell.estimate.value == pytest.approx(0.5)
+    assert cell.parts["accuracy"] == 0.5
 
 
 def test_the_difference_is_that_to_the_full_cache(rows):

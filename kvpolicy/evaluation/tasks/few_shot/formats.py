@@ -14,6 +14,7 @@ class Format:
     `folder` and `labels` are the names in GLUE's own files, `config` is the one on the hub, where
     labels are their places. `columns` gives columns of GLUE's own files the hub's names. A file
     whose first row does not name them has those of `header`. `size` is that of all of its files.
+    `metric` is the one that GLUE gives, besides the accuracy.
     """
 
     prompt: str
@@ -26,6 +27,7 @@ class Format:
     header: Sequence[str] = ()
     dev: str = "dev"
     validation: str = "validation"
+    metric: str = "multiple_choice"
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -49,6 +51,7 @@ FORMATS: Mapping[str, Format] = {
         config="cola",
         size="0.3 MB",
         header=("source", "label", "star", "sentence"),
+        metric="matthews_correlation",
     ),
     "mnli": _MNLI,
     "mnli_mismatch": attrs.evolve(_MNLI, dev="dev_mismatched", validation="validation_mismatched"),
@@ -60,6 +63,7 @@ FORMATS: Mapping[str, Format] = {
         config="mrpc",
         size="1 MB",
         columns={"#1 String": "sentence1", "#2 String": "sentence2", "Quality": "label"},
+        metric="f1_of_set",
     ),
     "qnli": Format(
         prompt="{question}\n{sentence}\nQuestion: Does this response answer the question?\nAnswer:",
@@ -77,6 +81,7 @@ FORMATS: Mapping[str, Format] = {
         config="qqp",
         size="73 MB",
         columns={"is_duplicate": "label"},
+        metric="f1_of_set",
     ),
     "rte": Format(
         prompt=_TRUE,

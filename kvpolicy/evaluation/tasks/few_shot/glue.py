@@ -43,8 +43,12 @@ class GlueTask:
 
     @property
     def metric(self) -> Metric:
-        """The choice that the model finds likeliest must be right."""
-        return METRICS["multiple_choice"]
+        """GLUE's own of the choices that the model finds likeliest.
+
+        That is Matthews' correlation for CoLA, F1 for MRPC and QQP, and the accuracy for the
+        others. Where it is not the score, the accuracy is a part of the rows.
+        """
+        return METRICS[FORMATS[self.task].metric]
 
     def samples(self, tokenizer: Any) -> Iterator[Sample]:
         """Yield the items.

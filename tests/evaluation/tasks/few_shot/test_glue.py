@@ -131,6 +131,28 @@ def test_there_are_nine_tasks_with_their_choices():
     assert all(len(form.choices) == len(form.labels) for form in FORMATS.values())
 
 
+@pytest.mark.parametrize("task", [task for task in FORMATS if task != "mnli_mismatch"])
+def test_the_metrics_are_those_of_lm_eval(shipped, task):
+    theirs = {each["metric"] for each in shipped(f"glue/{task}/default.yaml")[0]["metric_list"]}
+    ours = {
+        "multiple_choice": {"acc"},
+        "f1_of_set": {"acc", "f1"},
+        "matthews_correlation": {"mcc"},
+    }
+    assert ours[FORMATS[task].metric] == theirs
+
+
+def test_cola_is_scored_as_a_whole(tmp_path):
+    write_own(tmp_path, "cola", copies=6)
+    model, tokenizer = needle.load()
+    task = GlueTask(task="cola", folder=str(tmp_path), shots=2)
+    found = kvpolicy.evaluate(model, tokenizer, tasks=[task], recipes=[], limit=4)
+    [cell] = found.cells
+    assert cell.metric == "matthews_correlation"
+    assert cell.estimate.value == 0  # every answer is the same
+    assert cell.parts["accuracy"] in (0, 1)
+
+
 def write_numbers(folder, number):
     (folder / "SST-2").mkdir()
     rows = [f"film {place}\t{place % 2}" for place in range(number)]
