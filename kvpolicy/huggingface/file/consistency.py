@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import LinearAttentionLayer
 
 from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.eviction.spans import BatchSpans
@@ -30,6 +31,8 @@ def check_layers(layers: Sequence[Any]) -> None:
     for layer in layers:
         if not isinstance(layer, PolicyLayer):
             _check_other(layer, evicting[0].seen, evicting[0].batch)
+        if isinstance(layer, LinearAttentionLayer):
+            _check_states(layer, evicting[0].seen, evicting[0].batch)
 
 
 def restore_spans(spans: BatchSpans | None, layers: Sequence[PolicyLayer]) -> None:
@@ -176,18 +179,30 @@ def _check_other(layer: Any, seen: int, batch: int) -> None:
         keys is None or getattr(layer, "is_initialized", True), "keys of a layer that has none"
     )
     if seen == 0:
-        return  # a layer that was reset may keep tensors of zeros
+        return
     if isinstance(keys, Tensor) and isinstance(values, Tensor):
         _require(_are_floats(keys, values), "keys or values are no floating-point numbers")
         _require(keys.ndim == values.ndim == 4, "keys or values have not four axes")
         _require(keys.shape[:3] == values.shape[:3], "keys and values do not fit one another")
         _require(keys.shape[0] == batch, "layers have unlike batches")
         _require(keys.shape[2] <= seen, "a layer holds more than it has seen")
+
+
+def _check_states(layer: Any, seen: int, batch: int) -> None:
+    """Check the states of a linear layer, alone or beside attention."""
     for name in ("conv_states", "recurrent_states"):
-        for state in (getattr(layer, name, None) or {}).values():
-            if state is not None:
-                _require(_are_floats(state), f"{name} are no floating-point numbers")
-                _require(state.ndim and state.shape[0] == batch, f"{name} of another batch")
+        begun = _by_number(getattr(layer, f"is_{name}_initialized"))
+        for at, state in _by_number(getattr(layer, name)).items():
+            _require(begun[at] == (state is not None), f"{name} are there, and have not begun")
+            if state is None or seen == 0:
+                continue  # a layer that was reset may keep tensors of zeros
+            _require(_are_floats(state), f"{name} are no floating-point numbers")
+            _require(state.ndim and state.shape[0] == batch, f"{name} of another batch")
+
+
+def _by_number(states: Any) -> dict[int, Any]:
+    """Return states by their number; in older transformers a layer has one."""
+    return states if isinstance(states, dict) else {0: states}
 
 
 def _are_floats(*tensors: Tensor) -> bool:

@@ -6,14 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import LinearAttentionLayer
 
 from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.errors import CacheFileError, shown
 from kvpolicy.huggingface.file.packing import Tensors, packed, taken, unpacked
+from kvpolicy.huggingface.hybrid import HybridLayer
 from kvpolicy.huggingface.layer import PolicyLayer
 
 _FIELDS = {"index", "seen", "schedule", "contents", "stored"}
+_LINEAR = "linear"
+"""The field of what a layer with attention and a linear state in one has beside those."""
 _SET_LATER = {"dtype", "device", "keys", "values"}
 """Attributes that a layer of transformers gets with its first tokens."""
 _LATER = (Tensor, torch.dtype, torch.device, int)
@@ -24,8 +28,8 @@ _OF_THE_MODEL = ("sliding_window", "number_of_states")
 
 def kind_of(layer: Any) -> str:
     """Return the name of a layer's kind; static rows do not make another kind of layer."""
-    kind = PolicyLayer if isinstance(layer, PolicyLayer) else type(layer)
-    return kind.__name__
+    kinds = (each for each in (HybridLayer, PolicyLayer) if isinstance(layer, each))
+    return next(kinds, type(layer)).__name__
 
 
 def packed_layer(layer: Any, tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
@@ -41,8 +45,11 @@ def packed_layer(layer: Any, tensors: dict[str, Tensor], name: str) -> dict[str,
             "contents": layer.memory.contents,
             "stored": layer.memory.stored,
         }
-        return {each: packed(value, tensors, f"{name}.{each}") for each, value in fields.items()}
-    return {each: _plain(value, tensors, f"{name}.{each}") for each, value in _own(layer).items()}
+        found = {each: packed(value, tensors, f"{name}.{each}") for each, value in fields.items()}
+        if isinstance(layer, HybridLayer):
+            found[_LINEAR] = _all_plain(_linear(layer), tensors, f"{name}.{_LINEAR}")
+        return found
+    return _all_plain(_own(layer), tensors, name)
 
 
 def restore_layer(layer: Any, data: Any, tensors: Tensors, device: torch.device) -> None:
@@ -62,8 +69,9 @@ def _restore_policy_layer(
     def read(name: str, expected: Any) -> Any:
         return unpacked(data[name], expected, tensors, device)
 
-    if not isinstance(data, dict) or set(data) != _FIELDS:
-        raise TypeError(f"a layer has {', '.join(sorted(_FIELDS))}")
+    fields = _FIELDS | {_LINEAR} if isinstance(layer, HybridLayer) else _FIELDS
+    if not isinstance(data, dict) or set(data) != fields:
+        raise TypeError(f"a layer has {', '.join(sorted(fields))}")
     if read("index", int) != layer.index:
         raise ValueError(f"layer {layer.index} is saved as layer {data['index']}")
     layer.seen = read("seen", int)
@@ -77,10 +85,22 @@ def _restore_policy_layer(
         raise ValueError("it is stored, and the file names no storage")
     if storage is not None:
         layer.memory.stored = read("stored", storage.form | None)
+    if isinstance(layer, HybridLayer):
+        _restore_attributes(layer, _linear(layer), data[_LINEAR], tensors, device)
 
 
 def _restore_other(layer: Any, data: Any, tensors: Tensors, device: torch.device) -> None:
     fresh = _own(layer)
+    _restore_attributes(layer, fresh, data, tensors, device)
+    if fresh.get("is_initialized") is False and layer.is_initialized == (layer.keys is None):
+        raise ValueError("it has keys, and is empty")
+    _initialize(layer)
+
+
+def _restore_attributes(
+    layer: Any, fresh: dict[str, Any], data: Any, tensors: Tensors, device: torch.device
+) -> None:
+    """Set the attributes of an empty layer, which are `fresh`, to what a file says."""
     if not isinstance(data, dict) or set(data) - _SET_LATER != set(fresh) - _SET_LATER:
         raise CacheFileError(
             f"a {type(layer).__name__} was saved with {', '.join(map(str, data or ()))}, and has "
@@ -90,9 +110,6 @@ def _restore_other(layer: Any, data: Any, tensors: Tensors, device: torch.device
         found = _value(value, tensors, device)
         _check_attribute(name, found, fresh.get(name))
         setattr(layer, name, found)
-    if fresh.get("is_initialized") is False and layer.is_initialized == (layer.keys is None):
-        raise ValueError("it has keys, and is empty")
-    _initialize(layer)
 
 
 def _check_attribute(name: str, found: Any, fresh: Any) -> None:
@@ -126,6 +143,17 @@ def _initialize(layer: Any) -> None:
 def _own(layer: Any) -> dict[str, Any]:
     """Return the public attributes of a layer of transformers."""
     return {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+
+
+def _linear(layer: HybridLayer) -> dict[str, Any]:
+    """Return those attributes that a layer has as a linear layer of transformers."""
+    own = _own(LinearAttentionLayer(number_of_states=layer.number_of_states))
+    return {name: getattr(layer, name) for name in own}
+
+
+def _all_plain(values: dict[str, Any], tensors: dict[str, Tensor], name: str) -> dict[str, Any]:
+    """Return plain data for attributes of a layer of transformers."""
+    return {each: _plain(value, tensors, f"{name}.{each}") for each, value in values.items()}
 
 
 def _plain(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

@@ -14,7 +14,6 @@ from kvpolicy.huggingface.file.container import write
 from kvpolicy.huggingface.file.fingerprint import fingerprint
 from kvpolicy.huggingface.file.layers import kind_of, packed_layer
 from kvpolicy.huggingface.file.paths import target
-from kvpolicy.huggingface.hybrid import HybridLayer
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.describe import described
@@ -50,11 +49,6 @@ def save(
         )
     if session.ranks is not None:
         raise CacheFileError(SPREAD)
-    if any(isinstance(layer, HybridLayer) for layer in layers):
-        raise CacheFileError(
-            "layers of this cache have attention and a linear state in one, and files do not hold "
-            "such layers. Use cache.clone() to go on from one context several times."
-        )
     if any(isinstance(layer, PolicyLayer) and layer.is_unobserved for layer in layers):
         raise CacheStateError(
             "an earlier forward stopped on its way, so the cache cannot be saved. Call "

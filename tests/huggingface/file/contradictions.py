@@ -265,6 +265,40 @@ SLIDING = {
     "one sequence": rows_of_window(lambda rows: rows[:1]),
     "more rows than tokens": rows_of_window(lambda rows: rows.repeat(1, 1, 9, 1)),
 }
+
+
+def linear(change):
+    """Change the linear state of the first layer, which has attention too."""
+
+    def changed(text, tensors):
+        change(text["layers"][0]["linear"], tensors)
+
+    return changed
+
+
+def of_state(**values):
+    return linear(lambda state, tensors: state.update(values))
+
+
+LINEAR = {
+    "no linear state": lambda text, tensors: text["layers"][0].pop("linear"),
+    "a linear state that is a list": lambda text, tensors: text["layers"][0].update(linear=[]),
+    "an attribute more": of_state(more=1),
+    "an attribute of the attention": of_state(seen=61),
+    "an attribute less": linear(lambda state, tensors: state.pop("record_past")),
+    "more states": of_state(number_of_states=2),
+    "no states": of_state(conv_states={"dict": []}),
+    "states that are a number": of_state(recurrent_states=3),
+    "states that have not begun": of_state(is_conv_states_initialized={"dict": [[0, False]]}),
+    "begun, and no state": of_state(recurrent_states={"dict": [[0, None]]}),
+    "a state that is a number": of_state(conv_states={"dict": [[0, 7]]}),
+    "a state of one sequence": tensor("conv_states.0", lambda state: state[:1]),
+    "a state without axes": tensor("conv_states.0", lambda state: state.sum()),
+    "a state of integers": tensor("recurrent_states.0", lambda state: state.int()),
+    "a kind of layer that has none": lambda text, tensors: text["kinds"].__setitem__(
+        0, "PolicyLayer"
+    ),
+}
 ATTACKS = [
     (kind, name, change)
     for kind, changes in {
@@ -273,6 +307,7 @@ ATTACKS = [
         "quantized": QUANTIZED,
         "offloaded": OFFLOADED,
         "sliding": SLIDING,
+        "linear": LINEAR,
     }.items()
     for name, change in changes.items()
 ]

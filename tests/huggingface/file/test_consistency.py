@@ -2,30 +2,38 @@
 
 import copy
 import gc
+import inspect
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.cache_utils import LinearAttentionLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import kvpolicy
 from kvpolicy.errors import CacheFileError
+from kvpolicy.exactness.architectures import tiny_architecture
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.inputs import padded, read
 from kvpolicy.huggingface.attention import attach
 from kvpolicy.huggingface.file import container, loading
-from kvpolicy.testing.models import tiny_model
+from kvpolicy.testing.models import FAMILIES, tiny_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from contradictions import ATTACKS, number
 
+_STATES_ARE_COUNTED = (
+    "number_of_states" in inspect.signature(LinearAttentionLayer.__init__).parameters
+)
+"""Models with attention and a linear state in one layer are refused in older transformers."""
 CACHES = {
     "dense": ("h2o", "llama", None),
     "uneven": ("adakv", "llama", None),
     "quantized": ("snapkv", "llama", {"name": "quantized", "residual": 9}),
     "offloaded": ("h2o", "llama", "offloaded"),
     "sliding": ("snapkv", "gemma3_text", None),
+    "linear": ("snapkv", "falcon_h1", None),
 }
 
 
@@ -36,7 +44,9 @@ def wholes(tmp_path_factory):
     gc.collect()  # open caches of other tests would be closed later
     found = {}
     for name, (recipe, family, storage) in CACHES.items():
-        model = tiny_model(family)
+        if family not in FAMILIES and not _STATES_ARE_COUNTED:
+            continue
+        model = tiny_model(family) if family in FAMILIES else tiny_architecture(family)
         cache = small_policy(recipe, every=4).cache(model, storage=storage)
         ids, mask = padded([60, 30])
         model(input_ids=ids, attention_mask=mask, past_key_values=cache)
@@ -54,6 +64,8 @@ def load(wholes, monkeypatch):
     """Give a function that loads a changed file of a kind of cache."""
 
     def loaded(kind, change):
+        if kind not in wholes:
+            pytest.skip("this transformers does not say how many states a layer has")
         model, text, tensors = wholes[kind]
         text, tensors = copy.deepcopy(text), {name: each.clone() for name, each in tensors.items()}
         change(text, tensors)
@@ -76,6 +88,8 @@ def test_an_unchanged_file_is_loaded(kind, load):
     [pytest.param(kind, change, id=f"{kind}-{name}") for kind, name, change in ATTACKS],
 )
 def test_a_contradiction_is_refused_in_one_sentence(kind, change, load, wholes):
+    if kind not in wholes:
+        pytest.skip("this transformers does not say how many states a layer has")
     model = wholes[kind][0]
     found, attributes = dict(ALL_ATTENTION_FUNCTIONS), _attributes(model)
     is_open = len(attach._open)
