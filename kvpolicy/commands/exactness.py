@@ -26,6 +26,13 @@ def exactness(
     table: Annotated[
         list[str] | None, typer.Option(help=f"Only this table: {', '.join(TABLES)}.")
     ] = None,
+    subject: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only the lines of this model type, recipe or family, named as on the page. "
+            "Other lines of the file --rows stay as they are."
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="How many processes measure at once.")] = 2,
     rows: Annotated[
         Path | None, typer.Option(help="Write the measurements to this file, as JSON lines.")
@@ -39,7 +46,8 @@ def exactness(
     """Compare evicted caches with full caches that mask the evicted entries.
 
     The models are tiny and random. Prints a line for each model and policy. Ends with status 1 if a
-    cell is wrong. All tables take hours; `--table` measures only one.
+    cell is wrong. All tables take hours; `--table` measures only one, and `--subject` only one
+    line.
     """
     for name in table or ():
         if name not in TABLES:
@@ -51,11 +59,14 @@ def exactness(
             raise MissingPackageError(
                 f"kvpolicy exactness needs {package}: pip install 'kvpolicy[testing]'."
             )
-    from kvpolicy.exactness.page import counts, parsed, rendered, write
+    from kvpolicy.exactness.page import counts, merged, parsed, rendered, write
 
     earlier = None if measured is None else parsed(read_text(str(measured), "--from"))
+    others: list[Line] = []
+    if subject and rows is not None and rows.exists():
+        others = parsed(read_text(str(rows), "--rows"))
     lines = []
-    for line in _measured(table or TABLES, workers) if earlier is None else earlier:
+    for line in _measured(table or TABLES, workers, subject or ()) if earlier is None else earlier:
         typer.echo(_described(line))
         lines.append(line)
     total = counts(lines)
@@ -63,6 +74,7 @@ def exactness(
         f"{total['exact']} cells are exact, {total['wrong']} wrong, {total['refused']} refused; "
         f"{sum(line.refused is not None for line in lines)} models are refused"
     )
+    lines = merged(others, lines)
     if rows is not None:
         write(lines, rows)
     if page is not None:
@@ -70,8 +82,8 @@ def exactness(
     raise typer.Exit(1 if total["wrong"] else 0)
 
 
-def _measured(tables: Sequence[str], workers: int) -> Iterator[Line]:
-    """Measure tables, and show a progress bar on a terminal."""
+def _measured(tables: Sequence[str], workers: int, subjects: Sequence[str]) -> Iterator[Line]:
+    """Measure lines of tables, and show a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
@@ -79,7 +91,7 @@ def _measured(tables: Sequence[str], workers: int) -> Iterator[Line]:
 
     console = Console(stderr=True)
     yield from track(
-        measured(tables, workers),
+        measured(tables, workers, subjects),
         "measuring",
         console=console,
         transient=True,

@@ -34,6 +34,17 @@ def parsed(text: str) -> list[Line]:
     return [Line(**json.loads(line)) for line in text.splitlines()]
 
 
+def merged(earlier: Iterable[Line], later: Iterable[Line]) -> list[Line]:
+    """Return earlier lines, where those measured again have their new cells; new ones come last.
+
+    >>> old, new = (Line(table="recipes", subject="h2o", note=each) for each in ("old", "new"))
+    >>> [line.note for line in merged([old], [new])]
+    ['new']
+    """
+    lines = {(line.table, line.subject): line for line in (*earlier, *later)}
+    return list(lines.values())
+
+
 def counts(lines: Iterable[Line]) -> Counter[str]:
     """Count cells by outcome.
 

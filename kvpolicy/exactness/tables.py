@@ -15,7 +15,7 @@ import attrs
 import torch
 
 from kvpolicy import installed
-from kvpolicy.errors import KvpolicyError
+from kvpolicy.errors import InvalidValueError, KvpolicyError, suggest
 from kvpolicy.exactness.architectures import model_types, tiny_architecture, variants
 from kvpolicy.exactness.cells import Line, measure
 from kvpolicy.exactness.media.columns import COLUMNS as MEDIA
@@ -24,42 +24,52 @@ from kvpolicy.exactness.media.prompts import media_of
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.testing.models import FAMILIES, tiny_model
 
-Task = Callable[[], Line]
 LAYERS = 4
 """The ladder of recipe `lacache` needs several layers."""
+
+
+@attrs.frozen
+class Task:
+    """One line that can be measured: its subject, and what measures it."""
+
+    subject: str
+    measure: Callable[[], Line]
 
 
 def architectures() -> Iterator[Task]:
     """Give every model type of transformers, with ReST-KV."""
     for name in model_types():
         for subject, changes in _variants(name).items():
-            yield partial(_architecture, name, subject, changes)
+            yield Task(subject, partial(_architecture, name, subject, changes))
 
 
 def recipes() -> Iterator[Task]:
     """Give every installed recipe, on one family."""
     for part in installed("recipe"):
-        yield partial(_recipe, part.name, {})
-        yield partial(_recipe, part.name, {"budget": 0.4})
+        for subject, changes in (
+            (part.name, {}),
+            (f"{part.name}, 40 % of the prompt", {"budget": 0.4}),
+        ):
+            yield Task(subject, partial(_recipe, part.name, subject, changes))
 
 
 def attentions() -> Iterator[Task]:
     """Give all families, with transformers' eager attention."""
     for family in FAMILIES:
-        yield partial(_family, "attentions", family, "eager", "float32")
+        yield _of_family("attentions", family, "eager", "float32")
 
 
 def precisions() -> Iterator[Task]:
     """Give all families in half precision, with eager attention."""
     for family in FAMILIES:
         for dtype in ("bfloat16", "float16"):
-            yield partial(_family, "precisions", family, "eager", dtype)
+            yield _of_family("precisions", family, "eager", dtype)
 
 
 def media() -> Iterator[Task]:
     """Give every model type that reads images or sound, with ReST-KV and a recipe of each kind."""
     for name in media_types():
-        yield partial(_media, name)
+        yield Task(name, partial(_media, name))
 
 
 TABLES: dict[str, Callable[[], Iterator[Task]]] = {
@@ -67,9 +77,25 @@ TABLES: dict[str, Callable[[], Iterator[Task]]] = {
 }
 
 
-def measured(tables: Sequence[str], workers: int) -> Iterator[Line]:
-    """Measure tables in their order, several lines at once, each in a process."""
+def chosen(tables: Sequence[str], subjects: Sequence[str] = ()) -> list[Task]:
+    """Return the lines of tables in their order: all, or those of these subjects.
+
+    Raises InvalidValueError for a subject that no line of the tables has.
+    """
     tasks = [task for table in tables for task in TABLES[table]()]
+    known = [task.subject for task in tasks]
+    for subject in subjects:
+        if subject not in known:
+            raise InvalidValueError(
+                f"no line of {', '.join(tables)} has the subject {subject!r}."
+                f"{suggest(subject, known)} Each line of docs/exactness.md begins with its subject."
+            )
+    return [task for task in tasks if not subjects or task.subject in subjects]
+
+
+def measured(tables: Sequence[str], workers: int, subjects: Sequence[str] = ()) -> Iterator[Line]:
+    """Measure lines of tables in their order, several at once, each in a process."""
+    tasks = chosen(tables, subjects)
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_prepare) as pool:
         yield from pool.map(_run, tasks)
 
@@ -86,7 +112,7 @@ def _prepare() -> None:
 
 
 def _run(task: Task) -> Line:
-    return task()
+    return task.measure()
 
 
 def _variants(name: str) -> dict[str, dict[str, Any]]:
@@ -113,9 +139,8 @@ def _architecture(name: str, subject: str, changes: dict[str, Any]) -> Line:
     return line
 
 
-def _recipe(name: str, changes: dict[str, Any]) -> Line:
+def _recipe(name: str, subject: str, changes: dict[str, Any]) -> Line:
     build = partial(tiny_model, "llama", num_hidden_layers=LAYERS)
-    subject = name if not changes else f"{name}, 40 % of the prompt"
     return measure("recipes", subject, build, small_policy(name, **changes))
 
 
@@ -133,8 +158,13 @@ def _media(name: str) -> Line:
     return measure("media", name, build, small_policy("restkv"), MEDIA)
 
 
-def _family(table: str, family: str, attention: str, dtype: str) -> Line:
+def _of_family(table: str, family: str, attention: str, dtype: str) -> Task:
+    subject = f"{family}, {attention}, {dtype}"
+    return Task(subject, partial(_family, table, subject, family, attention, dtype))
+
+
+def _family(table: str, subject: str, family: str, attention: str, dtype: str) -> Line:
     def build() -> Any:
         return tiny_model(family, attn_implementation=attention).to(getattr(torch, dtype))
 
-    return measure(table, f"{family}, {attention}, {dtype}", build, small_policy("restkv"))
+    return measure(table, subject, build, small_policy("restkv"))

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from kvpolicy.commands import exactness
 from kvpolicy.exactness import tables
 from kvpolicy.exactness.cells import Line
-from kvpolicy.exactness.page import rendered, write
+from kvpolicy.exactness.page import read, rendered, write
 
 EXACT = Line(table="recipes", subject="h2o", cells={"one prompt": 2e-6, "sampling": "E: no."})
 WRONG = Line(table="recipes", subject="tova", cells={"one prompt": 2e-3})
@@ -63,14 +64,39 @@ def test_rows_and_page_are_written_where_they_are_wanted(run, rows, tmp_path):
 def test_one_table_is_measured(run, monkeypatch):
     asked = []
 
-    def measured(names, workers):
-        asked.append((list(names), workers))
+    def measured(names, workers, subjects):
+        asked.append((list(names), workers, list(subjects)))
         yield EXACT
 
     monkeypatch.setattr(tables, "measured", measured)
     result = run("exactness", "--table", "recipes", "--workers", "3")
-    assert asked == [(["recipes"], 3)]
+    assert asked == [(["recipes"], 3, [])]
     assert result.exit_code == 0
+
+
+def test_lines_of_one_subject_replace_those_of_the_rows(run, rows, tmp_path, monkeypatch):
+    path, page = rows(WRONG, EXACT, REFUSED), tmp_path / "page.md"
+    better = attrs.evolve(WRONG, cells={"one prompt": 2e-6, "sampling": 3e-6})
+    monkeypatch.setattr(tables, "measured", lambda names, workers, subjects: iter([better]))
+    result = run("exactness", "--subject", "tova", "--rows", path, "--page", str(page))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == (
+        "2 cells are exact, 0 wrong, 0 refused; 0 models are refused"
+    )
+    assert read(Path(path)) == [better, EXACT, REFUSED]
+    assert page.read_text() == rendered([better, EXACT, REFUSED])
+
+
+def test_an_unknown_subject_is_refused(run):
+    result = run("exactness", "--table", "recipes", "--subject", "h20")
+    assert result.exit_code == 2
+    assert "no line of recipes has the subject 'h20'. Did you mean 'h2o'?" in result.stderr
+
+
+def test_subjects_are_those_of_the_lines():
+    assert [task.subject for task in tables.chosen(["recipes"], ["h2o"])] == ["h2o"]
+    (task,) = tables.chosen(["attentions"], ["llama, eager, float32"])
+    assert task.measure.args[:2] == ("attentions", "llama, eager, float32")
 
 
 def test_an_unknown_table_is_refused_with_the_tables_there_are(run):
