@@ -8,6 +8,7 @@ key/value head h // (H // N). The window's queries are those of the last W posit
 Also here: `spans` and `rows_per_block`, which keep temporary tensors small, and `sums_dtype`.
 """
 
+from kvpolicy_kernels.adaptive_pooling import adaptive_pooling, mean_drift
 from kvpolicy_kernels.column_attention import column_attention
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 from kvpolicy_kernels.common.pytorch.odds import odds
@@ -46,6 +47,7 @@ __all__ = [
     "SimilarKeys",
     "UnrotatedSums",
     "WindowAttention",
+    "adaptive_pooling",
     "column_attention",
     "compact_in_place",
     "deviation",
@@ -56,6 +58,7 @@ __all__ = [
     "head_factors",
     "joint_reconstruction_error",
     "leave_one_out_error",
+    "mean_drift",
     "nearest_keys",
     "odds",
     "partition_deviations",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, at_least, at_most, odd_count, one_of, positive
-from kvpolicy_kernels import pool_scores
-from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
+from kvpolicy_kernels import adaptive_pooling, pool_scores
+from kvpolicy_restkv.drift import attention_drift
 
 Averaging = Literal["ema", "mean", "none", "inverse"]
 Pooling = Literal["adaptive", "avg", "max", "none"]
@@ -28,9 +28,9 @@ class SpatiotemporalSmoother:
 
     Space, by `pooling`: only scores of the past are pooled. "adaptive" is a mean over at least
     `width` positions, shifted against the drift of attention. Drift counts in units of `scale`
-    positions (see `kvpolicy_restkv.drift`). `drift` "row" measures it in each row of the batch,
-    "first" in the first row for all. "avg" takes zeros for positions outside, as the authors' code
-    does.
+    positions (see `kvpolicy_kernels.adaptive_pooling`). `drift` "row" measures it in each row of
+    the batch, "first" in the first row for all. "avg" takes zeros for positions outside, as the
+    authors' code does.
 
     An et al., ICLR 2026, https://openreview.net/forum?id=PhEHuo7oMm.
 

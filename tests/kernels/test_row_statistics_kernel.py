@@ -11,6 +11,15 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 pytestmark = pytest.mark.usefixtures("triton_kernels")
 
 
+@pytest.fixture(params=["held", "counted"])
+def way(request, monkeypatch):
+    """Hold logits in memory, or count and hold none: the same for every layer."""
+    from kvpolicy_kernels.row_statistics import kernel
+
+    monkeypatch.setattr(kernel, "LAUNCHES", 1000 if request.param == "held" else 0)
+    return request.param
+
+
 def example(batch, heads, kv_heads, window, positions, dim, whole=False):
     """Queries and keys; as whole numbers their logits are exact, and many are equal."""
     queries = torch.randn(batch, heads, window, dim)
@@ -25,6 +34,16 @@ def check_kernel(queries, keys, count, device, scaling=0.5):
     assert torch.equal(actual.cpu(), expected)
 
 
+@dtypes
+def test_rows_that_are_counted_need_no_memory_of_their_own(dtype, device, monkeypatch):
+    from kvpolicy_kernels.row_statistics import kernel
+
+    monkeypatch.setattr(kernel, "LAUNCHES", 0)
+    for shape in ((2, 4, 2, 1, 17, 8), (1, 3, 1, 3, 140, 80)):
+        queries, keys = (tensor.to(dtype) for tensor in example(*shape, whole=True))
+        check_kernel(queries, keys, shape[4] // 3, device)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @dtypes
 def test_of_equal_logits_the_lower_positions_count(shape, dtype, device):
@@ -32,6 +51,7 @@ def test_of_equal_logits_the_lower_positions_count(shape, dtype, device):
     check_kernel(queries, keys, shape[4] // 3, device)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("count", [1, 14, 15, 16, 17, 5000])
 def test_queries_that_see_less_than_the_count_use_all(count, device):
     check_kernel(*example(1, 2, 1, 3, 17, 8), count, device, scaling=0.3)
@@ -43,6 +63,7 @@ def test_matches_the_reference_on_any_numbers(dtype, device):
     check_kernel(queries, keys, 97, device, scaling=0.125)
 
 
+@pytest.mark.usefixtures("way")
 def test_takes_any_layout(layout, device):
     queries, keys = example(2, 2, 1, 3, 40, 16, whole=True)
     expected = reference.row_statistics(queries, keys, 11, scaling=1.0)
@@ -79,6 +100,37 @@ def test_logits_fill_no_more_than_a_sixteenth_of_the_layer():
     assert rows_at_once(keys.new_empty(1, 1, 10_000_000, 1)) == 16
 
 
+def test_only_long_prompts_are_counted_and_in_as_many_launches(monkeypatch):
+    from kvpolicy_kernels.row_statistics import counting, kernel
+
+    monkeypatch.setattr(kernel, "LAUNCHES", counting.LAUNCHES)
+    for length, way in ((4096, "_held_statistics"), (131_072, "counted_statistics")):
+        called = []
+        monkeypatch.setattr(kernel, way, lambda *_, called=called, **__: called.append(1))
+        queries = torch.empty(1, 32, 32, 128, dtype=torch.bfloat16, device="meta")
+        kernel.row_statistics(queries, queries.new_empty(1, 8, length, 128), 992, scaling=1.0)
+        assert called == [1]
+
+
+@pytest.mark.usefixtures("program_order")
+@pytest.mark.parametrize("programs", [1, 7])
+def test_what_a_launch_leaves_to_the_next_is_written_whole(programs, device, monkeypatch):
+    """Memory that is not written first holds what no count can be."""
+    from kvpolicy_kernels.common.triton import launch
+    from kvpolicy_kernels.row_statistics import counting, kernel
+
+    def poisoned(*sizes, **options):
+        size = sizes[0] if isinstance(sizes[0], tuple) else sizes
+        return torch.full(size, -(10**6), **options)
+
+    monkeypatch.setattr(launch, "PROGRAMS", programs)
+    monkeypatch.setattr(counting, "BLOCK_S", 16)
+    monkeypatch.setattr(counting.torch, "empty", poisoned)
+    monkeypatch.setattr(kernel, "LAUNCHES", 0)
+    check_kernel(*example(2, 4, 2, 3, 71, 20, whole=True), 20, device)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("count", [3, 12, 25, 40])
 def test_what_is_no_number_is_never_among_the_largest(count, device):
     queries, keys = example(1, 2, 2, 3, 31, 8, whole=True)

@@ -12,7 +12,8 @@ import torch
 
 import kvpolicy
 from kvpolicy.cache.eviction.one_layer import selected
-from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
+from kvpolicy_kernels import adaptive_pooling
+from kvpolicy_restkv.drift import attention_drift
 
 POOLING = {"adaptive": "adaptive", "avgpool": "avg", "maxpool": "max", "none": "none"}
 AVERAGING = {"ema": "ema", "mean": "mean", "none": "none", "inv-ema": "inverse"}

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 import kvpolicy
 from kvpolicy import testing
 from kvpolicy.errors import InvalidValueError
+from kvpolicy_kernels import adaptive_pooling
 from kvpolicy_restkv import SpatiotemporalSmoother
-from kvpolicy_restkv.drift import adaptive_pooling, attention_drift
+from kvpolicy_restkv.drift import attention_drift
 
 
 def observation(*, window=4, positions=40, **fields):

@@ -16,6 +16,7 @@ from kvpolicy_kernels.common.pytorch.blocks import LOGITS_BYTES, spans
 from kvpolicy_kernels.common.triton import launch
 from kvpolicy_kernels.common.triton.largest import BLOCK_S, STAGES, WARPS, read, taken, threshold_of
 from kvpolicy_kernels.common.triton.logits import products_by_parts
+from kvpolicy_kernels.row_statistics.counting import LAUNCHES, counted_statistics
 
 MOST_ROWS = 128
 """Rows of a tile. A tile reads each key once, and should hold the whole window of a group."""
@@ -53,9 +54,9 @@ def _logits_kernel(
     tl.store(target, product * scaling, mask=exists[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["first"])
+@triton.jit(do_not_specialize=["first", "count"])
 def _sums_kernel(
-    logits, sums,
+    logits, means,
     first, count, G, W, S, L,
     ROWS: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -65,21 +66,23 @@ def _sums_kernel(
     exists = r < G * W
     seen = tl.where(exists, S - W + 1 + r % W, 0).to(tl.int32)
     logits += (tl.program_id(0).to(tl.int64) * ROWS + tl.program_id(1)) * L
-    threshold, room = threshold_of(logits, 1, seen, tl.minimum(count, seen), BLOCK_S, STAGES)
+    rank = tl.minimum(seen, count)
+    threshold, room = threshold_of(logits, 1, seen, rank, BLOCK_S, STAGES)
     total = tl.zeros((BLOCK_S,), tl.int64)
     for start in tl.range(0, seen, BLOCK_S, num_stages=STAGES):
         s, inside, numbers = read(logits, 1, start, seen, BLOCK_S)
         largest, room = taken(numbers, inside, threshold, room)
         total += tl.where(largest, s, 0)
-    tl.store(sums + tile // tiles * (G * W) + r, tl.sum(total, 0), mask=exists)
+    # A row that does not exist has a rank of 0.
+    mean = tl.sum(total, 0).to(tl.float64) / tl.maximum(rank, 1).to(tl.float64)
+    tl.store(means + tile // tiles * (G * W) + r, mean, mask=exists)
 
 
 def blocks(dtype: torch.dtype, dim: int) -> dict[str, int]:
     """Return how to cut the product; larger blocks of float32 would spill registers."""
-    if dtype == torch.float32:
-        return {"BLOCK_S": 64, "CHANNELS": 16, "num_warps": 8, "num_stages": 2}
-    channels = min(64, max(16, triton.next_power_of_2(dim)))
-    return {"BLOCK_S": 128, "CHANNELS": channels, "num_warps": 8, "num_stages": 2}
+    positions = 64 if dtype == torch.float32 else 128
+    options = {"num_warps": 8, "num_stages": 2}
+    return {"BLOCK_S": positions, "CHANNELS": launch.channels_at_once(dtype, dim)} | options
 
 
 def rows_at_once(keys: Float[Tensor, "B N S D"]) -> int:
@@ -99,38 +102,57 @@ def row_statistics(
     scaling: float,
     softcap: float | None = None,
 ) -> Float64[Tensor, "B H W"]:
-    """Compute logits and sum positions in two launches for as many tiles as `rows_at_once`."""
-    batch, heads, window, dim = queries.shape
-    kv_heads, positions = keys.shape[1:3]
-    sums = torch.empty(batch, heads, window, dtype=torch.int64, device=keys.device)
-    if sums.numel() == 0:
-        return sums.double()
-    group = heads // kv_heads
+    """Hold logits and sum positions, or count without holding any, whichever launches less."""
+    batch, heads, window = queries.shape[:3]
+    kv_heads = keys.shape[1]
+    means = torch.empty(batch, heads, window, dtype=torch.float64, device=keys.device)
+    if means.numel() == 0:
+        return means
+    of_group = heads // kv_heads * window
+    rows = min(MOST_ROWS, max(16, triton.next_power_of_2(of_group)))
     at_once = rows_at_once(keys)
-    rows = min(MOST_ROWS, max(16, triton.next_power_of_2(group * window)))
-    while rows > at_once:
-        rows //= 2
-    tiles = batch * kv_heads * triton.cdiv(group * window, rows)
-    # Rows of logits start at multiples of 128 bytes.
-    length = triton.cdiv(positions, 32) * 32
-    step = min(tiles, at_once // rows)
-    logits = torch.empty(step * rows, length, dtype=torch.float32, device=keys.device)
-    sizes = group, window, positions, length
-    block = blocks(keys.dtype, dim)
+    fitting = rows
+    while fitting > at_once:
+        fitting //= 2
+    tiles = batch * kv_heads * triton.cdiv(of_group, fitting)
+    step = min(tiles, at_once // fitting)
     # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(keys):
-        for part in spans(0, tiles, step):
-            held = part.stop - part.start
-            _logits_kernel[(held, triton.cdiv(positions, block["BLOCK_S"]))](
-                queries, keys, logits, scaling, part.start, kv_heads, *sizes,
-                *queries.stride(), *keys.stride(), D=dim, ROWS=rows,
-                PRECISION=launch.product_precision(queries, keys), UP=launch.INTERPRETED, **block,
-            )  # fmt: skip
-            _sums_kernel[(held, min(rows, group * window))](
-                logits, sums, part.start, count, *sizes,
-                ROWS=rows, BLOCK_S=BLOCK_S, STAGES=STAGES, num_warps=WARPS,
-            )  # fmt: skip
-    if positions - window + 1 >= count:
-        return sums.double() / count
-    seen = torch.arange(positions - window + 1, positions + 1, device=keys.device)
-    return sums.double() / seen.clamp(max=count)
+        if 2 * triton.cdiv(tiles, step) > LAUNCHES:
+            counted_statistics(queries, keys, count, means, scaling=scaling, rows=rows)
+        else:
+            _held_statistics(
+                queries, keys, count, means, scaling, fitting, list(spans(0, tiles, step))
+            )
+    return means
+
+
+def _held_statistics(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    count: int,
+    means: Float64[Tensor, "B H W"],
+    scaling: float,
+    rows: int,
+    steps: list[slice],
+) -> None:
+    """Hold the logits of each step's tiles of `rows` rows, and sum positions, in two launches."""
+    heads, window, dim = queries.shape[1:]
+    kv_heads, positions = keys.shape[1:3]
+    # Rows of logits start at multiples of 128 bytes.
+    length = triton.cdiv(positions, 32) * 32
+    held = (steps[0].stop * rows, length)
+    logits = torch.empty(held, dtype=torch.float32, device=keys.device)
+    sizes = heads // kv_heads, window, positions, length
+    block = blocks(keys.dtype, dim)
+    for part in steps:
+        tiles = part.stop - part.start
+        _logits_kernel[(tiles, triton.cdiv(positions, block["BLOCK_S"]))](
+            queries, keys, logits, scaling, part.start, kv_heads, *sizes,
+            *queries.stride(), *keys.stride(), D=dim, ROWS=rows,
+            PRECISION=launch.product_precision(queries, keys), UP=launch.INTERPRETED, **block,
+        )  # fmt: skip
+        _sums_kernel[(tiles, min(rows, heads // kv_heads * window))](
+            logits, means, part.start, count, *sizes,
+            ROWS=rows, BLOCK_S=BLOCK_S, STAGES=STAGES, num_warps=WARPS,
+        )  # fmt: skip

@@ -16,8 +16,8 @@ def as_users_run_it():
     torch.use_deterministic_algorithms(before)
 
 
-# restkv had 45, and caote 23, before the error of a head's largest weight came from the others.
-@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 25), ("restkv", 56), ("h2o", 30)])
+# restkv has 42; caote had 23 before the error of a head's largest weight came from the others.
+@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 25), ("restkv", 42), ("h2o", 30)])
 def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
     found = costs(recipe, BATCHES[0])
     for phase in found.values():
@@ -44,7 +44,7 @@ BOUNDS = {
     "pyramidkv": ((22, 0), (2, 0)),
     "random": ((15, 0), (2, 0)),
     "replay": ((233, 0), (2, 0)),
-    "restkv": ((56, 0), (2, 0)),
+    "restkv": ((42, 0), (2, 0)),
     "rkv": ((49, 0), (3, 0)),
     "snapkv": ((22, 0), (2, 0)),
     "streamingllm": ((19, 0), (30, 0)),

@@ -39,6 +39,11 @@ def product_precision(*tensors: Tensor) -> str:
     return "ieee" if any(tensor.dtype == torch.float32 for tensor in tensors) else "tf32"
 
 
+def channels_at_once(dtype: torch.dtype, dim: int) -> int:
+    """Return how many channels to multiply at once; more of float32 would spill registers."""
+    return 16 if dtype == torch.float32 else min(64, max(16, 1 << (dim - 1).bit_length()))
+
+
 def splits(programs: int, blocks: int) -> int:
     """Return into how many parts to cut a loop over `blocks` that each of `programs` runs."""
     return max(1, min(blocks, -(-PROGRAMS // max(1, programs))))
