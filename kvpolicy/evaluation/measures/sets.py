@@ -18,9 +18,10 @@ from kvpolicy.task import Sample
 OUTCOMES = ("true positive", "false positive", "false negative", "true negative")
 """The outcomes, as the parts of a row name them; one of them is 1 and the others are 0."""
 
-SetFigure: TypeAlias = Callable[
-    [Float64[np.ndarray, "outcomes=4 *draws"]], Float64[np.ndarray, " *draws"]
-]
+Counts: TypeAlias = Float64[np.ndarray, "outcomes=4 *draws"]
+"""Sums, or shares, of `OUTCOMES`, of one set or of many."""
+Figures: TypeAlias = Float64[np.ndarray, " *draws"]
+SetFigure: TypeAlias = Callable[[Counts], Figures]
 """Gives the figure of each set."""
 
 

@@ -18,6 +18,12 @@ from kvpolicy.evaluation.measures.sets import (
 from kvpolicy.task import Sample
 
 
+@pytest.fixture(scope="module")
+def metrics():
+    """Import scikit-learn, which takes seconds, before an example is timed."""
+    return pytest.importorskip("sklearn.metrics")
+
+
 def sample(answer, choices=(" no", " yes")):
     return Sample(name="7", choices=choices, answers=(answer,))
 
@@ -55,8 +61,7 @@ def test_many_sets_at_once_are_each_of_them_alone():
 
 
 @given(answers=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
-def test_the_figures_are_those_of_scikit_learn(answers):
-    metrics = pytest.importorskip("sklearn.metrics")
+def test_the_figures_are_those_of_scikit_learn(metrics, answers):
     said, right = zip(*answers, strict=True)
     rows = [
         outcome(f" {'yes' if a else 'no'}", sample(f" {'yes' if b else 'no'}")) for a, b in answers
