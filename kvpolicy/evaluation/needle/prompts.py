@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import attrs
@@ -78,12 +79,8 @@ def generate_prompts(
     >>> prompt.answer == " ".join(words[place] for place in prompt.answer_positions)
     True
     """
-    _check_fit(tokens, facts)
-    if not 1 <= questions <= facts:
-        raise InvalidValueError(
-            f"{questions} questions do not go with {facts} facts: ask for each fact at most once, "
-            "and for one at least."
-        )
+    check_fit(tokens, facts)
+    check_questions(facts, questions)
     rng = Random(f"{tokens} tokens, {facts} facts, seed {seed}")
     found: list[NeedlePrompt] = []
     for _ in range(count):
@@ -103,8 +100,13 @@ def most_facts(tokens: int) -> int:
 
 def write_document(rng: Random, *, tokens: int, facts: int) -> Document:
     """Shuffle facts among filler; `tokens` counts the beginning of text, `words` does not."""
-    sentences = [_fact(rng, name) for name in rng.sample(NAMES, facts)]
-    sentences += _filler(rng, tokens - BOS_LENGTH - facts * FACT_LENGTH)
+    told = [write_fact(rng, name) for name in rng.sample(NAMES, facts)]
+    return document_of(rng, told, tokens=tokens)
+
+
+def document_of(rng: Random, told: Sequence[tuple[str, ...]], *, tokens: int) -> Document:
+    """Shuffle sentences, which `write_fact` wrote, among filler."""
+    sentences = [*told, *_filler(rng, tokens - BOS_LENGTH - len(told) * FACT_LENGTH)]
     rng.shuffle(sentences)
     return Document(
         words=tuple(word for sentence in sentences for word in sentence),
@@ -127,7 +129,8 @@ def _prompt(document: Document, asked: Fact) -> NeedlePrompt:
     )
 
 
-def _fact(rng: Random, name: str) -> tuple[str, ...]:
+def write_fact(rng: Random, name: str) -> tuple[str, ...]:
+    """Tell the code of a name, drawn at random."""
     return (FACT, name, *rng.sample(CODE_WORDS, CODE_LENGTH), STOP)
 
 
@@ -154,7 +157,17 @@ def _sentence(rng: Random, length: int) -> tuple[str, ...]:
     return (*(rng.choice(WORDS.get(slot, (slot,))) for slot in FILLER[length]), STOP)
 
 
-def _check_fit(tokens: int, facts: int) -> None:
+def check_questions(facts: int, questions: int) -> None:
+    """Raise InvalidValueError unless there is a fact for each question, and a question."""
+    if not 1 <= questions <= facts:
+        raise InvalidValueError(
+            f"{questions} questions do not go with {facts} facts: ask for each fact at most once, "
+            "and for one at least."
+        )
+
+
+def check_fit(tokens: int, facts: int) -> None:
+    """Raise InvalidValueError unless so many facts and a question fit so many tokens."""
     if facts < 1:
         raise InvalidValueError(f"a prompt asks for a fact, but tells {facts}: ask for 1 or more.")
     if facts > most_facts(tokens):

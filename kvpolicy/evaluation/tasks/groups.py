@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from kvpolicy.evaluation.needle.kinds import KINDS as NEEDLE
 from kvpolicy.evaluation.tasks.few_shot.formats import FORMATS as GLUE
 from kvpolicy.evaluation.tasks.infinitebench.synthetic import SYNTHETIC
 from kvpolicy.evaluation.tasks.infinitebench.task import TASKS as INFINITEBENCH
@@ -18,6 +19,10 @@ _RULER = (
 )
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
+    "needles": (
+        *("needle_single", "needle", "needle_multikey"),
+        *(f"needle_{kind}" for kind in NEEDLE),
+    ),
     "ruler": (*_RULER, "ruler_qa_1", "ruler_qa_2"),
     "ruler_restkv": _RULER,
     "longbench": tuple(f"longbench_{task}" for task in LONGBENCH),

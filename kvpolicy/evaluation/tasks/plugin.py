@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from kvpolicy.evaluation.needle.kinds import KINDS as NEEDLE
 from kvpolicy.evaluation.tasks.few_shot.formats import FORMATS as GLUE
 from kvpolicy.evaluation.tasks.few_shot.glue import GlueTask
 from kvpolicy.evaluation.tasks.few_shot.mmlu import MmluTask
@@ -17,7 +18,7 @@ from kvpolicy.evaluation.tasks.instructions.leakage import LeakageTask
 from kvpolicy.evaluation.tasks.longbench.task import BUCKETS, CHINESE, EXTENDED, LongBenchTask
 from kvpolicy.evaluation.tasks.longbench.task import TASKS as LONGBENCH
 from kvpolicy.evaluation.tasks.multidoc2dial.task import MultiDoc2DialTask
-from kvpolicy.evaluation.tasks.needle import NeedleTask
+from kvpolicy.evaluation.tasks.needle import NeedleKindTask, NeedleTask
 from kvpolicy.evaluation.tasks.perplexity import DATASETS, PerplexityTask
 from kvpolicy.evaluation.tasks.ruler.common_words import CommonWordsTask
 from kvpolicy.evaluation.tasks.ruler.frequent_words import FrequentWordsTask
@@ -49,6 +50,10 @@ RULER: Mapping[str, Callable[..., Task]] = {
 
 OFFERED: Mapping[str, Callable[..., Task]] = {
     "needle": NeedleTask,
+    "needle_single": partial(NeedleTask, facts=1),
+    "needle_multikey": partial(NeedleTask, facts=64),
+    "needle_shared": partial(NeedleTask, questions=4),
+    **{f"needle_{kind}": partial(NeedleKindTask, kind=kind) for kind in NEEDLE},
     "haystack": HaystackTask,
     "perplexity": PerplexityTask,
     "stdlib": StandardLibraryTask,

@@ -12,6 +12,7 @@ from kvpolicy.testing.promises import PROMISES
 
 WITHOUT_FILES = {
     "needle": {"length": 96, "facts": 4, "num_samples": 3},
+    "needle_in_a_row": {"length": 200, "facts": 5, "num_samples": 3},
     "ruler_niah_multikey_3": {"length": 2000, "num_samples": 2},
     "haystack": {"shortest": 1000, "longest": 1000, "num_depths": 3},
     "scbench_kv": {"length": 2000, "contexts": 2},
