@@ -88,6 +88,14 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "granitemoeshared": {"initializer_range": 0.2},
     "granite_swa": {"initializer_range": 0.2},
     "granitemoe_swa": {"initializer_range": 0.2},
+    # Its bias by distance ends within the prompts.
+    "inkling_text": {
+        "rel_extent": 20,
+        "d_rel": 4,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 8,
+    },
     "ministral": {
         "sliding_window": 16,
         "layer_types": ["sliding_attention", "full_attention"] * 2,

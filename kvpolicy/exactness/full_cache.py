@@ -106,12 +106,19 @@ def _softmax(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Float[Tensor, " H"] | None = None,
+    position_bias: Float[Tensor, "#B H Q T"] | None = None,
     **kwargs: Any,
 ) -> Float[Tensor, "B H Q T"]:
-    """Scale, cap, mask and normalise; `s_aux` are learned sinks, by transformers' name."""
+    """Scale, cap, mask and normalise, with what the model adds by distance and its learned sinks.
+
+    `position_bias` and `s_aux` are transformers' names. The full cache holds all tokens, so the
+    bias has a column for each of them.
+    """
     logits = products * (dim**-0.5 if scaling is None else scaling)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
+    if position_bias is not None:
+        logits = logits + position_bias
     # A padding query may see nothing. Its output is never compared, but must not be NaN.
     seen = seen | ~seen.any(-1, keepdim=True)
     logits = logits.masked_fill(~seen, -torch.inf)

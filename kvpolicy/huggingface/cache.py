@@ -185,10 +185,10 @@ class PolicyCache(Cache):
         if getattr(model := self._model(), "training", False):
             checks.check_training(model)
         self.session.masks.expect()
-        if not isinstance(self.layers[layer_idx], PolicyLayer):
+        if not isinstance(layer := self.layers[layer_idx], PolicyLayer):
             return super().get_mask_sizes(query_length, layer_idx)
-        held = max(layer.held for layer in self.policy_layers)
-        return held + query_length, self.policy_layers[0].seen - held
+        held = max(each.held for each in self.policy_layers)
+        return self.session.mask_sizes(layer.seen, held, query_length)
 
     def reset(self) -> None:
         """Forget the conversation, a failed one too."""

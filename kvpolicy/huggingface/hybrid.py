@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import LinearAttentionLayer
 
 from kvpolicy.errors import CacheStateError
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.session import Session
 
+# transformers looks for layers with attention by this type. Older ones have no such layers.
+_Both = getattr(cache_utils, "LinearAttentionAndFullAttentionLayer", LinearAttentionLayer)
 
-class HybridLayer(LinearAttentionLayer, PolicyLayer):  # type: ignore[misc]
+
+class HybridLayer(_Both, PolicyLayer):  # type: ignore[misc,valid-type]
     """A layer that evicts, beside the states of transformers' linear attention."""
 
     # What was evicted cannot be brought back, and neither can an earlier state.

@@ -13,6 +13,7 @@ from kvpolicy.huggingface.hybrid import HybridLayer
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.model.fit import fitting_rotaries
 from kvpolicy.huggingface.model.latents import check_latents, expanding_modules
+from kvpolicy.huggingface.model.position_bias import bias_extent
 from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.model.shared_layers import readers_of, refuse_shards
@@ -37,6 +38,7 @@ def opened(
     expanding = expanding_modules(model, config, evicting)
     if expanding:
         check_latents(policy, model)
+    extent = bias_extent(policy, model, config, ranks=ranks, prefill=options.get("prefill"))
     rotaries = fitting_rotaries(policy, model, config, evicting, readers)
     watched = RotaryPositions.of(policy, rotaries)
     # The steps of a static cache are compiled, and count up by one.
@@ -51,6 +53,7 @@ def opened(
         rotary_positions=watched,
         ranks=ranks,
         is_latent=bool(expanding),
+        bias_extent=extent,
         modules=frozenset(map(id, model.modules())),
         **options,
     )

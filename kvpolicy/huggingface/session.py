@@ -54,6 +54,8 @@ class Session:
     ranks: Ranks | None = None
     is_latent: bool = False
     """Whether layers hold latents, of which the model makes the keys and values of all heads."""
+    bias_extent: int | None = None
+    """From which distance on the bias is 0 that the model adds by distance; None: it adds none."""
     guard: Guard = attrs.field(factory=Guard)
     masks: MaskMemo = attrs.field(factory=MaskMemo)
     drafts: Drafts = attrs.field(factory=Drafts)
@@ -138,6 +140,16 @@ class Session:
         `seen` tokens were read, and the model computes the `logits` of the last ones.
         """
         return queries_to_keep(self.policy, seen, logits)
+
+    def mask_sizes(self, seen: int, held: int, new: int) -> tuple[int, int]:
+        """Return how many columns a mask needs for `new` tokens, and the token of the first.
+
+        Layers have `seen` tokens and hold at most `held`. A model that adds a bias by distance
+        asks for its columns here, too.
+        """
+        if self.bias_extent is not None:
+            held = min(seen, max(held, self.bias_extent - 1))
+        return held + new, seen - held
 
     def slot_rotary(self, layer: int) -> Rotary | None:
         """Return by what a layer's keys are rotated to their slots; None if they are not."""

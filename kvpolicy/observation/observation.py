@@ -8,11 +8,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kvpolicy.observation.fold import Reduce, weights_of
+from kvpolicy.observation.products import scaled_products
 from kvpolicy.observation.projection import output_factors
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.observation.shard import Shard
 from kvpolicy.observation.softmax import softmax
-from kvpolicy_kernels import rows_per_block, spans, window_attention
+from kvpolicy_kernels import window_attention
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -37,6 +38,7 @@ class Observation:
       a key/value head are those of the first layer, then those of the next. `output_weight` has
       columns for all of them, each of its own layer.
     - `sink_logits` are the learned sinks, one for each query head; None if the model has none.
+    - `position_bias` is what the model adds to the logits by distance; None if it adds nothing.
     - `kept_together` says that all heads keep a position or none does, since they share latents.
       Keys, values and scores have all heads; the policy reduces the scores to one head.
     - `shard` is set if several processes share the model, and this one shows its heads alone.
@@ -56,6 +58,7 @@ class Observation:
     scaling: float = attrs.field()
     softcap: float | None = None
     sink_logits: Float[Tensor, " H"] | None = attrs.field(default=None, repr=_shape)
+    position_bias: Float[Tensor, "B H W S"] | None = attrs.field(default=None, repr=_shape)
     output_weight: Float[Tensor, "M columns"] | None = attrs.field(default=None, repr=_shape)
     positions: Int[Tensor, "B N S"] = attrs.field(repr=_shape)
     seen: int = attrs.field()
@@ -102,27 +105,17 @@ class Observation:
     @property
     def logits(self) -> Float[Tensor, "B H W S"]:
         """The attention logits of every query, in float32; -inf for positions after it."""
-        logits = self._products
+        logits = scaled_products(self.queries, self.keys, self.scaling)
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
+        if self.position_bias is not None:
+            logits += self.position_bias
         if self.ahead:
             return logits
         later = torch.ones(self.window, self.window, dtype=torch.bool, device=logits.device)
         newest = logits[..., self.length - self.window :]
         newest.copy_(newest.masked_fill(later.triu_(1), -torch.inf))
         return logits
-
-    @property
-    def _products(self) -> Float[Tensor, "B H W S"]:
-        """The scaled products of queries and keys, in float32."""
-        by_group = self.queries.float().unflatten(1, (self.keys.shape[1], -1)).flatten(2, 3)
-        logits = by_group.new_empty(*by_group.shape[:3], self.length)
-        # Half-precision keys are read in blocks: a copy of them all in float32 would be large.
-        step = rows_per_block(self.keys[:, :, 0].numel(), logits.device)
-        for block in spans(0, self.length, step):
-            logits[..., block] = by_group @ self.keys[:, :, block].float().mT
-        products: Tensor = logits.mul_(self.scaling).view(*self.queries.shape[:3], self.length)
-        return products
 
     def folded_attention(self, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return attention whose W queries `reduce` has folded into one.
@@ -132,6 +125,9 @@ class Observation:
         weights = weights_of(reduce, self.window, self.queries.device)
         if weights is None:
             return reduce(self.attention)
+        if self.position_bias is not None:
+            heads = (self.head(each).attention for each in range(self.keys.shape[1]))
+            return torch.cat([weights @ each for each in heads], 1)
         return window_attention(
             self.queries,
             self.keys,
@@ -225,6 +221,7 @@ class Observation:
             values=self.values[one],
             positions=self.positions[one],
             state=None if self.state is None else self.state[one],
+            position_bias=None if self.position_bias is None else self.position_bias[one],
         )
 
     def head(self, index: int) -> Observation:
@@ -245,6 +242,7 @@ class Observation:
             positions=self.positions[:, one],
             state=None if self.state is None else self.state[:, group],
             sink_logits=None if self.sink_logits is None else self.sink_logits[group],
+            position_bias=None if self.position_bias is None else self.position_bias[:, group],
             first_head=self.first_head + group.start,
             shard=None if self.shard is None else self.shard.alone(),
         )

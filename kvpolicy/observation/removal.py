@@ -133,7 +133,7 @@ def _some(observation: Observation, heads: slice) -> Observation:
     """Return the observation of some key/value heads."""
     groups = observation.queries.shape[1] // observation.keys.shape[1]
     group = slice(heads.start * groups, heads.stop * groups)
-    sinks = observation.sink_logits
+    sinks, bias = observation.sink_logits, observation.position_bias
     return attrs.evolve(
         observation,
         queries=observation.queries[:, group],
@@ -142,6 +142,7 @@ def _some(observation: Observation, heads: slice) -> Observation:
         positions=observation.positions[:, heads],
         state=None,
         sink_logits=None if sinks is None else sinks[group],
+        position_bias=None if bias is None else bias[:, group],
         first_head=observation.first_head + group.start,
     )
 

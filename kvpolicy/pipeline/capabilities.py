@@ -93,6 +93,16 @@ class SaysReplayable(Protocol):
 
 
 @runtime_checkable
+class SaysPositionBias(Protocol):
+    """A part for models that add a bias by distance to the logits of their attention."""
+
+    @property
+    def position_bias(self) -> bool:
+        """Whether the part takes attention from the observation alone, or needs none."""
+        ...
+
+
+@runtime_checkable
 class ChecksParts(Protocol):
     """A part that works with some other parts only."""
 
@@ -162,6 +172,11 @@ def is_by_recency(part: object) -> bool:
 def is_replayable(part: object) -> bool:
     """Return whether a scorer may be shown replayed queries."""
     return isinstance(part, SaysReplayable) and part.replayable
+
+
+def follows_bias(part: object) -> bool:
+    """Return whether a part may be shown attention with a position bias."""
+    return isinstance(part, SaysPositionBias) and part.position_bias
 
 
 def is_prefill_only(part: object) -> bool:

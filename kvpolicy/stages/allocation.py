@@ -61,6 +61,7 @@ class UniformAllocator:
     """Gives every layer and head the same budget."""
 
     capturable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int

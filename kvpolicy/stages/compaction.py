@@ -39,6 +39,7 @@ class GatherCompactor:
     """Copies the kept keys and values, unchanged, into a new dense cache."""
 
     capturable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     def compact(
         self,

@@ -59,6 +59,7 @@ class MeanSmoother:
     """
 
     capturable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     def weights(self, window: int) -> Float[Tensor, " W"]:
         """Return 1/W for every query."""

@@ -41,6 +41,7 @@ class AdaptiveAllocator:
     """
 
     uneven: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     floor: float = attrs.field(default=0.2, converter=as_float, validator=share)
     mode: Literal["blend", "guarantee"] = attrs.field(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from jaxtyping import Float
 from torch import Tensor
@@ -43,6 +45,8 @@ class CacheMergingCompactor:
     >>> merging.compact(layer.keys, values, last, layer)[1].flatten()
     tensor([5., 6., 3.])
     """
+
+    position_bias: ClassVar[bool] = True
 
     neighbours: int = attrs.field(default=32, validator=count)
     seed: int = attrs.field(default=0, validator=natural)

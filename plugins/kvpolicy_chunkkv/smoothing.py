@@ -33,6 +33,7 @@ class ChunkSmoother:
     """
 
     across_heads: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     length: int = attrs.field(default=10, validator=count)
 

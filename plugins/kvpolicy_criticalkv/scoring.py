@@ -38,6 +38,8 @@ class CriticalScorer:
     tensor([[[3, 1, 2, 0]]])
     """
 
+    position_bias: ClassVar[bool] = True
+
     window: int = attrs.field(default=32, validator=count)
     pooling: Literal["avg", "max", "none"] = attrs.field(
         default="avg", validator=one_of("avg", "max", "none")

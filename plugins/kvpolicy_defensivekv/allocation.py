@@ -31,6 +31,7 @@ class LayerDefensiveAllocator:
     """
 
     uneven: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int

@@ -43,6 +43,8 @@ class DefensiveScorer:
              [0.3750, 0.1250, 0.2500, 0.3750]]])
     """
 
+    position_bias: ClassVar[bool] = True
+
     window: int = attrs.field(default=32, validator=count)
     width: int = attrs.field(default=5, validator=odd_count)
     mass: float = attrs.field(default=0.9, converter=as_float, validator=share)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
 from jaxtyping import Float
@@ -33,6 +35,8 @@ class DefensiveSmoother:
     >>> DefensiveSmoother().temporal(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
     tensor([3., 2.])
     """
+
+    position_bias: ClassVar[bool] = True
 
     floor: bool = attrs.field(default=True, validator=boolean)
 

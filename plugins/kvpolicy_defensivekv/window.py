@@ -78,7 +78,7 @@ def _parts(observation: Observation, groups: int) -> Iterator[tuple[slice, Obser
 
 def _shown(observation: Observation, heads: slice, queries: slice) -> Observation:
     """Return an observation of some heads, which shows nothing but their attention."""
-    sinks = observation.sink_logits
+    sinks, bias = observation.sink_logits, observation.position_bias
     return attrs.evolve(
         observation,
         queries=observation.queries[:, queries],
@@ -86,6 +86,7 @@ def _shown(observation: Observation, heads: slice, queries: slice) -> Observatio
         values=observation.values[:, heads],
         positions=observation.positions[:, heads],
         sink_logits=None if sinks is None else sinks[queries],
+        position_bias=None if bias is None else bias[:, queries],
         state=None,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +23,9 @@ def received(
     >>> received(layer, layer.queries), received(layer, layer.queries, causal=False)
     (tensor([[[1.5000, 0.5000]]]), tensor([[[1., 1.]]]))
     """
+    if observation.position_bias is not None and causal:
+        heads = (observation.head(each).attention for each in range(observation.keys.shape[1]))
+        return torch.cat([each.sum(2) for each in heads], 1)
     return column_attention(
         queries,
         observation.keys,

@@ -54,6 +54,11 @@ class HeavyHitterScorer:
         return not self.causal
 
     @property
+    def position_bias(self) -> bool:
+        """Whether a bias by distance is followed: of causal queries the model makes it."""
+        return self.causal
+
+    @property
     def capturable(self) -> bool:
         """Whether only tensors count: an average also counts the tokens seen."""
         return not self.average

@@ -37,6 +37,7 @@ class HeadTableAllocator:
     """
 
     uneven: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     importance: Table = attrs.field(converter=as_table, validator=importances, repr=False)
     beta: float = attrs.field(default=1.01, converter=as_float, validator=[positive, at_least(1)])

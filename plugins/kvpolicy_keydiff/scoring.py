@@ -31,6 +31,7 @@ class KeyDiffScorer:
     """
 
     capturable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
 

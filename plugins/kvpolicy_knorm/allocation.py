@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import torch
@@ -59,6 +59,8 @@ class SkippingAllocator:
     ...  for layer in range(4)]
     [tensor([[32]]), tensor([[8]]), tensor([[8]]), tensor([[8]])]
     """
+
+    position_bias: ClassVar[bool] = True
 
     layers: tuple[int, ...] = attrs.field(default=(0, 1), converter=_as_layers, validator=_layers)
     least: float = attrs.field(default=0.5, converter=as_float, validator=[positive, share])

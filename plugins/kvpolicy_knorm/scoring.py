@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
 from jaxtyping import Float
@@ -26,6 +28,8 @@ class KeyNormScorer:
     >>> KeyNormScorer().score(layer, lambda attention: attention.mean(-2))
     tensor([[[-5., -1.]]])
     """
+
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
 

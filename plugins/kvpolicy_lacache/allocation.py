@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import attrs
 from jaxtyping import Float, Int
@@ -29,6 +30,8 @@ class LadderAllocator:
     >>> [LadderAllocator().allocate(scores, observation(), budget).item() for budget in (2, 4)]
     [2, 3]
     """
+
+    position_bias: ClassVar[bool] = True
 
     def check_parts(self, parts: Mapping[str, object]) -> None:
         """Raise InvalidValueError unless the scorer is 'lacache'."""

@@ -46,6 +46,7 @@ class LadderScorer:
 
     across_heads: ClassVar[bool] = True
     counts_budget: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
     span: int | None = attrs.field(default=None, validator=optional(count))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import attrs
 import torch
@@ -37,6 +38,8 @@ class LagScorer:
     >>> LagScorer(sinks=0, lag=2).score(layer, lambda attention: attention.mean(-2))
     tensor([[[-1.7500, -0.7500,  0.5000,  1.0000]]])
     """
+
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
     sinks: int = attrs.field(default=16, validator=natural)

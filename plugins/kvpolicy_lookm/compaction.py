@@ -44,6 +44,7 @@ class SimilarityMergingCompactor:
     """
 
     capturable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     merge: Merge = attrs.field(
         default="pivot", validator=one_of("pivot", "averaged", "weighted", "normalized")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -36,6 +36,8 @@ class PyramidAllocator:
     ...  for n in range(5)]
     [86, 67, 48, 29, 10]
     """
+
+    position_bias: ClassVar[bool] = True
 
     beta: int = attrs.field(default=20, validator=count)
     window: int = attrs.field(default=32, validator=natural)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +28,8 @@ class RandomScorer:
     >>> RandomScorer(seed=7).score(layer, lambda attention: attention.mean(-2)).shape
     torch.Size([1, 1, 3])
     """
+
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
     seed: int = attrs.field(default=0, validator=[natural, at_most(2**32 - 1)])

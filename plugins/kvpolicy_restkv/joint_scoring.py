@@ -40,6 +40,7 @@ class JointReconstructionScorer:
     """
 
     replayable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=32, validator=count)
     projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))

@@ -46,6 +46,7 @@ class ReconstructionScorer:
     """
 
     replayable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=32, validator=count)
     projection: Projection = attrs.field(default="output", validator=one_of(*PROJECTIONS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -37,6 +37,8 @@ class SpatiotemporalSmoother:
     >>> SpatiotemporalSmoother(alpha=0.5).weights(3)
     tensor([0.2500, 0.2500, 0.5000])
     """
+
+    position_bias: ClassVar[bool] = True
 
     averaging: Averaging = attrs.field(
         default="ema", validator=one_of("ema", "mean", "none", "inverse")

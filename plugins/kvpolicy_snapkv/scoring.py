@@ -28,6 +28,7 @@ class AttentionScorer:
     """
 
     replayable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=32, validator=count)
 

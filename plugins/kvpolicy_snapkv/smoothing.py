@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -29,6 +29,8 @@ class PoolingSmoother:
     >>> PoolingSmoother(width=3).spatial(torch.tensor([[[3.0, 0.0, 0.0, 6.0, 9.0]]]), layer)
     tensor([[[1., 1., 2., 2., 9.]]])
     """
+
+    position_bias: ClassVar[bool] = True
 
     pooling: Literal["avg", "max", "none"] = attrs.field(
         default="avg", validator=one_of("avg", "max", "none")

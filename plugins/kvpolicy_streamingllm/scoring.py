@@ -29,6 +29,7 @@ class RecencyScorer:
 
     capturable: ClassVar[bool] = True
     by_recency: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     window: int = attrs.field(default=1, validator=count)
 

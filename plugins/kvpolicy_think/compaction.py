@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import attrs
 import torch
 from jaxtyping import Bool, Float
@@ -36,6 +38,8 @@ class ChannelPruningCompactor:
     tensor([[[[3., 0.],
               [2., 1.]]]])
     """
+
+    position_bias: ClassVar[bool] = True
 
     ratio: float = attrs.field(default=0.4, converter=as_float, validator=share)
     recent: int = attrs.field(default=32, validator=natural)

@@ -35,6 +35,7 @@ class OmissionScorer:
     """
 
     capturable: ClassVar[bool] = True
+    position_bias: ClassVar[bool] = True
 
     across_heads: ClassVar[bool] = True
 

@@ -29,8 +29,9 @@ def attend_uneven(
     if slots.is_padded:
         padding = torch.tensor(slots.lengths, device=queries.device).neg().add(slots.held)
     tables = (queries, keys.ragged, ragged.values, keys.dense, contents.values.view)
-    if torch.is_grad_enabled() and any(table.requires_grad for table in tables):
-        return _with_gradients(queries, contents, keys, logits).transpose(1, 2).contiguous()
+    gradients = torch.is_grad_enabled() and any(table.requires_grad for table in tables)
+    if gradients or logits.bias is not None:
+        return _by_products(queries, contents, keys, logits).transpose(1, 2).contiguous()
     output = ragged_attention(
         queries,
         keys.ragged,
@@ -46,10 +47,13 @@ def attend_uneven(
     return output.to(queries.dtype).transpose(1, 2).contiguous()
 
 
-def _with_gradients(
+def _by_products(
     queries: Float[Tensor, "B H Q D"], contents: Contents, keys: AttendedKeys, logits: Logits
 ) -> Float[Tensor, "B H Q Dv"]:
-    """Attend by operations that have gradients; shorter heads are padded on the left."""
+    """Attend by operations that have gradients, with a position bias if there is one.
+
+    Shorter heads are padded on the left.
+    """
     ragged, slots = contents.ragged, contents.slots
     if ragged is None or keys.ragged is None:
         raise CacheStateError("attention over uneven heads was asked for, but all heads are alike.")
@@ -61,6 +65,9 @@ def _with_gradients(
     found = queries.to(precision) @ rows.repeat_interleave(groups, 1).mT * logits.scaling
     if logits.softcap is not None:
         found = torch.tanh(found / logits.softcap) * logits.softcap
+    if logits.bias is not None:
+        held = torch.cat([ragged.padded(ragged.positions, -1).long(), slots.positions], 2)
+        found = found + logits.bias.of(held)
     device, column = queries.device, torch.arange(rows.shape[2], device=queries.device)
     first = ragged.longest - ragged.lengths.to(device)[:, :, None]
     padding = torch.tensor([slots.held - length for length in slots.lengths], device=device)

@@ -11,6 +11,7 @@ from kvpolicy.cache.eviction.spans import BatchSpans
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.observation.logits import Logits
 from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.position_bias import PositionBias
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.stages.selection import Selection
 
@@ -44,6 +45,7 @@ def evicted(
             scaling=observation.scaling,
             softcap=observation.softcap,
             sinks=observation.sink_logits,
+            bias=_by_token(observation),
         ),
         kv_heads=observation.keys.shape[1],
         layer=observation.layer,
@@ -56,6 +58,17 @@ def evicted(
     )
     found = evict(policy, contents, attended(contents), shown)
     return contents if found is None else found
+
+
+def _by_token(observation: Observation) -> PositionBias | None:
+    """Return the bias of an observation, by tokens; every position is its own token."""
+    if observation.position_bias is None:
+        return None
+    bias, heads = observation.position_bias, observation.queries.shape[1]
+    tokens = observation.positions.repeat_interleave(heads // observation.keys.shape[1], 1)
+    table = bias.new_zeros(*bias.shape[:3], observation.seen)
+    table.scatter_(3, tokens[:, :, None].expand_as(bias), bias)
+    return PositionBias(table=table, read=observation.seen)
 
 
 def selected(policy: Pipeline, observation: Observation) -> Selection:

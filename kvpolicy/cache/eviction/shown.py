@@ -53,6 +53,9 @@ class Shown:
             available = min(available, self.new_real[view.rows.start])
         count = available if window is None else min(window, available)
         logits = self.logits.of_heads(heads)
+        bias = None
+        if logits.bias is not None:
+            bias = logits.bias.of(view.positions, rows=view.rows, count=count).detach()
         values = view.values if view.shown_values is None else view.shown_values
         return Observation(
             queries=self.queries[view.rows, heads, self.queries.shape[2] - count :],
@@ -63,6 +66,7 @@ class Shown:
             scaling=logits.scaling,
             softcap=logits.softcap,
             sink_logits=logits.sinks,
+            position_bias=bias,
             output_weight=self.output_weight,
             positions=view.positions.expand(-1, values.shape[1], -1),
             seen=view.seen,

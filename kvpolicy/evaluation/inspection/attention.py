@@ -14,8 +14,8 @@ from kvpolicy.huggingface.cache_argument import handed
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
 
-_OTHER_SOFTMAX = ("softcap", "s_aux")
-"""What transformers hands to attention that caps its logits, or has learned sinks."""
+_OTHER_SOFTMAX = ("softcap", "s_aux", "position_bias")
+"""What transformers hands to attention that caps its logits, adds to them, or has learned sinks."""
 
 
 def attention_on(

@@ -14,11 +14,17 @@ _OWN_ATTENTION = "Attention over uneven heads and sparse prefill do"
 _ALTERNATIVE = "Use an allocator that treats heads alike and prefill=None."
 
 
+POSITION_BIAS = "position_bias"
+"""The argument by which transformers' attention functions take a bias for queries and keys."""
+
+
 class Call(NamedTuple):
     """The attention module that calls, and what it gives its attention function by keyword."""
 
     module: nn.Module
     kwargs: dict[str, Any]
+    shows_bias: bool = False
+    """Whether a position bias is one by distance, which policies are shown."""
 
     def logits(self, query: Float[Tensor, "B H Q D"]) -> Logits:
         """Return how this call makes logits of queries and keys.
@@ -74,8 +80,9 @@ class Call(NamedTuple):
                 "tokens give, also those that were evicted. An encoder needs is_decoder=True to "
                 "generate."
             )
-        for extra in ("position_bias", "indices", "block_indices"):
-            if self.kwargs.get(extra) is not None:
+        known = (POSITION_BIAS,) if self.shows_bias else ()
+        for extra in (POSITION_BIAS, "indices", "block_indices"):
+            if extra not in known and self.kwargs.get(extra) is not None:
                 raise UnsupportedModelError(
                     f"{self._name} gives its attention {extra!r}. Policies are not shown it, so "
                     "their scores would be wrong."

@@ -14,6 +14,7 @@ from kvpolicy.huggingface.attention.grouped import attend_grouped
 from kvpolicy.huggingface.attention.listener import Listener
 from kvpolicy.huggingface.attention.marks import MARK, listener_of
 from kvpolicy.huggingface.attention.points import Function
+from kvpolicy.huggingface.attention.position_bias import with_bias
 from kvpolicy.huggingface.drafts import Rest
 from kvpolicy.huggingface.model.architectures import EXPANSION
 from kvpolicy.huggingface.static.attention import STEP, attend
@@ -101,12 +102,14 @@ def _read(
 ) -> Any:
     query, key, value = rows
     try:
-        call = Call(module, kwargs)
+        call = Call(module, kwargs, layer.session.bias_extent is not None)
         logits = call.logits(query)
         mask = layer.mask_for(module, mask, query)
         if layer.moved is not None:
             key, value = layer.moved
         attending = layer.seen_by(query)
+        if call.shows_bias:
+            logits, kwargs = with_bias(layer, call, query, logits)
         output = layer.attend(call, attending, mask, logits)
         if output is None and layer.has_evicted:
             output = attend_grouped(own, attending, key, value, mask, logits, kwargs)

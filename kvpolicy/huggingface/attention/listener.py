@@ -7,13 +7,27 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.drafts import Rest
+from kvpolicy.huggingface.session import Session
 from kvpolicy.observation.logits import Logits
 
 
 class Listener(Protocol):
     """One layer of a cache, as its attention call sees it."""
+
+    @property
+    def session(self) -> Session:
+        """What all layers of the cache share."""
+
+    @property
+    def contents(self) -> Contents | None:
+        """What the layer holds, new tokens included; None once it was decided what is kept."""
+
+    @property
+    def seen(self) -> int:
+        """The tokens that the layer has read, new ones included."""
 
     @property
     def moved(self) -> tuple[Tensor, Tensor] | None:

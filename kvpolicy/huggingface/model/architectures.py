@@ -8,13 +8,20 @@ REFUSED: Mapping[str, str] = {
     "diffllama": "attends twice with the same keys, and policies are shown one attention only",
     "dory": "runs layers in loops, which read and copy the layers of the cache by themselves",
     "doge": "hides keys by a mask of its own making, which an evicted cache cannot follow",
-    "inkling_text": "adds a bias by distance, which it counts in places of the cache",
-    "inkling2_text": "adds a bias by distance, which it counts in places of the cache",
+    "inkling2_text": "gives each query a learned sink of its own, and policies are shown one for "
+    "each head",
     "jetmoe": "repeats its keys after the cache gave them out",
     "minimax": "insists on a cache of its own",
     "xlstm": "insists on a cache of its own",
 }
 """Model types whose attention does what no configuration says, and why they are refused."""
+
+DISTANCE_BIAS: Mapping[str, str] = {"inkling_text": "rel_extent"}
+"""Model types that add a bias by distance, and the setting that says from where on it is 0.
+
+Their attention asks the cache by `get_mask_sizes` and `get_query_offset` which tokens its keys are,
+and hands a bias with a column for each of these to its attention function as `position_bias`.
+"""
 
 STATES: Mapping[str, str] = {
     "DynamicIndexedLayer": "an indexer chooses by keys of its own which positions attention reads, "

@@ -20,7 +20,10 @@ from kvpolicy.huggingface.model.config import decoder_config
 _HYBRID = getattr(cache_utils, "LinearAttentionAndFullAttentionLayer", DynamicLayer)
 EVICTING = (DynamicLayer, _HYBRID)
 """Types of layers whose attention a policy can evict from."""
-_LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer)
+_WINDOWED = getattr(
+    cache_utils, "LinearAttentionAndSlidingWindowAttentionLayer", LinearAttentionLayer
+)
+_LEFT_ALONE = (DynamicSlidingWindowLayer, LinearAttentionLayer, _WINDOWED)
 
 
 def supported_config(model: Any) -> PreTrainedConfig:

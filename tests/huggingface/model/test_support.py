@@ -117,8 +117,7 @@ def _inkling(kind):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: _inkling("inkling_text"), "InklingForCausalLM adds a bias by distance"),
-        (lambda: _inkling("inkling2_text"), "Inkling2ForCausalLM adds a bias by distance"),
+        (lambda: _inkling("inkling2_text"), "Inkling2ForCausalLM gives each query a learned sink"),
         (_mllama, "has cross-attention layers"),
         (lambda: _decoder_with_encoder_states("bert"), "has cross-attention layers"),
         (lambda: _decoder_with_encoder_states("roberta"), "has cross-attention layers"),
