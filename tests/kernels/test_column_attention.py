@@ -32,6 +32,7 @@ def naive(naive_logits):
     return compute
 
 
+@pytest.mark.sampled(3, "seq", "causal", "softcap", "dtype", "layout")
 @shapes
 @both_ways
 @softcaps

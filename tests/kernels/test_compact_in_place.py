@@ -95,6 +95,7 @@ def test_shapes_that_do_not_fit_are_an_error(refused):
         compact_in_place(keys, values, torch.arange(5).expand(1, 2, 5))
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "program_order")
 @shapes
 @dtypes
 @pytest.mark.usefixtures("triton_kernels", "program_order")

@@ -18,6 +18,7 @@ def naive(keys):
     return torch.cosine_similarity(unit, unit.mean(2, keepdim=True), dim=-1)
 
 
+@pytest.mark.sampled(3, "length", "dtype", "program_order", "form")
 @shapes
 @dtypes
 @pytest.mark.usefixtures("program_order")

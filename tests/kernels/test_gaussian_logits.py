@@ -32,6 +32,7 @@ def naive(keys, mean, covariance, scaling):
     )
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "spread", "program_order", "form")
 @shapes
 @dtypes
 @pytest.mark.parametrize("spread", [True, False])

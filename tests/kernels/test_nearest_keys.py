@@ -36,6 +36,7 @@ def found(device, *given):
     return slots.cpu(), cosines.cpu()
 
 
+@pytest.mark.sampled(3, "length", "dtype", "program_order", "form")
 @shapes
 @dtypes
 @pytest.mark.usefixtures("program_order")

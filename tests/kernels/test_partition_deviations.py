@@ -29,6 +29,7 @@ def naive(states, lag):
     return normalised.std(-1)
 
 
+@pytest.mark.sampled(3, "dim", "dtype", "program_order", "form")
 @shapes
 @dtypes
 @pytest.mark.usefixtures("program_order")

@@ -152,6 +152,7 @@ WIDTHS, SHIFTS = (
 kernel = pytest.mark.usefixtures("triton_kernels", "program_order")
 
 
+@pytest.mark.sampled(3, "positions", "mode", "edges", "program_order")
 @options
 @pytest.mark.parametrize("positions", [1, 20, 1030])
 @kernel

@@ -30,6 +30,7 @@ def on(device, *tensors):
     return (tensor.to(device) for tensor in tensors)
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "order", "program_order")
 @shapes
 @dtypes
 @orders

@@ -14,6 +14,7 @@ def make_factors(rank, heads, dim):
     return None if rank is None else torch.randn(heads, dim if rank == "dim" else rank, dim)
 
 
+@pytest.mark.sampled(4, "seq", "dtype", "rank", "tau", "layout")
 @shapes
 @dtypes
 @projected

@@ -12,6 +12,7 @@ def naive(logits, count):
     return (order * seen).sum(-1).double() / seen.sum(-1)
 
 
+@pytest.mark.sampled(3, "count", "dtype", "softcap", "layout")
 @pytest.mark.parametrize("count", [1, 7, 11, 12, 14, 17, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("softcap", [None, 2.0])

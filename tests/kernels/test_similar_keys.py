@@ -27,6 +27,7 @@ def naive(keys, threshold, retain):
     return positions, matrix.gather(-1, positions[..., None])[..., 0]
 
 
+@pytest.mark.sampled(3, "length", "dtype", "retain", "program_order", "form")
 @shapes
 @dtypes
 @retains

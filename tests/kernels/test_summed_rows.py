@@ -39,6 +39,7 @@ def found(device, table, rows, slots, shares, count, **options):
     return wide.cpu()
 
 
+@pytest.mark.sampled(3, "length", "dtype", "program_order", "form")
 @shapes
 @dtypes
 @pytest.mark.usefixtures("program_order")

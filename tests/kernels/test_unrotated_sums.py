@@ -35,6 +35,7 @@ def naive(vectors, tables, interleaved, centre=None):
     return apart.sum(2), apart.mT @ apart
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "interleaved", "program_order", "form")
 @shapes
 @dtypes
 @layouts

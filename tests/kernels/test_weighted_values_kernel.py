@@ -30,6 +30,7 @@ def on(device, *tensors):
     return (tensor.to(device) for tensor in tensors)
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "program_order")
 @shapes
 @dtypes
 @pytest.mark.usefixtures("program_order")

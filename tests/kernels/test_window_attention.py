@@ -17,6 +17,7 @@ def example(batch, heads, kv_heads, window, seq, dim, dtype=torch.float32):
     return queries, keys, torch.rand(window)
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "softcap", "layout")
 @shapes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("softcap", [None, 2.0])

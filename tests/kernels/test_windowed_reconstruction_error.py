@@ -14,6 +14,7 @@ def make_factors(rank, heads, dim):
     return None if rank is None else torch.randn(heads, dim if rank == "dim" else rank, dim)
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "rank", "softcap", "normalize")
 @shapes
 @dtypes
 @projected
@@ -69,6 +70,7 @@ def test_every_query_may_see_all_positions(
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.sampled(3, "seq", "dtype", "rank", "normalize")
 @shapes
 @dtypes
 @projected
