@@ -31,11 +31,11 @@ def _quiet():
 
 
 def _types():
-    """Give all types; `make test` runs those in common use, and one of six others."""
+    """Give all types; `make test` runs those in common use, and one of twelve others."""
     others = 0
     for model_type in model_types():
         others += model_type not in SERVED
-        skipped = model_type not in SERVED and others % 6
+        skipped = model_type not in SERVED and others % 12
         yield pytest.param(model_type, marks=[pytest.mark.deep] if skipped else [])
 
 

@@ -34,7 +34,7 @@ def _default(value):
         change(before)
 
 
-@pytest.mark.sampled(2, "recipe", "value")
+@pytest.mark.sampled(4, "recipe", "value")
 @pytest.mark.parametrize("value", [torch.bfloat16, torch.float16, torch.float64, "meta"], ids=str)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_keeps_and_says_the_same(recipe, value):

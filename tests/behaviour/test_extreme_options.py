@@ -15,6 +15,7 @@ from kvpolicy.options import WIDEST
 from kvpolicy.testing import observation, observations
 
 TABLE = [[1.0, 2.0], [3.0, 4.0]]
+EXAMPLES = settings().max_examples if settings.get_current_profile_name() == "deep" else 25
 
 
 def sampled(*values):
@@ -58,7 +59,7 @@ def _ends(default):
     return INTS if type(default) is int else st.just(default)
 
 
-@settings(deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(extreme(), st.data())
 @example({"scorer": {"name": "rkv", "width": WIDEST}, "budget": 12}, None)
 @example({"scorer": "snapkv", "smoother": {"name": "pooling", "width": WIDEST}}, None)

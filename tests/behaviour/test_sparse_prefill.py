@@ -95,7 +95,14 @@ def by_elements():
 
 
 @pytest.mark.parametrize(
-    ("family", "lengths"), [("llama", [LENGTH]), ("llama", [LENGTH, 60, 2]), ("gemma2", [LENGTH])]
+    ("family", "lengths"),
+    [
+        ("llama", [LENGTH]),
+        ("llama", [LENGTH, 60, 2]),
+        # Several rows with a softcap, like those of tests/prefill, are compiled once for both.
+        ("gemma2", [LENGTH, 60, 2]),
+        pytest.param("gemma2", [LENGTH], marks=pytest.mark.deep),
+    ],
 )
 def test_a_pattern_that_leaves_nothing_out_is_the_models_own_attention(family, lengths):
     # sdpa has no softcap.

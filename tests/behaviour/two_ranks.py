@@ -177,11 +177,13 @@ def refusals(models, folder):
 
 
 @torch.no_grad()
-def seen(models):
-    """Return what a process sees of all conversations."""
+def seen(models, names):
+    """Return what a process sees of the conversations with these policies."""
+    all_policies = policies()
+    chosen = {name: all_policies[name] for name in names}
     found = {
         name: conversation(models[model], policy, lengths)
-        for name, (model, policy, lengths) in policies().items()
+        for name, (model, policy, lengths) in chosen.items()
     }
     return {"conversations": found, "changes": changed_on_the_way(models["N=4"])}
 
@@ -208,7 +210,7 @@ def spread(path):
     return model.maybe_distribute_model(model, config, mesh)
 
 
-def main(folder, rank):
+def main(folder, names, rank):
     """Be one of the processes."""
     os.environ["RANK"] = str(rank)
     torch.set_num_threads(1)
@@ -217,7 +219,7 @@ def main(folder, rank):
     )
     models = {path.name: spread(path).eval() for path in sorted((folder / "models").iterdir())}
     with torch.no_grad():
-        found = seen(models) | {"refusals": refusals(models, folder)}
+        found = seen(models, names) | {"refusals": refusals(models, folder)}
     torch.save(found, folder / f"rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -225,6 +227,6 @@ def main(folder, rank):
 if __name__ == "__main__":
     # The second process is a copy of the first: what takes longest, importing, is done once.
     second = os.fork()
-    main(Path(sys.argv[1]), rank=int(second == 0))
+    main(Path(sys.argv[1]), sys.argv[2:], rank=int(second == 0))
     if second:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]))
