@@ -16,7 +16,7 @@ from kvpolicy.errors import ResultsCutWarning
 from kvpolicy.evaluation import needle
 
 TIMES = ("first_seconds", "token_seconds")
-TASK = {"name": "needle", "length": 96, "facts": 4, "num_samples": 4}
+TASK = {"name": "needle", "length": 96, "facts": 4, "num_samples": 3}
 ARGUMENTS = (
     *("--model", str(needle.MODEL), "--task", "needle", "--recipes", "restkv,snapkv"),
     *("--budgets", "48,50%", "--question", "outside"),

@@ -66,7 +66,7 @@ def example(batch, heads, seq, dim, size, interleaved, dtype=torch.float32):
     return keys, tables(old, size, interleaved), tables(new, size, interleaved)
 
 
-@pytest.mark.sampled(3, "interleaved", "dtype", "program_order")
+@pytest.mark.sampled(6, "seq", "interleaved", "dtype", "layout", "program_order")
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(

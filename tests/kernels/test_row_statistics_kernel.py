@@ -44,6 +44,7 @@ def test_rows_that_are_counted_need_no_memory_of_their_own(dtype, device, monkey
         check_kernel(queries, keys, shape[4] // 3, device)
 
 
+@pytest.mark.sampled(2, "shape", "dtype")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @dtypes
 def test_of_equal_logits_the_lower_positions_count(shape, dtype, device):
