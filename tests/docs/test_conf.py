@@ -14,7 +14,16 @@ SPEC = importlib.util.spec_from_file_location(
 )
 conf = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(conf)
-LISTED = conf.messages()
+
+
+# One process reads the sources for all tests.
+pytestmark = pytest.mark.xdist_group("messages")
+
+
+@pytest.fixture(scope="module")
+def listed():
+    """All messages, by the name of their error; to read the sources takes seconds."""
+    return conf.messages()
 
 
 @pytest.mark.parametrize("name", sorted(kvpolicy.__all__))
@@ -58,17 +67,17 @@ def test_pages_are_written_for_all_and_are_listed(tmp_path, monkeypatch):
     ],
     ids=["protected", "float", "option", "name", "heads", "model"],
 )
-def test_a_message_is_found_on_the_page_of_messages(wrong):
+def test_a_message_is_found_on_the_page_of_messages(wrong, listed):
     with pytest.raises(kvpolicy.KvpolicyError) as raised:
         wrong()
-    texts = LISTED[type(raised.value).__name__]
+    texts = listed[type(raised.value).__name__]
     patterns = [".*".join(map(re.escape, text.split("…"))) for text in texts]
     assert any(re.fullmatch(each, str(raised.value), re.DOTALL) for each in patterns)
 
 
-def test_every_message_that_is_explained_is_on_the_page_of_messages():
+def test_every_message_that_is_explained_is_on_the_page_of_messages(listed):
     page = (Path(__file__).parents[2] / "docs/guides/troubleshooting.md").read_text("utf-8")
-    every = "\n".join(text for texts in LISTED.values() for text in texts)
+    every = "\n".join(text for texts in listed.values() for text in texts)
     warned = {"sinks and recent tokens protect", "skipped kvpolicy plugin"}  # no errors
     explained = set(re.findall(r"^## `(.+)`$", page, re.MULTILINE))
     assert warned < explained

@@ -76,7 +76,7 @@ def test_a_refused_option_is_a_kvpolicy_error(part, option):
 
 
 @pytest.mark.parametrize(("part", "option"), OPTIONS)
-@pytest.mark.parametrize("value", WRONG, ids=lambda value: type(value).__name__)
-def test_what_no_option_takes_is_refused_by_name(part, option, value):
-    with pytest.raises(KvpolicyError, match=repr(option)):
-        build(part, **{option: value})
+def test_what_no_option_takes_is_refused_by_name(part, option):
+    for value in WRONG:
+        with pytest.raises(KvpolicyError, match=repr(option)):
+            build(part, **{option: value})
