@@ -106,6 +106,9 @@ def _images(model: PreTrainedModel, takes: set[str]) -> Iterator[dict[str, Tenso
     if "target_sizes" in takes:
         pixels, sizes = _random(1, channels, patch, 16 * patch), torch.tensor([[4, 4]])
         yield {"pixel_values": pixels, "target_sizes": sizes}
+    if frames := _size(vision, "temporal_patch_size", 0):
+        # Each patch is a film of a few frames, and channels come last.
+        yield {"pixel_values": _random(SIDES[1], frames, patch, patch, channels)}
 
 
 def _whole_images(
