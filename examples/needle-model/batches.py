@@ -9,20 +9,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from kvpolicy.evaluation.needle.prompts import (
-    BOS_LENGTH,
-    CODE_LENGTH,
-    FACT_LENGTH,
-    QUESTION_LENGTH,
-    SHORTEST,
-    question,
-    write_document,
-)
+from kvpolicy.evaluation.needle.prompts import BOS_LENGTH, SHORTEST
+from kvpolicy.evaluation.needle.variants import VARIANTS, Variant
 from kvpolicy.evaluation.needle.vocabulary import BOS, EOS, SPECIAL, STOP, vocabulary
 
 IDS = {word: token for token, word in enumerate(vocabulary())}
-ANSWER_LENGTH = CODE_LENGTH + 1  # the end of text as well
-EXCHANGE_LENGTH = QUESTION_LENGTH + ANSWER_LENGTH
 FEWEST_FACTS, MOST_FACTS = 4, 64
 
 
@@ -51,28 +42,33 @@ def repeated_words(rng: Random, *, tokens: int, count: int) -> Batch:
     )
 
 
-def documents(rng: Random, *, tokens: int, count: int, farthest: int) -> Batch:
+def documents(
+    rng: Random, *, tokens: int, count: int, farthest: int, variant: Variant = VARIANTS["single"]
+) -> Batch:
     """Write documents, each with questions on as many of its facts as fit.
 
     In half of them positions jump ahead between sentences, up to `farthest`. So the model learns
     long distances from short texts.
     """
-    answered = [_answered(rng, tokens) for _ in range(count)]
+    answered = [_answered(rng, tokens, variant) for _ in range(count)]
     ids = torch.tensor([[IDS[word] for word in words] for words, _ in answered])
     recalled = torch.tensor([recalled for _, recalled in answered])
     return Batch(ids=ids, positions=_with_jumps(rng, ids, farthest), recalled=recalled)
 
 
-def _answered(rng: Random, tokens: int) -> tuple[list[str], list[bool]]:
+def _answered(rng: Random, tokens: int, variant: Variant) -> tuple[list[str], list[bool]]:
+    answer_length = variant.answer_length + 1  # the end of text as well
+    exchange_length = variant.question_length + answer_length
     room = tokens - BOS_LENGTH - SHORTEST
-    facts = rng.randint(FEWEST_FACTS, min(MOST_FACTS, (room - EXCHANGE_LENGTH) // FACT_LENGTH))
-    asked = min(facts, (room - facts * FACT_LENGTH) // EXCHANGE_LENGTH)
-    document = write_document(rng, tokens=tokens - asked * EXCHANGE_LENGTH, facts=facts)
-    words = [BOS, *document.words]
+    most = min(MOST_FACTS, (room - exchange_length) // variant.fact_length)
+    facts = rng.randint(FEWEST_FACTS, most)
+    asked = min(facts, (room - facts * variant.fact_length) // exchange_length)
+    text = variant.write(rng, tokens=tokens - asked * exchange_length, facts=facts)
+    words = [BOS, *text.words]
     recalled = [False] * len(words)
-    for fact in rng.sample(document.facts, asked):
-        words += (*question(fact.name), *fact.code, EOS)
-        recalled += [False] * QUESTION_LENGTH + [True] * ANSWER_LENGTH
+    for fact in rng.sample(text.facts, asked):
+        words += (*fact.question, *fact.answer, EOS)
+        recalled += [False] * variant.question_length + [True] * answer_length
     return words, recalled
 
 

@@ -24,8 +24,9 @@ def load(folder: Path = MODEL) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
     >>> tokenizer.tokenize("password amber")
     ['password', 'amber']
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", local_files_only=True)
+    # AutoTokenizer gives models of type qwen2 the tokenizer of Qwen2, whatever the folder says.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     return model, tokenizer

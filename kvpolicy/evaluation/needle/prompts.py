@@ -106,7 +106,7 @@ def write_document(rng: Random, *, tokens: int, facts: int) -> Document:
 
 def document_of(rng: Random, told: Sequence[tuple[str, ...]], *, tokens: int) -> Document:
     """Shuffle sentences, which `write_fact` wrote, among filler."""
-    sentences = [*told, *_filler(rng, tokens - BOS_LENGTH - len(told) * FACT_LENGTH)]
+    sentences = [*told, *write_filler(rng, tokens - BOS_LENGTH - len(told) * FACT_LENGTH)]
     rng.shuffle(sentences)
     return Document(
         words=tuple(word for sentence in sentences for word in sentence),
@@ -144,7 +144,8 @@ def _facts_among(sentences: list[tuple[str, ...]]) -> list[Fact]:
     return facts
 
 
-def _filler(rng: Random, room: int) -> list[tuple[str, ...]]:
+def write_filler(rng: Random, room: int) -> list[tuple[str, ...]]:
+    """Write random sentences that take `room` words together."""
     sentences = []
     while room:
         length = room if room <= LONGEST else rng.randint(TYPICAL, min(LONGEST, room - SHORTEST))
