@@ -17,7 +17,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-redundant bed-chained needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,17 @@ site: docs ## Build the site, and open pages of it in Chromium, 390 and 1600 pix
 needle-model: $(READY) ## Train the small model of the demo anew, and measure it.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.needle.accuracy
+
+needle-beds: $(READY) ## Train the two other needle models anew: facts told three times, facts to combine (twenty minutes).
+	@for variant in redundant chained; do OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py --variant $$variant || exit 1; done
+
+bed-redundant: $(READY) ## All methods at equal budgets on a model whose facts are told three times: docs/results/bed-redundant.md (minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --model examples/needle-model/redundant --prompts 8 \
+	    --entrants all --answers > $(RESULTS)/bed-redundant.md
+
+bed-chained: $(READY) ## The same on a model whose facts must be combined: docs/results/bed-chained.md (minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --model examples/needle-model/chained --prompts 8 \
+	    --entrants all --answers > $(RESULTS)/bed-chained.md
 
 needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (minutes; SAMPLES=200: hours).
 	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets 64,128,256 \

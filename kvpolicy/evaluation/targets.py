@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,8 @@ from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.fidelity.rows import Estimate
 from kvpolicy.evaluation.measures.reconstruction import Recording, record, token_errors
 from kvpolicy.evaluation.needle.prompts import QUESTION_LENGTH
+from kvpolicy.evaluation.needle.reader import Question
+from kvpolicy.evaluation.needle.variants import VARIANT, VARIANTS, ask
 from kvpolicy.evaluation.tasks.stdlib import StandardLibraryTask
 from kvpolicy.huggingface.cache_argument import handed
 
@@ -41,15 +44,21 @@ RECIPES = "restkv,snapkv,expectedattention,random"
 TARGETS = "0.01,0.02,0.05,0.1,0.2"
 FOLLOWING = 64
 """How many tokens follow a stretch of text."""
+FACTS = {"redundant": 8, "chained": 16}
+"""How many facts a prompt of 256 tokens tells, by the variant of its needle model."""
 
 
 @attrs.frozen(kw_only=True)
 class Bed:
-    """Prompts of a model with what follows them, as the full cache has it."""
+    """Prompts of a model with what follows them, as the full cache has it.
+
+    The last `answer` tokens of what follows are an answer; 0 if nothing was asked.
+    """
 
     name: str
     model: Any
     recordings: Sequence[Recording]
+    answer: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -94,10 +103,14 @@ def _kept(model: Any, policy: Policy, prompt: Int[Tensor, "B T"]) -> float:
     return float(torch.stack(held).mean()) / prompt.shape[1]
 
 
-def needle_beds(prompts: int) -> Iterator[Bed]:
-    """Yield the needle model's prompts, with the question visible and hidden."""
-    model, tokenizer = needle.load()
-    asked = needle.generate_prompts(tokens=512, facts=32, count=prompts, seed=2)
+def needle_beds(prompts: int, folder: Path = needle.MODEL) -> Iterator[Bed]:
+    """Yield a needle model's prompts, with the question visible and hidden.
+
+    Another folder holds a model of another variant (`kvpolicy.evaluation.needle.variants`).
+    """
+    model, tokenizer = needle.load(folder)
+    variant = getattr(model.config, VARIANT, None)
+    asked = _asked(variant, prompts)
     ids = torch.as_tensor(tokenizer([each.text for each in asked])["input_ids"])
     answers = [each.answer for each in asked]
     answer = torch.as_tensor(tokenizer(answers, add_special_tokens=False)["input_ids"])
@@ -105,7 +118,14 @@ def needle_beds(prompts: int) -> Iterator[Bed]:
     for name, question in (("visible", 0), ("hidden", QUESTION_LENGTH)):
         split = ids.shape[1] - question
         recordings = [record(model, each[:, :split], each[:, split:]) for each in whole.split(8)]
-        yield Bed(name=f"needle, {name}", model=model, recordings=recordings)
+        title = f"{variant or needle.NAME}, {name}"
+        yield Bed(name=title, model=model, recordings=recordings, answer=answer.shape[1])
+
+
+def _asked(variant: str | None, prompts: int) -> Sequence[Question]:
+    if variant is None:
+        return needle.generate_prompts(tokens=512, facts=32, count=prompts, seed=2)
+    return ask(VARIANTS[variant], tokens=256, facts=FACTS[variant], count=prompts, seed=2)
 
 
 def text_beds(model: Any, tokenizer: Any, stretches: int, length: int) -> Iterator[Bed]:
@@ -145,14 +165,19 @@ def _line(row: Found) -> str:
 
 
 def beds(model: str | None, prompts: int, length: int) -> Iterator[Bed]:
-    """Yield the beds of the needle model, or those of another one."""
-    if model is None:
-        yield from needle_beds(prompts)
+    """Yield the beds of the needle model, of the needle model in a folder, or of another one."""
+    if model is None or _is_needle(model):
+        yield from needle_beds(prompts, Path(model or needle.MODEL))
         return
     from kvpolicy.evaluation.smollm2 import NAME, gguf_file
 
     file = gguf_file() if model == NAME else None
     yield from text_beds(*_loaded(model, file), prompts, length)
+
+
+def _is_needle(model: str) -> bool:
+    file = Path(model) / "config.json"
+    return file.is_file() and VARIANT in json.loads(file.read_text("utf-8"))
 
 
 def _loaded(model: str, file: Any) -> tuple[Any, Any]:

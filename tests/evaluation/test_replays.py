@@ -1,7 +1,15 @@
 """The table of replayed queries compares everyone prompt by prompt."""
 
-from kvpolicy.evaluation.replays import ENTRANTS, Measured, main, measured, table
+from pathlib import Path
+
+import attrs
+import pytest
+
+from kvpolicy.evaluation.answers import Answered
+from kvpolicy.evaluation.replays import Measured, main, measured, table
 from kvpolicy.evaluation.targets import needle_beds
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "needle-model"
 
 
 def row(name, *errors, budget=64, bed="one"):
@@ -37,10 +45,13 @@ def test_replayed_queries_lower_the_errors_of_the_needle_model():
     assert all(less < more for less, more in zip(mine.errors, base.errors, strict=True))
 
 
-def test_everyone_has_a_policy():
-    bed = next(needle_beds(2))
-    budgets = {ENTRANTS[name](bed.recordings[0], 40).budget for name in ENTRANTS}
-    assert budgets == {40}
+def test_right_answers_stand_behind_the_errors():
+    answers = (Answered(errors=(0.5, 0.25), right=(True, False), held=64, nbytes=1),)
+    rows = [attrs.evolve(row("restkv", 0.5, 0.25), answers=answers)]
+    text = table(rows, note="A note.")
+    assert text.startswith("# Beds\n")
+    assert "\nA note.\n" in text
+    assert "| restkv | 0.375 ± 0.125; 50% |" in text
 
 
 def test_the_command_prints_one_bed_if_asked(capsys):
@@ -52,3 +63,19 @@ def test_the_command_prints_one_bed_if_asked(capsys):
     assert "| snapkv | " in printed
     given = "'--bed=needle, hidden' --prompts=2 --budgets=64 '--entrants=restkv;snapkv'"
     assert f"kvpolicy.evaluation.replays {given}\n" in printed
+
+
+def test_answers_are_counted_and_what_is_held_is_said_if_asked(capsys):
+    main(entrants="restkv;tova", budgets="64", prompts=2, only="needle, visible", answers=True)
+    printed = capsys.readouterr().out
+    assert "--entrants=restkv;tova' --answers\n" in printed
+    assert "right answers are needle, visible: 100%" in printed
+    assert "holds 100.0% to 100.0% of its budget" in printed
+
+
+@pytest.mark.parametrize("variant", ["redundant", "chained"])
+def test_another_needle_model_is_found_by_its_folder(variant, capsys):
+    main(model=str(EXAMPLE / variant), entrants="restkv", budgets="40", prompts=2)
+    printed = capsys.readouterr().out
+    assert f"## {variant}, visible (2 prompts)" in printed
+    assert f"## {variant}, hidden (2 prompts)" in printed

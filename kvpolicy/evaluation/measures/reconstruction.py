@@ -24,6 +24,7 @@ from kvpolicy.huggingface.cache_argument import handed
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from kvpolicy.huggingface.cache import PolicyCache
     from kvpolicy.policy import Policy
 
 __all__ = ["Recording", "reconstruction_error", "record", "token_errors"]
@@ -75,15 +76,23 @@ def token_errors(
     >>> token_errors(model, kvpolicy.recipe("streamingllm", budget=64), full).abs().max()
     tensor(0.)
     """
-    blocks = [model.get_submodule(layer.block) for layer in full.layers]
-    outputs: list[list[Tensor]] = [[] for _ in blocks]
     with policy.cache(model) as cache:
         model.base_model(input_ids=full.prompt, **handed(cache, to=model.base_model))
-        with blocks_heard(blocks, lambda place, _, out: outputs[place].append(out)):
-            for step, token in enumerate(full.continuation.split(1, dim=1)):
-                given = [layer.inputs[:, step : step + 1] for layer in full.layers]
-                with nullcontext() if propagate else blocks_given(blocks, given.__getitem__):
-                    model.base_model(input_ids=token, **handed(cache, to=model.base_model))
+        return errors_of_continuation(model, cache, full, propagate=propagate)
+
+
+@torch.no_grad()
+def errors_of_continuation(
+    model: PreTrainedModel, cache: PolicyCache, full: Recording, *, propagate: bool = False
+) -> Float[Tensor, "layers B F"]:
+    """Return what `token_errors` does, of a cache that has read the prompt; it reads the rest."""
+    blocks = [model.get_submodule(layer.block) for layer in full.layers]
+    outputs: list[list[Tensor]] = [[] for _ in blocks]
+    with blocks_heard(blocks, lambda place, _, out: outputs[place].append(out)):
+        for step, token in enumerate(full.continuation.split(1, dim=1)):
+            given = [layer.inputs[:, step : step + 1] for layer in full.layers]
+            with nullcontext() if propagate else blocks_given(blocks, given.__getitem__):
+                model.base_model(input_ids=token, **handed(cache, to=model.base_model))
     return torch.stack(
         [
             relative_error(torch.cat(rows, dim=1), layer.outputs)

@@ -1,0 +1,68 @@
+"""Policies of equal budget that the comparisons of replayed queries and of beds measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kvpolicy import Policy, compose, recipe
+from kvpolicy.evaluation.measures.reconstruction import Recording
+
+Entrant = Callable[[Recording, int], Policy]
+"""What makes a policy of a recording, which only an oracle looks at, and a budget in positions."""
+
+BASE = "restkv"
+"""The entrant that all others are compared with."""
+
+
+def _oracle(name: str) -> Entrant:
+    return lambda future, budget: compose(
+        scorer={"name": name, "future": future}, recent=0, budget=budget
+    )
+
+
+def _recipe(name: str, **options: object) -> Entrant:
+    """Return a recipe, with other options of its scorer."""
+    if not options:
+        return lambda future, budget: recipe(name, budget=budget)
+    return lambda future, budget: recipe(name, budget=budget, scorer=options)
+
+
+def _forward(**options: object) -> Entrant:
+    """Return forward selection with the other parts of recipe `replay`."""
+    scorer = {"name": "forward", **options}
+    return lambda future, budget: recipe("replay", scorer=scorer, budget=budget)
+
+
+def _whole_model(future: Recording, budget: int) -> Policy:
+    return recipe("replay", allocator="layerdefensivekv", budget=budget)
+
+
+FEW: Mapping[str, Entrant] = {
+    "oracle": _oracle("oracle"),
+    BASE: _recipe(BASE),
+    "snapkv": _recipe("snapkv"),
+    "expectedattention": _recipe("expectedattention"),
+    "replay": _recipe("replay"),
+    "replay, no hop": _recipe("replay", hops=0),
+    "replay, snapkv asked": _recipe("replay", scorer="snapkv"),
+    "forward": _forward(),
+}
+"""The entrants of docs/results/replay.md."""
+
+ENTRANTS: Mapping[str, Entrant] = {
+    **FEW,
+    "oracle_single": _oracle("oracle_single"),
+    "random": _recipe("random"),
+    "rkv": _recipe("rkv"),
+    "layerdefensivekv": _recipe("layerdefensivekv"),
+    "h2o": _recipe("h2o"),
+    "tova": _recipe("tova"),
+    "streamingllm": _recipe("streamingllm"),
+    "replay, whole model": _whole_model,
+    "forward, width 1": _forward(width=1),
+    "forward, width 5": _forward(width=5),
+    "forward, no hop": _forward(hops=0),
+    "forward, no hop, width 1": _forward(hops=0, width=1),
+    "forward, no hop, width 5": _forward(hops=0, width=5),
+}
+"""All entrants, by title. `forward` has replayed queries and width 3 unless its title says else."""

@@ -1,0 +1,37 @@
+"""On each needle model the oracle of sets is no worse than the one of single positions."""
+
+from pathlib import Path
+
+import pytest
+
+from kvpolicy.evaluation import needle
+from kvpolicy.evaluation.answers import answered
+from kvpolicy.evaluation.fidelity.rows import Estimate
+from kvpolicy.evaluation.replays import measured
+from kvpolicy.evaluation.targets import needle_beds
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "needle-model"
+FOLDERS = {
+    "needle": needle.MODEL,
+    "redundant": EXAMPLE / "redundant",
+    "chained": EXAMPLE / "chained",
+}
+PROMPTS = 4
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def beds(request):
+    """The same prompts, with the question visible and hidden."""
+    return list(needle_beds(PROMPTS, FOLDERS[request.param]))
+
+
+@pytest.mark.parametrize("budget", [40, 64])
+def test_a_set_is_never_worse_than_single_positions(beds, budget):
+    for bed in beds:
+        mine, single = (measured(bed, name, budget) for name in ("oracle", "oracle_single"))
+        assert Estimate.mean(mine.errors).value <= Estimate.mean(single.errors).value
+
+
+def test_the_full_cache_answers(beds):
+    for bed in beds:
+        assert answered(bed.model, None, bed.recordings[0], bed.answer).share == 1
