@@ -24,6 +24,7 @@ from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
 from kvpolicy_kernels.gaussian_logits import gaussian_logits
 from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
+from kvpolicy_kernels.largest_attention import LargestAttention, largest_attention
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
 from kvpolicy_kernels.nearest_keys import NearestKeys, nearest_keys
 from kvpolicy_kernels.partition_deviations import deviation, partition_deviations
@@ -42,6 +43,7 @@ from kvpolicy_kernels.window_attention import WindowAttention, window_attention
 from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
 
 __all__ = [
+    "LargestAttention",
     "NearestKeys",
     "Queries",
     "SimilarKeys",
@@ -57,6 +59,7 @@ __all__ = [
     "gaussian_logits",
     "head_factors",
     "joint_reconstruction_error",
+    "largest_attention",
     "leave_one_out_error",
     "mean_drift",
     "nearest_keys",

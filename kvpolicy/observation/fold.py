@@ -19,10 +19,12 @@ class Fold:
     """A smoother's temporal part.
 
     `weights` gives the weight of each of W queries. It is None if the part is no weighted sum.
+    `is_maximum` says that the part takes the maximum over the queries.
     """
 
     temporal: Reduce
     weights: Callable[[int], Tensor] | None = None
+    is_maximum: bool = False
     _sent: dict[tuple[int, torch.device], Tensor] = attrs.field(
         factory=dict, init=False, eq=False, repr=False
     )
@@ -55,3 +57,12 @@ def weights_of(
     if not isinstance(reduce, Fold) or reduce.weights is None:
         return None
     return reduce.weights(window) if device is None else reduce.weights_on(device, window)
+
+
+def is_maximum(reduce: Reduce) -> bool:
+    """Return whether `reduce` is known to take the maximum over the window's queries.
+
+    >>> is_maximum(lambda values: values.amax(-2))
+    False
+    """
+    return isinstance(reduce, Fold) and reduce.is_maximum

@@ -54,6 +54,7 @@ def checked_fold(title: Title, fold: Fold) -> Fold:
     return Fold(
         lambda values: _folded(title, fold.temporal, values),
         None if fold.weights is None else lambda window: _weights(title, fold, window),
+        fold.is_maximum,
     )
 
 

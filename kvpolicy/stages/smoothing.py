@@ -15,7 +15,11 @@ from kvpolicy.observation.observation import Observation
 
 @runtime_checkable
 class Smoother(Protocol):
-    """Folds the window's queries into one row, then pools scores over neighbouring positions."""
+    """Folds the window's queries into one row, then pools scores over neighbouring positions.
+
+    If the class has `folds_by_maximum = True`, `temporal` takes the maximum over the queries. A
+    scorer can then compute it without all rows.
+    """
 
     def temporal(self, values: Float[Tensor, "*lead W S"]) -> Float[Tensor, "*lead S"]:
         """Fold the rows of the window's queries, oldest first, into one row."""
@@ -41,13 +45,13 @@ class LinearSmoother(Smoother, Protocol):
 
 
 def fold_of(smoother: Smoother) -> Fold:
-    """Return the temporal part of `smoother`, with its weights if it has them.
+    """Return the temporal part of `smoother`, with its weights or that it is a maximum, if so.
 
     >>> fold_of(MeanSmoother())(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     tensor([2., 3.])
     """
     weights = smoother.weights if isinstance(smoother, LinearSmoother) else None
-    return Fold(smoother.temporal, weights)
+    return Fold(smoother.temporal, weights, getattr(smoother, "folds_by_maximum", False))
 
 
 @attrs.frozen(kw_only=True)

@@ -71,7 +71,7 @@ class AdaptiveAllocator:
             counts = _shares_of_the_best(_with_floor(ranked, self._share_of(budget)), budget)
         else:
             counts = self._blended(_shares_of_the_best(ranked, budget), scores, budget)
-        held = (~scores.isneginf()).sum(-1)
+        held = scores.ne(-torch.inf).sum(-1)
         return counts.minimum(held)
 
     def _share_of(self, budget: int) -> int:
@@ -82,7 +82,10 @@ class AdaptiveAllocator:
     ) -> Int[Tensor, "B N"]:
         """Return (1 - floor) of the adaptive counts plus `floor` of the budget, rounded."""
         if self.rounding == "down":
-            return (adaptive + self.floor * (budget - adaptive.double()) + 1e-9).floor().long()
+            # In float64: a factor without dimensions says so. `long` rounds down, as no count is
+            # negative.
+            own = torch.tensor(1 - self.floor, dtype=torch.float64, device="cpu")
+            return (adaptive * own + (self.floor * budget + 1e-9)).long()
         protected = scores.isposinf().sum(-1)
         base = (budget - protected).clamp_min(0)
         blend = (adaptive - protected) * (1 - self.floor) + (base * self.floor).floor()

@@ -62,9 +62,11 @@ def _ranked(scores: Float[Tensor, "B N S"], longest: int) -> Float[Tensor, "B lo
     """Sort each head's scores, best first, and pad them with -inf to the longest layer."""
     best_first = scores.sort(dim=-1, descending=True).values
     missing = longest - scores.shape[-1]
-    return F.pad(best_first, (0, missing), value=-torch.inf).transpose(1, 2)
+    if missing:
+        best_first = F.pad(best_first, (0, missing), value=-torch.inf)
+    return best_first.transpose(1, 2)
 
 
 def _held(counts: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N"]:
     """Cut counts to what each head holds."""
-    return counts.to(scores.device).minimum((~scores.isneginf()).sum(-1))
+    return counts.to(scores.device).minimum(scores.ne(-torch.inf).sum(-1))

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import attrs
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
@@ -64,12 +64,10 @@ class DefensiveScorer:
         worst, mean, near = seen(observation, reduce, self.width)
         risk = with_floor(worst) * self._relative_sizes(observation)
         nearby = observation.of_all_heads(near).mean(1)
-        largest = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
         ordered = mean.sort(dim=-1, descending=True, stable=True)
-        counts = self._first(ordered.values, nearby, observation)
-        risk = _with_first(risk, ordered.indices, counts, largest)
-        window = observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
-        window = window.expand(*risk.shape[:2], observation.window)
+        first = self._first(ordered.values, nearby, observation)
+        risk = _with_first(risk, ordered.indices, first, _largest(risk, observation))
+        window = _largest(risk, observation).expand(*risk.shape[:2], observation.window)
         scores = torch.cat([risk, window], dim=-1)
         return scores.repeat_interleave(heads // risk.shape[1], dim=1)
 
@@ -96,29 +94,39 @@ class DefensiveScorer:
 
     def _first(
         self, ordered: Float[Tensor, "B N P"], nearby: Float[Tensor, " B"], observation: Observation
-    ) -> Int[Tensor, "B N"]:
-        """Count the most attended positions that together stay below the mass, within the budget.
+    ) -> Bool[Tensor, "B N P"]:
+        """Mark the most attended positions that together stay below the mass, within the budget.
 
         `ordered` is their mean attention, the largest first.
         The window's attention to the last W positions of the past is subtracted from the mass.
         """
         shares = ordered / ordered.sum(-1, keepdim=True).clamp_min(LEAST)
         below = shares.cumsum(-1) < self.mass - nearby[:, None, None]
-        return below.sum(-1).clamp_max(max(0, observation.budget - observation.window))
+        below[..., max(0, observation.budget - observation.window) :] = False
+        return below
+
+
+def _largest(risk: Float[Tensor, "B N P"], observation: Observation) -> Float[Tensor, "B 1 1"]:
+    """Return the largest risk of any head of the layer."""
+    if observation.shard is None:
+        return risk.amax((1, 2), keepdim=True)
+    return observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
 
 
 def _with_first(
     risk: Float[Tensor, "B N P"],
     order: Int[Tensor, "B N P"],
-    counts: Int[Tensor, "B N"],
+    first: Bool[Tensor, "B N P"],
     largest: Float[Tensor, "B 1 1"],
 ) -> Float[Tensor, "B N P"]:
-    """Raise the first `counts` positions in `order` above the `largest` risk of a head.
+    """Raise the `first` positions in `order` above the `largest` risk of a head.
 
     A raised score exceeds it by 2^-22 of it for every place before the last position. So if a
     budget ends among the raised positions, the least attended are evicted.
     """
-    place = torch.arange(risk.shape[-1], dtype=torch.float32, device=risk.device)
-    raised = largest * (1 + STEP * (risk.shape[-1] - place))
-    ranked = torch.where(place < counts[..., None], raised, risk.gather(-1, order))
+    # 1 + STEP n for n = P ... 1: float32 has each of them exactly while P is below 2^22.
+    top = 1 + STEP * risk.shape[-1]
+    factors = torch.arange(top, 1, -STEP, dtype=torch.float32, device=risk.device)
+    raised = largest * factors
+    ranked = torch.where(first, raised, risk.gather(-1, order))
     return torch.empty_like(risk).scatter_(-1, order, ranked)

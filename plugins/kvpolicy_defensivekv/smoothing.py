@@ -37,6 +37,7 @@ class DefensiveSmoother:
     """
 
     position_bias: ClassVar[bool] = True
+    folds_by_maximum: ClassVar[bool] = True
 
     floor: bool = attrs.field(default=True, validator=boolean)
 

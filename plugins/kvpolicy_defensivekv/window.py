@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.fold import Reduce, is_maximum
 from kvpolicy.observation.observation import Observation
-from kvpolicy_kernels import pool_scores, rows_per_block, spans
+from kvpolicy_kernels import largest_attention, pool_scores, rows_per_block, spans
 
 LEAST = 1e-30
 
@@ -38,6 +38,17 @@ def seen(observation: Observation, reduce: Reduce, width: int) -> Seen:
     (torch.Size([1, 2, 24]), torch.Size([1, 2]))
     """
     past = observation.length - observation.window
+    plain = observation.position_bias is None and not observation.ahead
+    if plain and is_maximum(reduce):
+        found = largest_attention(
+            observation.queries,
+            observation.keys,
+            width,
+            scaling=observation.scaling,
+            softcap=observation.softcap,
+            sinks=observation.sink_logits,
+        )
+        return Seen(*found, found.mean[..., -observation.window :].sum(-1))
     groups = observation.queries.shape[1] // observation.keys.shape[1]
     worst: list[Tensor] = []
     mean: list[Tensor] = []

@@ -111,6 +111,16 @@ def test_the_kernel_orders_all_bits_of_a_number(device):
 
 
 @kernel
+@pytest.mark.parametrize("budget", [0, 1, 30, 70])
+def test_equal_budgets_of_the_host_are_taken_as_they_are(budget, device):
+    scores = torch.randint(0, 9, (2, 3, 60)).float()
+    budgets = torch.full((2, 3), budget, dtype=torch.int32)
+    for count in (None, 40):
+        expected = reference.select(scores, budgets, count=count)
+        assert torch.equal(select(scores.to(device), budgets, count=count).cpu(), expected)
+
+
+@kernel
 def test_the_kernel_takes_any_layout(device):
     scores = torch.randn(2, 50, 2).to(device)[:, ::2].mT
     budgets = torch.arange(12).to(device).view(3, 4)[1:, ::2].T

@@ -2,7 +2,7 @@
 
 import torch
 
-from kvpolicy.observation.fold import Fold, weights_of
+from kvpolicy.observation.fold import Fold, is_maximum, weights_of
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 
 VALUES = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
@@ -28,6 +28,16 @@ def test_a_smoother_that_is_no_weighted_sum_has_no_weights():
     fold = fold_of(LargestSmoother())
     assert weights_of(fold, 2) is None
     assert fold(VALUES).tolist() == [3.0, 6.0]
+
+
+def test_a_smoother_may_say_that_it_takes_the_maximum():
+    class Named(LargestSmoother):
+        folds_by_maximum = True
+
+    assert is_maximum(fold_of(Named()))
+    assert not is_maximum(fold_of(LargestSmoother()))
+    assert not is_maximum(fold_of(MeanSmoother()))
+    assert not is_maximum(lambda values: values.amax(-2))
 
 
 def test_a_plain_function_has_no_weights():

@@ -11,6 +11,7 @@ from kvpolicy.stages.smoothing import fold_of
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_defensivekv import DefensiveScorer, DefensiveSmoother, LayerDefensiveAllocator
+from kvpolicy_defensivekv.window import seen
 from kvpolicy_kernels import projected_norms
 
 test_contract = contract(plugin="defensivekv")
@@ -268,3 +269,14 @@ def test_mistakes_are_named(part, name, options, message):
     parts = {"scorer": "defensivekv"} | {part: {"name": name, **options}}
     with pytest.raises(InvalidValueError, match=f"{part} '{name}': {message}"):
         kvpolicy.compose(**parts)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_smoother_that_is_a_maximum_gives_what_any_function_of_it_gives(biased):
+    layer = observation(positions=40, window=6, groups=2)
+    bias = torch.randn(1, 4, 6, 40, generator=torch.Generator().manual_seed(0)) if biased else None
+    layer = attrs.evolve(layer, position_bias=bias)
+    found = seen(layer, fold_of(DefensiveSmoother()), 5)
+    expected = seen(layer, lambda rows: rows.amax(-2), 5)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)

@@ -85,6 +85,13 @@ class SumSmoother(MeanSmoother):
         return values.sum(-2)
 
 
+class SmallestSmoother(MeanSmoother):
+    folds_by_maximum = True
+
+    def temporal(self, values):
+        return values.amin(-2)
+
+
 class NewestSmoother(MeanSmoother):
     def temporal(self, values):
         return values[..., -1, :]
@@ -321,6 +328,7 @@ FAULTY = {
     "smoother": {
         "folds_what_agrees_to_itself": SumSmoother(),
         "folds_with_its_weights": NewestSmoother(),
+        "folds_by_the_maximum_it_names": SmallestSmoother(),
         "keeps_the_shape": DroppingSmoother(),
         "keeps_constants_away_from_the_edges": RisingSmoother(),
         "keeps_what_is_not_negative": CentringSmoother(),

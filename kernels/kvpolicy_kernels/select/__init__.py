@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
@@ -35,17 +34,6 @@ def select(
         f"budgets {tuple(budgets.shape)} do not fit scores {tuple(scores.shape)}",
     )
     require(count is None or count >= 0, f"count must be at least 0, not {count}")
-    if budgets.device != scores.device and budgets.device.type == "cpu":
-        most = int(budgets.max()) if budgets.numel() else 0
-        count = most if count is None else count
-        budgets = _beside(scores, budgets, most)
-    return implementation(select, scores, budgets)(scores, budgets, count=count)
-
-
-def _beside(
-    scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"], most: int
-) -> Int64[Tensor, "B N"]:
-    """Return budgets of the CPU where the scores are, without a wait for the GPU."""
-    if bool((budgets == most).all()):
-        return torch.full_like(budgets, most, dtype=torch.int64, device=scores.device)
-    return budgets.to(scores.device, torch.int64, non_blocking=True)
+    # Budgets may be on the CPU: where they go from there is for each form to say.
+    given = [scores] if budgets.device.type == "cpu" else [scores, budgets]
+    return implementation(select, *given)(scores, budgets, count=count)

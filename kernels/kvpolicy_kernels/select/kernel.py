@@ -28,9 +28,9 @@ def unsupported(*tensors: Tensor) -> str | None:
     return launch.refusal(*tensors, largest_dim=2**30)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["of_all"])
 def _select_kernel(
-    scores, budgets, kept,
+    scores, budgets, kept, of_all,
     N, S, K,
     scores_b, scores_n, scores_s,
     budgets_b, budgets_n,
@@ -38,7 +38,10 @@ def _select_kernel(
 ):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     b, n = head // N, head % N
-    budget = tl.load(budgets + b * budgets_b + n * budgets_n).to(tl.int64)
+    if budgets is None:
+        budget = of_all.to(tl.int64)
+    else:
+        budget = tl.load(budgets + b * budgets_b + n * budgets_n).to(tl.int64)
     budget = tl.maximum(tl.minimum(budget, tl.minimum(S, K)), 0).to(tl.int32)
     row = scores + b * scores_b + n * scores_n
     kept += head * K
@@ -58,9 +61,18 @@ def _select_kernel(
 def select(
     scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"], *, count: int | None = None
 ) -> Int64[Tensor, "B N K"]:
-    """Select in one launch, which reads each head's scores five times, from the GPU's cache."""
+    """Select in one launch, which reads each head's scores five times, from the GPU's cache.
+
+    A budget of the CPU that all heads have is an argument of the launch, and not sent there.
+    """
     if count is None:
         count = int(budgets.max()) if budgets.numel() else 0
+    of_all = 0
+    of_heads: Tensor | None = budgets
+    if budgets.device.type == "cpu" and budgets.numel():
+        of_all = int(budgets.flatten()[0])
+        alike = bool((budgets == of_all).all())
+        of_heads = None if alike else budgets.to(scores.device, torch.int64, non_blocking=True)
     batch, heads, positions = scores.shape
     kept = torch.empty(batch, heads, count, dtype=torch.int64, device=scores.device)
     if kept.numel() == 0:
@@ -68,7 +80,8 @@ def select(
     # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(scores):
         _select_kernel[(batch * heads,)](
-            scores, budgets, kept, heads, positions, count, *scores.stride(), *budgets.stride(),
+            scores, of_heads, kept, of_all, heads, positions, count, *scores.stride(),
+            *(of_heads.stride() if of_heads is not None else (0, 0)),
             BLOCK_S=BLOCK_S, STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
     return kept

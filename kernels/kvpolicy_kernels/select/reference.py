@@ -20,8 +20,11 @@ def select(
     positions = scores.shape[-1]
     most = min(count, positions)
     if most == 0 or budgets.numel() == 0:
-        return budgets.new_full((*budgets.shape, count), positions, dtype=torch.int64)
-    room = budgets.to(scores.device, torch.int64).clamp(0, most)[..., None]
+        return torch.full(
+            (*budgets.shape, count), positions, dtype=torch.int64, device=scores.device
+        )
+    # Without a wait for the GPU.
+    room = budgets.to(scores.device, torch.int64, non_blocking=True).clamp(0, most)[..., None]
     if scores.device.type == "cpu":
         return _on_cpu(without_nan(scores), room, count)
     scores = scores.masked_fill(scores.isnan(), -torch.inf)

@@ -1,9 +1,4 @@
-"""The Triton kernels: the logsumexp of each query, then the attention folded over the queries.
-
-A tile of rows holds BLOCK_W queries of each of BLOCK_G heads of a group, so that the group reads
-its keys once. The queries of a tile are neighbours: they see almost the same positions. Query w
-sees the positions up to PAST + w, as far as they exist.
-"""
+"""The Triton kernels: the logsumexp of each query, then the attention folded over the queries."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -12,118 +7,22 @@ sees the positions up to PAST + w, as far as they exist.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy_kernels.common.triton import launch
-from kvpolicy_kernels.common.triton.logits import (
-    base_2,
-    capped,
-    finite_or_zero,
-    load_rows,
-    log2_sum,
-    products_by_parts,
-    sink_of,
-)
+from kvpolicy_kernels.common.triton.logits import capped, load_rows, products_by_parts
 from kvpolicy_kernels.window_attention.reference import WindowAttention
-
-BLOCK_M = 16
-
-
-class Tile(NamedTuple):
-    """How many heads, queries, positions and channels a program multiplies, and its warps."""
-
-    heads: int
-    queries: int
-    positions: int
-    channels: int
-    warps: int
+from kvpolicy_kernels.window_attention.sums import log2_sums, plan_of
 
 
 def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
     """Return why the kernels cannot take these queries, keys, weights, sinks; None if they can."""
     return launch.refusal(queries, keys, *(vector[:, None] for vector in vectors))
-
-
-def tile_of(group: int, window: int, block_dim: int, *, exact: bool) -> Tile:
-    """Choose a tile by shape alone. It spills no registers and fits 99 KiB of shared memory.
-
-    Exact products in float32 run without tensor cores, and hold all channels in registers.
-    """
-    rows = 64 if exact or block_dim > 128 else 128
-    heads = min(rows, triton.next_power_of_2(group))
-    # Tensor cores multiply at least 16 rows.
-    queries = max(min(rows // heads, triton.next_power_of_2(window)), 16 // heads)
-    warps = 8 if heads * queries == (64 if exact else 128) else 4
-    return Tile(heads, queries, 64, 16 if exact else block_dim, warps)
-
-
-@triton.jit
-def _logsumexp_kernel(
-    queries, keys, sinks, partials,
-    N, G, W, S, PAST, GROUP_BLOCKS, SPAN, M, scale, softcap,
-    queries_b, queries_h, queries_w, queries_d,
-    keys_b, keys_n, keys_s, keys_d,
-    D: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr, UP: tl.constexpr,
-):  # fmt: skip
-    # The last tiles see the most positions, so they start first.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
-    split = tl.program_id(1).to(tl.int64)
-    place = tl.program_id(2).to(tl.int64)
-    b, n = place // GROUP_BLOCKS // N, place // GROUP_BLOCKS % N
-    r = tl.arange(0, BLOCK_W * BLOCK_G)
-    g, w = place % GROUP_BLOCKS * BLOCK_G + r % BLOCK_G, tile * BLOCK_W + r // BLOCK_G
-    h, valid = n * G + g, (g < G) & (w < W)
-    rows = queries + b * queries_b + h * queries_h + w * queries_w
-    d = tl.arange(0, BLOCK_D).to(tl.int64)
-    if CHANNELS == BLOCK_D:
-        block = load_rows(rows, valid, d, queries_d, D, UP)
-    peak = tl.full([BLOCK_W * BLOCK_G], float("-inf"), tl.float32)
-    mass = tl.zeros([BLOCK_W * BLOCK_G], tl.float32)
-    # Two conditions, not `and`: without sinks Triton must not compile the second.
-    if sinks is not None:  # noqa: SIM102
-        if split == 0:
-            peak, mass = sink_of(sinks, h, valid)
-    end = tl.minimum((split + 1) * SPAN, tl.minimum(S, PAST + (tile + 1) * BLOCK_W))
-    for start in range(split * SPAN, end, BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)
-        key_rows = keys + b * keys_b + n * keys_n + s * keys_s
-        if CHANNELS == BLOCK_D:
-            seen = load_rows(key_rows, s < S, d, keys_d, D, UP)
-            product = tl.dot(block, tl.trans(seen), input_precision=PRECISION)
-        else:
-            product = products_by_parts(
-                rows, valid, queries_d, key_rows, s < S, keys_d, D, CHANNELS, PRECISION, UP
-            )
-        logits = capped(product, scale, softcap)
-        sees = (s < S)[None, :] & (s[None, :] <= (PAST + w)[:, None])
-        logits = tl.where(sees, logits, float("-inf"))
-        before, peak = peak, tl.maximum(peak, tl.max(logits, 1))
-        base = finite_or_zero(peak)
-        mass = mass * tl.exp2(before - base) + tl.sum(tl.exp2(logits - base[:, None]), 1)
-    row = split * M + (b * N * G + h) * W + w
-    tl.store(partials + row, log2_sum(peak, mass), mask=valid)
-
-
-@triton.jit
-def _combine_kernel(partials, totals, M, SPLITS, BLOCK_M: tl.constexpr, BLOCK_SPLITS: tl.constexpr):
-    m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    split = tl.arange(0, BLOCK_SPLITS).to(tl.int64)
-    parts = tl.load(
-        partials + split[:, None] * M + m[None, :],
-        mask=(split < SPLITS)[:, None] & (m < M)[None, :],
-        other=float("-inf"),
-    )
-    peak = tl.max(parts, 0)
-    mass = tl.sum(tl.exp2(parts - finite_or_zero(peak)[None, :]), 0)
-    tl.store(totals + m, log2_sum(peak, mass), mask=m < M)
 
 
 @triton.jit
@@ -188,47 +87,17 @@ def window_attention(
 
     The keys are read twice: first for the sum of each softmax, then for the weights.
     """
-    batch, heads, window, dim = queries.shape
+    batch, heads, window = queries.shape[:3]
     kv_heads, positions = keys.shape[1:3]
-    group = heads // kv_heads
-    mixed = queries.dtype != keys.dtype
-    precision = "ieee" if mixed else launch.product_precision(queries, keys)
-    block_dim = max(16, triton.next_power_of_2(dim))
-    tile = tile_of(group, window, block_dim, exact=precision == "ieee")
-    group_blocks = triton.cdiv(group, tile.heads)
-    row_tiles, places = triton.cdiv(window, tile.queries), kv_heads * group_blocks
-    blocks = triton.cdiv(positions, tile.positions)
-    # The batch size must not count: a sequence's sums may not depend on the rest of the batch.
-    span = tile.positions * triton.cdiv(blocks, launch.splits(row_tiles * places, blocks))
-    splits = triton.cdiv(positions, span)
+    plan = plan_of(queries, keys, scaling=scaling, softcap=softcap)
     past = positions - window if causal else positions
-    sizes = (kv_heads, group, window, positions, past, group_blocks)
-    numbers, strides = base_2(scaling, softcap), (*queries.stride(), *keys.stride())
-    options = {
-        "D": dim, "BLOCK_D": block_dim,
-        "BLOCK_G": tile.heads, "BLOCK_W": tile.queries, "BLOCK_S": tile.positions,
-        "CHANNELS": tile.channels, "PRECISION": precision,
-        "UP": launch.INTERPRETED or mixed, "num_warps": tile.warps,
-    }  # fmt: skip
-    sinks = None if sinks is None else sinks.contiguous()
+    sizes = kv_heads, heads // kv_heads, window, positions, past, plan.group_blocks
     attention = torch.empty(batch, heads, positions, dtype=torch.float32, device=keys.device)
-    partials = attention.new_empty(splits, batch, heads, window)
+    # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(keys):
-        _logsumexp_kernel[(row_tiles, splits, batch * places)](
-            queries, keys, sinks, partials, *sizes, span, partials[0].numel(), *numbers, *strides,
-            **options,
-        )  # fmt: skip
-        totals = partials[0] if splits == 1 else _combine(partials)
-        _fold_kernel[(blocks, batch * places)](
-            queries, keys, weights, totals, attention, *sizes, *numbers, *strides,
-            *weights.stride(), **options,
+        totals = log2_sums(queries, keys, sinks, plan, causal=causal)
+        _fold_kernel[(plan.blocks, batch * plan.places)](
+            queries, keys, weights, totals, attention, *sizes, *plan.numbers, *queries.stride(),
+            *keys.stride(), *weights.stride(), **plan.options,
         )  # fmt: skip
     return WindowAttention(attention, totals * math.log(2))
-
-
-def _combine(partials: Float32[Tensor, "splits B H W"]) -> Float32[Tensor, "B H W"]:
-    splits, rows = len(partials), partials[0].numel()
-    totals = torch.empty_like(partials[0])
-    sizes = {"BLOCK_M": BLOCK_M, "BLOCK_SPLITS": triton.next_power_of_2(splits)}
-    _combine_kernel[(triton.cdiv(rows, BLOCK_M),)](partials, totals, rows, splits, **sizes)
-    return totals

@@ -111,14 +111,19 @@ def _dense(rows: Sequence[Piece], slots: Slots) -> Contents:
     )
 
 
+def _behind(tables: Sequence[Tensor]) -> Tensor:
+    """Return the rows of each table behind those of the one before it."""
+    return tables[0] if len(tables) == 1 else torch.cat(list(tables))
+
+
 def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
     """Put every head behind the head before it, and begin with no dense rows."""
     flat = [piece.flat() for piece in pieces]
     keys, values, positions = (
-        torch.cat([tables[name] for tables in flat]) for name in ("keys", "values", "positions")
+        _behind([tables[name] for tables in flat]) for name in ("keys", "values", "positions")
     )
     states = [tables["state"] for tables in flat if "state" in tables]
-    state = torch.cat(states) if states else None
+    state = _behind(states) if states else None
     shape = (slots.batch, slots.heads, 0)
     heads = 0 if state is None else slots.heads * state.shape[1]
     return Contents(

@@ -42,6 +42,14 @@ def folds_with_its_weights(smoother: Smoother, draw: Draw) -> None:
 
 
 @promise("smoother")
+def folds_by_the_maximum_it_names(smoother: Smoother, draw: Draw) -> None:
+    """A smoother with `folds_by_maximum` takes the maximum over the queries."""
+    if getattr(smoother, "folds_by_maximum", False):
+        values = _window(draw)
+        torch.testing.assert_close(smoother.temporal(values), values.amax(-2), rtol=0, atol=0)
+
+
+@promise("smoother")
 def keeps_the_shape(smoother: Smoother, draw: Draw) -> None:
     """Spreading gives one finite float32 score for each that it was given."""
     observation = draw(observations())

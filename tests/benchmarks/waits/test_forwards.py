@@ -27,19 +27,19 @@ def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
 
 
 BOUNDS = {
-    "adakv": ((50, 1), (5, 0)),
+    "adakv": ((41, 1), (5, 0)),
     "cam": ((55, 0), (55, 0)),
     "caote": ((36, 0), (2, 0)),
     "chunkkv": ((34, 0), (2, 0)),
     "criticalkv": ((41, 0), (2, 0)),
-    "defensivekv": ((98, 1), (4, 0)),
+    "defensivekv": ((66, 1), (4, 0)),
     "expectedattention": ((60, 0), (2, 0)),
     "h2o": ((24, 0), (26, 0)),
     "keydiff": ((22, 0), (20, 0)),
     "knorm": ((17, 0), (2, 0)),
     "lacache": ((33, 1), (55, 2)),
     "lagkv": ((44, 0), (3, 0)),
-    "layerdefensivekv": ((85, 0), (4, 0)),
+    "layerdefensivekv": ((57, 0), (4, 0)),
     "lookm": ((54, 0), (58, 0)),
     "pyramidkv": ((22, 0), (2, 0)),
     "random": ((15, 0), (2, 0)),

@@ -5,11 +5,10 @@ import pytest
 from benchmarks.waits.__main__ import recipes
 from benchmarks.waits.lengths import GROWTH, LENGTHS, eviction
 
-GROWS = {"defensivekv": 7.5, "layerdefensivekv": 8, "expectedattention": 3.6}
+GROWS = {"expectedattention": 3.6}
 """By recipe: how many times the launches of 4,096 positions those of 131,072 are at most.
 
-The window's attention to every position, and tables of cosines for every position, are made in
-parts that fit into an eighth of the layer.
+Tables of cosines for every position are made in parts that fit into an eighth of the layer.
 """
 WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lacache": 1}
 

@@ -20,3 +20,11 @@ def variants():
                 unaligned=(*unaligned, "budgets_b"),
                 warps=WARPS,
             )
+    yield Variant(
+        name="select fp32 one budget",
+        function=kernel._select_kernel,
+        pointers={"scores": "fp32", "kept": "i64"},
+        constants={"budgets": None, "scores_s": 1, "BLOCK_S": BLOCK_S, "STAGES": STAGES},
+        unaligned=("of_all", "N", "K", "budgets_b", "budgets_n"),
+        warps=WARPS,
+    )

@@ -1,6 +1,6 @@
 from compile_offline import Variant
 
-from kvpolicy_kernels.window_attention import kernel
+from kvpolicy_kernels.window_attention import kernel, sums
 
 PRECISION = {"fp32": "ieee", "bf16": "tf32"}
 # Channels, heads of a group, queries: Llama's window, smaller and larger heads, GPT-OSS's groups,
@@ -16,16 +16,16 @@ def variants():
         yield from both(dtype, 128, 4, 32, softcap=True)
     yield Variant(
         name="window_attention combine",
-        function=kernel._combine_kernel,
+        function=sums._combine_kernel,
         pointers={"partials": "fp32", "totals": "fp32"},
-        constants={"BLOCK_M": kernel.BLOCK_M, "BLOCK_SPLITS": 512},
+        constants={"BLOCK_M": sums.BLOCK_M, "BLOCK_SPLITS": 512},
         unaligned=("M", "SPLITS"),
     )
 
 
 def both(dtype, dim, group, window, *, softcap=False, sinks=False):
     precision = PRECISION[dtype]
-    tile = kernel.tile_of(group, window, dim, exact=precision == "ieee")
+    tile = sums.tile_of(group, window, dim, exact=precision == "ieee")
     shape = f"{dtype} D={dim} G={group} W={window}{' softcap' * softcap}"
     constants = {
         "D": dim, "BLOCK_D": dim, "BLOCK_G": tile.heads, "BLOCK_W": tile.queries,
@@ -43,7 +43,7 @@ def both(dtype, dim, group, window, *, softcap=False, sinks=False):
     }
     yield Variant(
         name=f"logsumexp {shape}{' sinks' * sinks}",
-        function=kernel._logsumexp_kernel,
+        function=sums._logsumexp_kernel,
         pointers={**tables, "partials": "fp32", **({"sinks": dtype} if sinks else {})},
         constants={**constants, **({} if sinks else {"sinks": None})},
         **given,
