@@ -14,5 +14,5 @@ def test_caches_are_exact_whatever_is_done_to_them(profile, count):
             for step, number in self.done.items():
                 count("in them:", step, "within", number)
 
-    runs = settings(profile, max_examples=max(20, profile.max_examples), stateful_step_count=20)
+    runs = settings(profile, max_examples=max(10, profile.max_examples), stateful_step_count=20)
     run_state_machine_as_test(Counted, settings=runs)
