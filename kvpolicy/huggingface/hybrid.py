@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 from transformers import cache_utils
@@ -14,6 +14,13 @@ from kvpolicy.huggingface.session import Session
 
 # transformers looks for layers with attention by this type. Older ones have no such layers.
 _Both = getattr(cache_utils, "LinearAttentionAndFullAttentionLayer", LinearAttentionLayer)
+
+
+def linear_nbytes(layer: Any) -> int:
+    """Return the bytes of a layer's linear states; 0 for a layer that has none."""
+    states = (getattr(layer, name, None) for name in ("conv_states", "recurrent_states"))
+    each = (one for some in states for one in (some.values() if isinstance(some, dict) else [some]))
+    return sum(state.nbytes for state in each if state is not None)
 
 
 class HybridLayer(_Both, PolicyLayer):  # type: ignore[misc,valid-type]
@@ -60,17 +67,9 @@ class HybridLayer(_Both, PolicyLayer):  # type: ignore[misc,valid-type]
     @property
     def nbytes(self) -> int:
         """Bytes held: those of the attention, and of the states."""
-        return PolicyLayer.nbytes.fget(self) + self._state_nbytes  # type: ignore[attr-defined, no-any-return]
+        return PolicyLayer.nbytes.fget(self) + linear_nbytes(self)  # type: ignore[attr-defined, no-any-return]
 
     @property
     def full_nbytes(self) -> int:
         """Bytes that the keys and values of all tokens seen would need, and those of the states."""
-        return PolicyLayer.full_nbytes.fget(self) + self._state_nbytes  # type: ignore[attr-defined, no-any-return]
-
-    @property
-    def _state_nbytes(self) -> int:
-        return sum(each.nbytes for each in self._states())
-
-    def _states(self) -> Iterator[Tensor]:
-        for states in (self.conv_states, self.recurrent_states):
-            yield from (each for each in states.values() if each is not None)
+        return PolicyLayer.full_nbytes.fget(self) + linear_nbytes(self)  # type: ignore[attr-defined, no-any-return]

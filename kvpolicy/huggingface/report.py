@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from kvpolicy.huggingface.hybrid import linear_nbytes
 from kvpolicy.huggingface.layer import PolicyLayer
 
 
@@ -114,13 +115,14 @@ def _layer_report(index: int, layer: Any) -> LayerReport:
     held = 0 if keys is None else keys.shape[-2]
     seen = layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else 0
     owned = 0 if keys is None else keys.nbytes + layer.values.nbytes
+    linear = linear_nbytes(layer)
     return LayerReport(
         layer=index,
         evicts=False,
         seen=seen,
         held=held,
-        nbytes=owned,
-        full_nbytes=owned // held * seen if held else 0,
+        nbytes=owned + linear,
+        full_nbytes=(owned // held * seen if held else 0) + linear,
     )
 
 

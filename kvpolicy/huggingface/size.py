@@ -7,12 +7,13 @@ from typing import Any
 import attrs
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.cache_argument import handed
+from kvpolicy.huggingface.hybrid import linear_nbytes
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.support import plain_layers, supported_config
 from kvpolicy.observation.observation import Observation
@@ -48,11 +49,15 @@ class LayerShape:
 
 @attrs.frozen(kw_only=True)
 class ModelShape:
-    """What a config says of a model: its layers, and the bytes of its weights."""
+    """What a config says of a model: its layers, and the bytes of its weights.
+
+    `linear_nbytes` are the bytes of all linear states of one row, which do not grow.
+    """
 
     name: str
     layers: tuple[LayerShape, ...]
     weight_nbytes: int
+    linear_nbytes: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -89,7 +94,12 @@ def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
         _layer_shape(layer, text) for layer in cache.layers if isinstance(layer, DynamicLayer)
     )
     weights = sum(each.numel() * each.element_size() for each in model.parameters())
-    return ModelShape(name=type(model).__name__, layers=layers, weight_nbytes=weights)
+    return ModelShape(
+        name=type(model).__name__,
+        layers=layers,
+        weight_nbytes=weights,
+        linear_nbytes=sum(linear_nbytes(layer) for layer in cache.layers),
+    )
 
 
 def _layer_shape(layer: Any, config: PreTrainedConfig) -> LayerShape:
@@ -100,7 +110,7 @@ def _layer_shape(layer: Any, config: PreTrainedConfig) -> LayerShape:
         value_dim=layer.values.shape[3],
         dtype=layer.keys.dtype,
         # transformers holds one token less than the window.
-        window=None if type(layer) is DynamicLayer else layer.sliding_window - 1,
+        window=layer.sliding_window - 1 if isinstance(layer, DynamicSlidingWindowLayer) else None,
     )
 
 
@@ -137,12 +147,13 @@ def cache_size(
         (sum(kept[:at]) if evenly else sum(kept)) + full + _state_nbytes(each, policy, tokens)
         for at, (each, full) in enumerate(zip(shape.layers, whole, strict=True))
     ]
+    reading = sum(whole) if waits or policy is None else max(*peaks, sum(kept))
     return CacheSize(
         tokens=tokens,
         held=held,
-        nbytes=batch * sum(kept),
-        full=batch * sum(whole),
-        reading=batch * (sum(whole) if waits or policy is None else max(*peaks, sum(kept))),
+        nbytes=batch * (sum(kept) + shape.linear_nbytes),
+        full=batch * (sum(whole) + shape.linear_nbytes),
+        reading=batch * (reading + shape.linear_nbytes),
     )
 
 

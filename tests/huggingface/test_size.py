@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
+from transformers.cache_utils import LinearAttentionLayer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
+from kvpolicy.exactness.architectures import tiny_architecture
 from kvpolicy.huggingface.size import cache_size, model_shape
 from kvpolicy.named import resolved
 from kvpolicy.testing.models import tiny_model
@@ -55,6 +60,24 @@ def test_a_cache_takes_as_many_bytes(model, shape, prompt, recipe, budget, stora
         size = cache_size(shape, policy, tokens, storage=stored)
         assert size.nbytes == cache.nbytes
         assert size.full == cache.report().full_nbytes
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(
+    "number_of_states" not in inspect.signature(LinearAttentionLayer.__init__).parameters,
+    reason="refused here: this transformers does not say how many states a layer has",
+)
+@pytest.mark.parametrize("kind", ["falcon_h1", "zamba2", "qwen3_next", "inkling_text"])
+def test_linear_states_are_counted(kind, prompt):
+    if kind not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    model, policy = tiny_architecture(kind).bfloat16(), kvpolicy.recipe("snapkv", budget=64)
+    shape = model_shape(model.config, torch.bfloat16)
+    assert shape.linear_nbytes > 0
+    with policy.cache(model) as cache, torch.no_grad():
+        model(prompt, past_key_values=cache)
+        size = cache_size(shape, policy, TOKENS)
+        assert size.nbytes == cache.nbytes
 
 
 def test_an_allocator_that_stays_below_the_budget_takes_less(model, shape, prompt):
