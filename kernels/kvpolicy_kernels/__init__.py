@@ -22,6 +22,7 @@ from kvpolicy_kernels.forward_selection import (
 )
 from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
 from kvpolicy_kernels.gaussian_logits import gaussian_logits
+from kvpolicy_kernels.group_scores import group_scores, protect_scores
 from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.largest_attention import LargestAttention, largest_attention
@@ -57,6 +58,7 @@ __all__ = [
     "forward_selection",
     "gather_kv",
     "gaussian_logits",
+    "group_scores",
     "head_factors",
     "joint_reconstruction_error",
     "largest_attention",
@@ -67,6 +69,7 @@ __all__ = [
     "partition_deviations",
     "pool_scores",
     "projected_norms",
+    "protect_scores",
     "query_outputs",
     "ragged_attention",
     "reconstruction_error",

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.observation import Observation
-from kvpolicy.observation.rotary import rotated, unrotated
-from kvpolicy_kernels import select
+from kvpolicy_kernels import rerotate_keys, select
+
+OLD, NEW = slice(None, -1), slice(-1, None)
 
 
 class Tokens(NamedTuple):
@@ -29,7 +30,7 @@ class Tokens(NamedTuple):
 def replayed(observation: Observation, places: Int[Tensor, "B M"]) -> Observation:
     """Show the queries at `places`, as they would be at the next position, in place of all shown.
 
-    Rotary embedding is undone and done again for position `seen`. The queries are `ahead`.
+    Rotary embedding is changed to that of position `seen`. The queries are `ahead`.
 
     >>> from kvpolicy.testing import observation
     >>> layer = observation(positions=9, window=9)
@@ -46,10 +47,15 @@ def replayed(observation: Observation, places: Int[Tensor, "B M"]) -> Observatio
         )
     channels = observation.queries.shape[-1]
     rows = places[:, None, :, None].expand(-1, heads, -1, channels)
-    positions = observation.query_positions[places][:, None]
-    plain = unrotated(observation.queries.gather(2, rows), positions, rotary)
-    queries = rotated(plain, torch.full_like(positions, observation.seen), rotary)
-    return attrs.evolve(observation, queries=queries.to(observation.queries), ahead=True)
+    shown = observation.queries.gather(2, rows)
+    if not observation.ahead:
+        # One call of the model's rotary embedding for the old positions and the new one.
+        positions = places + (observation.seen - observation.window)
+        both = torch.nn.functional.pad(positions, (0, 1), value=observation.seen)
+        cosines, sines = (table[:, None] for table in rotary.tables(both))
+        old, new = ((cosines[:, :, part], sines[:, :, part]) for part in (OLD, NEW))
+        shown = rerotate_keys(shown, old, new, interleaved=rotary.interleaved)
+    return attrs.evolve(observation, queries=shown, ahead=True)
 
 
 def most_attended(

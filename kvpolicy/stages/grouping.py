@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.options import one_of
-from kvpolicy_kernels import sums_dtype
+from kvpolicy_kernels import group_scores
 
 Group = Literal["mean", "max", "sum"]
 """How the scores of a group of query heads are reduced to one."""
@@ -55,14 +55,7 @@ def reduce_groups(
     >>> reduce_groups(torch.tensor([[[1.0], [3.0]]]), 1, "mean")
     tensor([[[2.]]])
     """
-    batch, _, length = scores.shape
-    grouped = scores.view(batch, heads, -1, length)
-    if group == "max":
-        return grouped.amax(2)
-    # A float32 sum depends on its order: equal scores would then be ranked by rounding.
-    wide = sums_dtype(scores.device)
-    reduced = grouped.mean(2, dtype=wide) if group == "mean" else grouped.sum(2, dtype=wide)
-    return reduced.to(scores.dtype)
+    return group_scores(scores, heads, group)
 
 
 def reduce_readers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
@@ -11,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy_kernels import select
+from kvpolicy_kernels import protect_scores, select
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -90,12 +89,9 @@ def protect(
     scores: Float[Tensor, "B N S"], observation: Observation, *, sinks: int, recent: int
 ) -> Float[Tensor, "B N S"]:
     """Set the scores of the first `sinks` and the last `recent` tokens to +inf."""
-    # Where all heads keep a position or none does, scores have one head.
-    positions, masks = observation.positions[:, : scores.shape[1]], []
-    if sinks:
-        masks.append(positions < sinks)
-    if recent:
-        masks.append(positions >= observation.seen - recent)
-    if not masks:
+    if not (sinks or recent):
         return scores
-    return scores.masked_fill(functools.reduce(torch.bitwise_or, masks), torch.inf)
+    # Where all heads keep a position or none does, scores have one head.
+    positions = observation.positions[:, : scores.shape[1]]
+    since = observation.seen - recent if recent else None
+    return protect_scores(scores, positions, before=sinks, since=since)

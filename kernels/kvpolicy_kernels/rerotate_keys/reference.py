@@ -8,8 +8,11 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-Tables: TypeAlias = tuple[Float32[Tensor, "#B #N S R"], Float32[Tensor, "#B #N S R"]]
-"""Cosines and sines of norm 1, for the first R channels; sequences and heads may share them."""
+Tables: TypeAlias = tuple[Float32[Tensor, "#B #N #S R"], Float32[Tensor, "#B #N #S R"]]
+"""Cosines and sines of norm 1, for the first R channels.
+
+Sequences, heads and positions may share them.
+"""
 
 
 def rotate_half(

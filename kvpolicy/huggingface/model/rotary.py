@@ -49,7 +49,7 @@ class ModelRotary:
                 table[..., : table.shape[-1] // 2].repeat_interleave(2, -1)
                 for table in (cosines, sines)
             )
-        norm = (cosines.square() + sines.square()).sqrt()
+        norm = torch.hypot(cosines, sines)
         return cosines / norm, sines / norm
 
 
