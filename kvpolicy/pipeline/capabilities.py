@@ -103,6 +103,16 @@ class SaysPositionBias(Protocol):
 
 
 @runtime_checkable
+class SaysFitsValues(Protocol):
+    """A compactor that computes values from outputs, and not from evicted rows."""
+
+    @property
+    def fits_values(self) -> bool:
+        """Whether a kept value may become more than what it is and what is evicted."""
+        ...
+
+
+@runtime_checkable
 class ChecksParts(Protocol):
     """A part that works with some other parts only."""
 
@@ -177,6 +187,11 @@ def is_replayable(part: object) -> bool:
 def follows_bias(part: object) -> bool:
     """Return whether a part may be shown attention with a position bias."""
     return isinstance(part, SaysPositionBias) and part.position_bias
+
+
+def is_fitting_values(part: object) -> bool:
+    """Return whether a compactor fits kept values to outputs."""
+    return isinstance(part, SaysFitsValues) and part.fits_values
 
 
 def is_prefill_only(part: object) -> bool:

@@ -24,6 +24,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "restkv, joint, o with window": {"scorer": JOINT | WITH_WINDOW},
     "restkv, unpooled": {"smoother": UNPOOLED},
     "restkv, joint, unpooled": {"scorer": JOINT, "smoother": UNPOOLED},
+    "restkv, kvcompose": {"allocator": "kvcompose"},
+    "restkv, grkv": {"compactor": "grkv"},
 }
 """Changes of recipe `restkv`, by the title of the variant."""
 PAIRS = (
@@ -32,6 +34,9 @@ PAIRS = (
     ("restkv, joint, unpooled", "restkv, unpooled"),
     ("restkv, o with window", "restkv"),
     ("replay", "restkv"),
+    ("restkv, kvcompose", "restkv"),
+    ("restkv, grkv", "restkv"),
+    ("lava", "adakv"),
 )
 """Entrants that are compared prompt by prompt."""
 

@@ -72,6 +72,7 @@ SPACE: Mapping[str, Mapping[str, Options]] = {
         "criticalkv": _window,
         "expectedattention": _none,
         "knorm": _none,
+        "lava": _window,
         "replay": _replay,
     },
     "smoother": {"mean": _none, "pooling": _pooling, "spatiotemporal": _spatiotemporal},
@@ -80,6 +81,8 @@ SPACE: Mapping[str, Mapping[str, Options]] = {
         "adakv": _adaptive,
         "pyramidkv": _none,
         "layerdefensivekv": _none,
+        "kvcompose": _none,
+        "lava": _none,
     },
 }
 """The parts that take part where they are installed, and the options that are searched of each."""

@@ -10,7 +10,7 @@ GROWS = {"expectedattention": 3.6}
 
 Tables of cosines for every position are made in parts that fit into an eighth of the layer.
 """
-WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lacache": 1}
+WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lacache": 1, "lava": 1}
 
 
 @pytest.mark.sampled(4, "recipe")
