@@ -89,9 +89,9 @@ needle-results: $(READY) ## All recipes on the needle model: docs/results/needle
 	    --output $(RESULTS)/needle.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/needle.jsonl --baseline snapkv --markdown $(RESULTS)/needle.md
 
-needle-tasks: $(READY) ## All recipes on the needle model's other tasks: docs/results/needle-tasks.md (TEXTS=200: hours).
+needle-tasks: $(READY) ## All recipes on the needle model's other tasks: docs/results/needle-tasks.md (half an hour; SAMPLES=200: hours).
 	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets $(BUDGETS) \
-	    --task needles $$(test $$place = inside || echo --task needle_shared) --option num_samples=200 --limit $(TEXTS) \
+	    --task needles $$(test $$place = inside || echo --task needle_shared) --option num_samples=200 --limit $(SAMPLES) \
 	    --question $$place --baseline snapkv --output $(RESULTS)/needle-tasks.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/needle-tasks.jsonl --baseline snapkv --markdown $(RESULTS)/needle-tasks.md
 
