@@ -51,7 +51,12 @@ def implementation(door: Callable[P, R], *tensors: Tensor) -> Callable[P, R]:
         if reason is None:
             return _function(kernel, door)
         _warn_once(door.__name__, reason)
-    return _function(import_module(f"{door.__module__}.reference"), door)
+    return _function(_reference_of(door.__module__), door)
+
+
+@cache
+def _reference_of(room: str) -> ModuleType:
+    return import_module(f"{room}.reference")
 
 
 def _function(module: ModuleType, door: Callable[P, R]) -> Callable[P, R]:
@@ -61,9 +66,13 @@ def _function(module: ModuleType, door: Callable[P, R]) -> Callable[P, R]:
 
 def _wants_kernel(tensors: tuple[Tensor, ...]) -> bool:
     choice = os.environ.get(VARIABLE, "auto")
-    require(choice in CHOICES, f"{VARIABLE} must be one of {', '.join(CHOICES)}, not {choice!r}")
+    # Every operation asks this: the message is not written unless it is needed.
+    if choice not in CHOICES:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(CHOICES)}, not {choice!r}")
+    if choice == "reference" or (choice == "auto" and not tensors[0].is_cuda):
+        return False
     on_gpu = all(tensor.is_cuda for tensor in tensors)
-    if choice == "reference" or (choice == "auto" and not on_gpu):
+    if choice == "auto" and not on_gpu:
         return False
     if not _has_triton():
         require(

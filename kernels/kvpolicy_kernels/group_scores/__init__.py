@@ -49,10 +49,10 @@ def protect_scores(
     >>> protect_scores(torch.zeros(1, 1, 3), torch.arange(3).view(1, 1, 3), before=1, since=2)
     tensor([[[inf, 0., inf]]])
     """
-    require(
-        positions.shape == scores.shape,
-        f"positions {tuple(positions.shape)} do not fit scores {tuple(scores.shape)}",
-    )
+    if positions.shape != scores.shape:
+        raise ValueError(
+            f"positions {tuple(positions.shape)} do not fit scores {tuple(scores.shape)}"
+        )
     return implementation(protect_scores, scores, positions)(
         scores, positions, before=before, since=since
     )

@@ -16,8 +16,8 @@ def as_users_run_it():
     torch.use_deterministic_algorithms(before)
 
 
-# restkv has 42; caote had 23 before the error of a head's largest weight came from the others.
-@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 25), ("restkv", 42), ("h2o", 30)])
+# caote had 23 before the error of a head's largest weight came from the others.
+@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 19), ("restkv", 39), ("h2o", 23)])
 def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
     found = costs(recipe, BATCHES[0])
     for phase in found.values():
@@ -27,30 +27,30 @@ def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
 
 
 BOUNDS = {
-    "adakv": ((41, 1), (5, 0)),
-    "cam": ((55, 0), (55, 0)),
-    "caote": ((36, 0), (2, 0)),
-    "chunkkv": ((34, 0), (2, 0)),
-    "criticalkv": ((41, 0), (2, 0)),
-    "defensivekv": ((66, 1), (4, 0)),
-    "expectedattention": ((60, 0), (2, 0)),
-    "h2o": ((24, 0), (26, 0)),
-    "keydiff": ((22, 0), (20, 0)),
-    "knorm": ((17, 0), (2, 0)),
-    "lacache": ((33, 1), (55, 2)),
-    "lagkv": ((44, 0), (3, 0)),
-    "lava": ((44, 0), (4, 0)),
-    "layerdefensivekv": ((57, 0), (4, 0)),
-    "lookm": ((54, 0), (58, 0)),
-    "pyramidkv": ((22, 0), (2, 0)),
-    "random": ((15, 0), (2, 0)),
-    "replay": ((233, 0), (2, 0)),
-    "restkv": ((42, 0), (2, 0)),
-    "rkv": ((49, 0), (3, 0)),
-    "snapkv": ((22, 0), (2, 0)),
-    "streamingllm": ((19, 0), (30, 0)),
-    "think": ((49, 0), (2, 0)),
-    "tova": ((19, 0), (17, 0)),
+    "adakv": ((39, 1), (5, 0)),
+    "cam": ((49, 0), (49, 0)),
+    "caote": ((32, 0), (2, 0)),
+    "chunkkv": ((31, 0), (2, 0)),
+    "criticalkv": ((38, 0), (2, 0)),
+    "defensivekv": ((64, 1), (4, 0)),
+    "expectedattention": ((51, 0), (2, 0)),
+    "h2o": ((21, 0), (23, 0)),
+    "keydiff": ((20, 0), (18, 0)),
+    "knorm": ((15, 0), (2, 0)),
+    "lacache": ((30, 1), (49, 2)),
+    "lagkv": ((39, 0), (3, 0)),
+    "lava": ((39, 0), (4, 0)),
+    "layerdefensivekv": ((55, 0), (4, 0)),
+    "lookm": ((49, 0), (53, 0)),
+    "pyramidkv": ((19, 0), (2, 0)),
+    "random": ((13, 0), (2, 0)),
+    "replay": ((151, 0), (2, 0)),
+    "restkv": ((39, 0), (2, 0)),
+    "rkv": ((46, 0), (3, 0)),
+    "snapkv": ((19, 0), (2, 0)),
+    "streamingllm": ((14, 0), (22, 0)),
+    "think": ((45, 0), (2, 0)),
+    "tova": ((17, 0), (15, 0)),
 }
 """By recipe: the launches and waits of a layer in a prompt, and in a decoded token.
 
