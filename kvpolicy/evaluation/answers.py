@@ -91,7 +91,8 @@ def _next(model: Any, ids: Int[Tensor, "B Q"], cache: Cache) -> Int[Tensor, " B"
 
 
 def _held(cache: Any, policy: Policy) -> float:
-    held = fmean(float(layer.mean_held) for layer in cache.policy_layers)
+    # Not the slots that are allocated: with uneven heads each prompt has those of the longest one.
+    held = fmean(float((each >= 0).sum(-1).double().mean()) for each in cache.positions)
     if isinstance(policy.budget, int) and held > policy.budget + ROUNDING:
         raise KvpolicyError(
             f"{policy!r} holds {held:.2f} positions of a head on average, more than its budget of "

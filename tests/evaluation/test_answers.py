@@ -1,5 +1,8 @@
 """Answers are counted as greedy decoding gives them, and nobody holds more than the budget."""
 
+from pathlib import Path
+from statistics import fmean
+
 import attrs
 import pytest
 
@@ -12,6 +15,7 @@ from kvpolicy.evaluation.measures.reconstruction import token_errors
 from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.needle.reader import Reader
 from kvpolicy.evaluation.targets import needle_beds
+from kvpolicy.huggingface.cache_argument import handed
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +46,18 @@ def test_what_is_held_is_the_budget(beds):
     found = [answered(beds[0].model, each, beds[0].recordings[0], 3) for each in policies]
     assert [each.held for each in found] == [64, 64]
     assert found[0].nbytes >= 4 * 4 * 64 * 2 * 32 * 4  # layers, heads, positions, rows, float32
+
+
+def test_padding_of_uneven_heads_is_not_held():
+    """Prompts of this batch divide the budget of the model differently among its layers."""
+    folder = Path(__file__).parents[2] / "examples" / "needle-model" / "chained"
+    _, bed = needle_beds(8, folder)
+    policy = kvpolicy.recipe("layerdefensivekv", budget=40)
+    with policy.cache(bed.model) as cache:
+        bed.model(bed.recordings[0].prompt, **handed(cache, to=bed.model))
+        slots = fmean(float(layer.mean_held) for layer in cache.policy_layers)
+    assert slots > 41
+    assert answered(bed.model, policy, bed.recordings[0], 3).held == pytest.approx(40)
 
 
 def test_a_policy_that_holds_more_is_refused(beds):
