@@ -50,6 +50,8 @@ def test_matches_the_definition(batch, heads, length, chosen, count, dim, dtype,
 
 def test_of_equal_keys_the_first_is_the_nearest(device):
     keys, rows, others, is_other = example(1, 2, 20, 10, 1, 8)
+    # Products of quarters are exact. Others can differ with the place of a key in its block.
+    keys, others = (keys * 4).round() / 4, (others * 4).round() / 4
     others, is_other = others.expand(-1, -1, 150, -1), is_other.repeat(1, 1, 150)
     is_other[..., :70] = False
     assert (found(device, keys, rows, others, is_other)[0] == 70).all()
