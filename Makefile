@@ -117,7 +117,7 @@ real-needles: real-model ## What SmolLM2 finds in the needle model's prompts: do
 
 real-domains: real-model ## Code, prose, needles, a choice and a dialogue on SmolLM2: docs/results/smollm2-domains.md (half an hour).
 	@rm -f $(RESULTS)/smollm2-domains.jsonl
-	@for task in "needle --option length=128 --option facts=4" "stdlib_topics --option length=128" "stdlib_sessions --option length=128" \
+	@for task in "needle --option length=128 --option facts=4" "stdlib_topics --option length=128" "stdlib_sessions --option length=192" \
 	    "stdlib --option kind=prose --option length=256" "stdlib --option kind=code --option length=256"; do \
 	    OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model smollm2 --recipes streamingllm,lacache,h2o,tova,snapkv,pyramidkv,restkv \
 	    --budgets 64,96 --no-references --task $$task --limit $(TEXTS) --baseline snapkv --output $(RESULTS)/smollm2-domains.jsonl \
