@@ -17,23 +17,27 @@ from kvpolicy.prefill import AShape, reference
 # One process compiles for all of them.
 pytestmark = pytest.mark.xdist_group("flex_attention")
 
-PATTERNS = (
-    '{"name": "ashape", "sinks": 3, "local": 17, "block": 16}',
+ASHAPE = '{"name": "ashape", "sinks": 3, "local": 17, "block": 16}'
+BOTH = (
+    ASHAPE,
     '{"name": "verticalslash", "local": 17, "columns": 16, "diagonals": 16, "block": 16}',
 )
 LEAST = AShape().dense_up_to
 TOY = ("--size", "toy", "--budget", "64", "--repeats", "1", "--threads", "1")
 
 
-def test_it_prints_speed_density_and_bound_as_json_lines(capsys, tmp_path):
+@pytest.mark.parametrize(
+    "patterns", [(ASHAPE,), pytest.param(BOTH, marks=pytest.mark.deep)], ids=len
+)
+def test_it_prints_speed_density_and_bound_as_json_lines(patterns, capsys, tmp_path):
     file = tmp_path / "rows.jsonl"
-    sparse_prefill.main([*TOY, "--tokens", "200", "--prefill", *PATTERNS, "--write", str(file)])
+    sparse_prefill.main([*TOY, "--tokens", "200", "--prefill", *patterns, "--write", str(file)])
     lines = [rows.Row.from_json(line) for line in capsys.readouterr().out.splitlines()]
 
     assert lines == rows.read(file)
     assert [(line.name, line.variant) for line in lines] == [
         (name, json.loads(pattern)["name"])
-        for pattern in PATTERNS
+        for pattern in patterns
         for name in ("prefill", "attention")
     ]
     for line in lines:
@@ -67,7 +71,7 @@ def test_wrong_attention_gets_no_speed(capsys, monkeypatch):
     monkeypatch.setattr(
         reference, "block_attention", lambda *args, **more: right(*args, **more) * 1.1
     )
-    sparse_prefill.main([*TOY, "--tokens", "200", "--prefill", PATTERNS[0]])
+    sparse_prefill.main([*TOY, "--tokens", "200", "--prefill", ASHAPE])
     (line,) = capsys.readouterr().out.splitlines()
 
     assert json.loads(line)["value"] is None
@@ -76,7 +80,7 @@ def test_wrong_attention_gets_no_speed(capsys, monkeypatch):
 
 def test_attention_that_does_not_compile_gets_no_speed():
     model = random_model("toy", None, torch.float64, "cpu")
-    line, *more = measure(model, 200, PATTERNS[0], Plan())
+    line, *more = measure(model, 200, ASHAPE, Plan())
 
     assert line.value is None
     assert line.failure.startswith("red: ")
