@@ -17,7 +17,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-redundant bed-chained needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
+.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,11 @@ needle-model: $(READY) ## Train the small model of the demo anew, and measure it
 
 needle-beds: $(READY) ## Train the two other needle models anew: facts told three times, facts to combine (twenty minutes).
 	@for variant in redundant chained; do OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py --variant $$variant || exit 1; done
+
+bed-single: $(READY) ## Some methods at equal budgets on the needle model that ships: docs/results/bed-single.md (minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --prompts 8 --answers \
+	    --entrants "oracle;oracle_single;random;restkv;snapkv;rkv;layerdefensivekv;replay;replay, snapkv asked;forward;forward, width 1;forward, width 5;forward, no hop" \
+	    > $(RESULTS)/bed-single.md
 
 bed-redundant: $(READY) ## All methods at equal budgets on a model whose facts are told three times: docs/results/bed-redundant.md (minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --model examples/needle-model/redundant --prompts 8 \
