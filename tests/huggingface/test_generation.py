@@ -1,5 +1,7 @@
 """`generate` uses the cache that it is given, or refuses."""
 
+import functools
+
 import pytest
 import torch
 from transformers import DynamicCache, Phi3Config, Phi3ForCausalLM
@@ -8,6 +10,7 @@ from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.inputs import replayed, tokens
+from kvpolicy.huggingface.cache_argument import handed
 from kvpolicy.testing.models import tiny_model
 
 LONG_ROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
@@ -89,10 +92,12 @@ def test_a_cache_that_is_dropped_behind_the_prompt_is_refused():
     model, forwards = tiny_model("llama"), []
 
     class Dropping(type(model)):
-        def forward(self, *args, past_key_values=None, **kwargs):
-            forwards.append(past_key_values)
-            used = past_key_values if len(forwards) == 1 else DynamicCache(config=self.config)
-            return super().forward(*args, past_key_values=used, **kwargs)
+        @functools.wraps(type(model).forward)  # whose signature says what its cache is called
+        def forward(self, *args, **kwargs):
+            forwards.append(kwargs)
+            if len(forwards) > 1:
+                kwargs |= handed(DynamicCache(config=self.config), to=model)
+            return super().forward(*args, **kwargs)
 
     model.__class__ = Dropping
     cache = small_policy("snapkv").cache(model)
