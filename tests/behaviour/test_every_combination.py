@@ -56,7 +56,7 @@ def cannot(policy_parts):
 
 
 # Every pair of a scorer and an allocator is in the sample, and so is every other pair.
-@pytest.mark.sampled(16, "scorer", "allocator", "compactor", "smoother")
+@pytest.mark.sampled(31, "scorer", "allocator", "compactor", "smoother")
 @pytest.mark.parametrize("smoother", NAMES["smoother"])
 @pytest.mark.parametrize("compactor", NAMES["compactor"])
 @pytest.mark.parametrize("allocator", NAMES["allocator"])

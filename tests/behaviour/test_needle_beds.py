@@ -16,7 +16,7 @@ FOLDERS = {
     "redundant": EXAMPLE / "redundant",
     "chained": EXAMPLE / "chained",
 }
-PROMPTS = 4
+PROMPTS = 2
 
 
 @pytest.fixture(scope="module", params=FOLDERS)
@@ -25,7 +25,7 @@ def beds(request):
     return list(needle_beds(PROMPTS, FOLDERS[request.param]))
 
 
-@pytest.mark.parametrize("budget", [40, 64])
+@pytest.mark.parametrize("budget", [40, pytest.param(64, marks=pytest.mark.deep)])
 def test_a_set_is_never_worse_than_single_positions(beds, budget):
     for bed in beds:
         mine, single = (measured(bed, name, budget) for name in ("oracle", "oracle_single"))

@@ -51,7 +51,7 @@ def eager():
 USED = [usage for usage in USAGES | WAYS if usage not in CROPS]
 
 
-@pytest.mark.sampled(9, "recipe", "usage")
+@pytest.mark.sampled(17, "recipe", "usage")
 @pytest.mark.parametrize("usage", USED)
 @pytest.mark.parametrize("recipe", ["restkv", "adakv"])
 def test_every_usage_is_exact(model, recipe, usage):
@@ -59,6 +59,7 @@ def test_every_usage_is_exact(model, recipe, usage):
     assert difference <= (0 if usage in BITWISE else LIMIT)
 
 
+@pytest.mark.sampled(2, "recipe", "usage")
 @pytest.mark.parametrize("usage", ["one prompt", "second turn of a padded batch"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_is_exact_or_refused_by_name(eager, recipe, usage):

@@ -6,6 +6,7 @@ import ast
 import doctest
 import sysconfig
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -45,7 +46,7 @@ class SessionsTask:
         """
         found = [
             Sample(name=name, messages=tuple(messages), chat=False)
-            for name, turns in _sessions()
+            for name, turns in _sessions().items()
             if (messages := self._fitted(turns, tokenizer))
         ]
         if len(found) < self.num_samples:
@@ -74,8 +75,10 @@ class SessionsTask:
         return []
 
 
-def _sessions() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield the name of each module, and what is typed and printed in its docstrings, in order."""
+@cache
+def _sessions() -> Mapping[str, list[tuple[str, str]]]:
+    """Return, by the name of a module, what is typed and printed in its docstrings, in order."""
+    found = {}
     for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
         turns: list[tuple[str, str]] = []
         typed = ""
@@ -84,10 +87,13 @@ def _sessions() -> Iterator[tuple[str, list[tuple[str, str]]]]:
             if example.want.strip():
                 turns.append((typed.strip(), example.want.strip()))
                 typed = ""
-        yield file.name, turns
+        found[file.name] = turns
+    return found
 
 
 def _examples(source: str) -> Iterator[doctest.Example]:
+    if ">>>" not in source:
+        return
     parser = doctest.DocTestParser()
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(source)):
