@@ -56,7 +56,7 @@ UNCHANGING = [
 ]
 
 
-@pytest.mark.sampled(20, "recipe", "usage")
+@pytest.mark.sampled(37, "recipe", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize("recipe", UNCHANGING)
 def test_every_usage_is_exact_under_every_recipe(recipe, usage):
@@ -74,7 +74,7 @@ class Funnel:
         return torch.full(scores.shape[:2], min(count, scores.shape[-1]))
 
 
-@pytest.mark.sampled(2, "attention", "usage")
+@pytest.mark.sampled(3, "attention", "usage")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("usage", sorted(set(USAGES) - OF_PLAIN_DATA))
 def test_layers_may_hold_different_numbers_of_positions(usage, attention):

@@ -44,7 +44,7 @@ def sinks_of(model):
     return [layer.self_attn.sinks for layer, kind in kinds if kind == "full_attention"]
 
 
-@pytest.mark.sampled(12, "model_type", "recipe", "usage")
+@pytest.mark.sampled(23, "model_type", "recipe", "usage")
 @pytest.mark.parametrize("usage", USAGES)
 @pytest.mark.parametrize(("model_type", "recipe"), CASES)
 def test_every_usage_is_exact(model_type, recipe, usage):

@@ -21,7 +21,7 @@ from kvpolicy.huggingface.cache_argument import handed
 @pytest.fixture(scope="module")
 def beds():
     """The question is visible in the first, and hidden in the second."""
-    return list(needle_beds(8))
+    return list(needle_beds(4))
 
 
 @pytest.mark.parametrize("name", [None, "snapkv", "streamingllm"])
@@ -29,7 +29,7 @@ def test_they_are_those_of_generate(beds, name):
     bed = beds[0]
     policy = name and kvpolicy.recipe(name, budget=40)
     _, tokenizer = needle.load()
-    asked = needle.generate_prompts(tokens=512, facts=32, count=8, seed=2)
+    asked = needle.generate_prompts(tokens=512, facts=32, count=4, seed=2)
     with opened_cache(bed.model, policy) as cache:
         said = Reader(bed.model, tokenizer).answer(asked, cache)
     expected = [exact_match(mine, each.answer) == 1 for mine, each in zip(said, asked, strict=True)]
