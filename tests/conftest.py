@@ -115,9 +115,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Check shapes in the first calls of each test."""
-    shapes.start_test()
+    shapes.start_test((item.path, getattr(item, "originalname", item.name)))
 
 
 def _place(value: object, known: list[object]) -> int:

@@ -1,8 +1,8 @@
 """Checks the shapes in signatures: what jaxtyping says of tensors, and nothing else.
 
 A check costs as much as a small operation, and one test may call a function thousands of times. So
-each test checks a function's first CALLS calls; the variable KVPOLICY_SHAPES=all checks all of
-them, as `make deep` does.
+each test checks a function's first CALLS calls, and further cases of the same test the first call.
+The variable KVPOLICY_SHAPES=all checks all of them, as `make deep` does.
 
 Names that are imported for type checkers only cannot be checked at run time; mypy checks them.
 """
@@ -20,6 +20,7 @@ CALLS = 4
 """How many calls of a function are checked in a test: two layers read a prompt, and a token."""
 EVERY_CALL = os.environ.get("KVPOLICY_SHAPES") == "all"
 _called: Counter[object] = Counter()
+_now = {"test": None, "calls": CALLS}
 _jaxtyped = jaxtyping.jaxtyped
 
 
@@ -29,9 +30,10 @@ def install(packages):
     jaxtyping.install_import_hook(packages, "shapes.checked")
 
 
-def start_test():
-    """Begin to count calls anew."""
+def start_test(test):
+    """Begin to count calls anew. Cases of one test, one behind another, give the same `test`."""
     _called.clear()
+    _now.update(test=test, calls=1 if test == _now["test"] else CALLS)
 
 
 def checked(function):
@@ -65,7 +67,7 @@ def _counted(part, **options):
         if torch.compiler.is_compiling():
             return part(*args, **kwargs)
         _called[code] += 1
-        if _called[code] > CALLS and not EVERY_CALL:
+        if _called[code] > _now["calls"] and not EVERY_CALL:
             return part(*args, **kwargs)
         if not made:
             made.append(_jaxtyped(part, **options))
