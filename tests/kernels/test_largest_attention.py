@@ -34,6 +34,7 @@ def check(found, expected, tolerance=2e-6):
         torch.testing.assert_close(actual.cpu().double(), wanted, rtol=1e-5, atol=tolerance)
 
 
+@pytest.mark.sampled(3, "shape", "width", "dtype", "form")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("width", [1, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

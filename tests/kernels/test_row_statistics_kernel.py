@@ -34,6 +34,7 @@ def check_kernel(queries, keys, count, device, scaling=0.5):
     assert torch.equal(actual.cpu(), expected)
 
 
+@pytest.mark.sampled(2, "dtype")
 @dtypes
 def test_rows_that_are_counted_need_no_memory_of_their_own(dtype, device, monkeypatch):
     from kvpolicy_kernels.row_statistics import kernel
@@ -52,6 +53,7 @@ def test_of_equal_logits_the_lower_positions_count(shape, dtype, device):
     check_kernel(queries, keys, shape[4] // 3, device)
 
 
+@pytest.mark.sampled(3, "count", "way")
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("count", [1, 14, 15, 16, 17, 5000])
 def test_queries_that_see_less_than_the_count_use_all(count, device):
@@ -64,6 +66,7 @@ def test_matches_the_reference_on_any_numbers(dtype, device):
     check_kernel(queries, keys, 97, device, scaling=0.125)
 
 
+@pytest.mark.sampled(2, "layout", "way")
 @pytest.mark.usefixtures("way")
 def test_takes_any_layout(layout, device):
     queries, keys = example(2, 2, 1, 3, 40, 16, whole=True)
@@ -113,6 +116,7 @@ def test_only_long_prompts_are_counted_and_in_as_many_launches(monkeypatch):
         assert called == [1]
 
 
+@pytest.mark.sampled(2, "programs", "program_order")
 @pytest.mark.usefixtures("program_order")
 @pytest.mark.parametrize("programs", [1, 7])
 def test_what_a_launch_leaves_to_the_next_is_written_whole(programs, device, monkeypatch):
@@ -131,6 +135,7 @@ def test_what_a_launch_leaves_to_the_next_is_written_whole(programs, device, mon
     check_kernel(*example(2, 4, 2, 3, 71, 20, whole=True), 20, device)
 
 
+@pytest.mark.sampled(2, "count", "way")
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("count", [3, 12, 25, 40])
 def test_what_is_no_number_is_never_among_the_largest(count, device):

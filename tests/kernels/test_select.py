@@ -110,6 +110,7 @@ def test_the_kernel_orders_all_bits_of_a_number(device):
     check_kernel(scores, torch.tensor([[1, 1500, 700, 2999]]), device)
 
 
+@pytest.mark.sampled(2, "budget", "program_order")
 @kernel
 @pytest.mark.parametrize("budget", [0, 1, 30, 70])
 def test_equal_budgets_of_the_host_are_taken_as_they_are(budget, device):

@@ -1,6 +1,5 @@
 from kvpolicy.testing import contract
 
-test_core = contract(plugin="core")
 test_random = contract(plugin="random")
 test_restkv = contract(plugin="restkv")
 test_snapkv = contract(plugin="snapkv")
