@@ -44,6 +44,8 @@ def at_their_slots(
         of_token = torch.zeros((*key.shape[:2], key.shape[2] + 1))
         of_token.scatter_(2, column, places.masked_fill(positions < 0, 0).float())
         angles += sign * (of_token[..., :-1, None] * frequencies).double()
-    first, second = key.double().chunk(2, -1)
+    # Some models rotate only the first channels.
+    turned, left = key.double().tensor_split([2 * len(frequencies)], -1)
+    first, second = turned.chunk(2, -1)
     rotated = torch.complex(first, second) * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([rotated.real, rotated.imag], -1).to(key.dtype)
+    return torch.cat([rotated.real, rotated.imag, left], -1).to(key.dtype)

@@ -100,3 +100,11 @@ def test_slots_of_an_unknown_rotation_are_not_measured():
     cache, forwards = recorded_turns(model, policy, 60, 1)
     with pytest.raises(ValueError, match="does not know how Gemma"):
         max_logit_difference(model, forwards, cache)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_slots_of_a_model_that_rotates_few_channels_are_measured():
+    model = tiny_architecture("qwen3_next")
+    policy = small_policy("snapkv", slot_positions=True)
+    cache, forwards = recorded_turns(model, policy, 60, 1, 5)
+    assert max_logit_difference(model, forwards, cache) <= LIMIT
