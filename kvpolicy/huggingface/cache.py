@@ -17,6 +17,7 @@ from kvpolicy.errors import CacheFileError, InvalidValueError
 from kvpolicy.huggingface import checks
 from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.huggingface.file.saving import save
+from kvpolicy.huggingface.hybrid import reset_layers
 from kvpolicy.huggingface.layer import PolicyLayer
 from kvpolicy.huggingface.model.adapters import plain_model
 from kvpolicy.huggingface.opening import opened
@@ -193,8 +194,7 @@ class PolicyCache(Cache):
     def reset(self) -> None:
         """Forget the conversation, a failed one too."""
         with self.session.guard.changing():
-            for layer in self.layers:
-                layer.reset()
+            reset_layers(self.layers)
             self.session.clear()
             self.read_tokens.clear()
             self._last_updated = -1

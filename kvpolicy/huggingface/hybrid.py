@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,25 @@ def linear_nbytes(layer: Any) -> int:
     states = (getattr(layer, name, None) for name in ("conv_states", "recurrent_states"))
     each = (one for some in states for one in (some.values() if isinstance(some, dict) else [some]))
     return sum(state.nbytes for state in each if state is not None)
+
+
+_KEPT = {"dtype", "device", "record_past"}
+"""Attributes of a linear state that no conversation changes."""
+
+
+def reset_layers(layers: Iterable[Any]) -> None:
+    """Make every layer as it was before its first token.
+
+    transformers sets linear states to zero and keeps them, but the next batch may have another
+    number of sequences.
+    """
+    for layer in layers:
+        layer.reset()
+        if isinstance(layer, LinearAttentionLayer):
+            number = getattr(layer, "number_of_states", None)
+            fresh = LinearAttentionLayer(**({} if number is None else {"number_of_states": number}))
+            for name in vars(fresh).keys() - _KEPT:
+                setattr(layer, name, getattr(fresh, name))
 
 
 class HybridLayer(_Both, PolicyLayer):  # type: ignore[misc,valid-type]

@@ -94,6 +94,19 @@ def test_a_file_of_an_empty_cache_and_of_a_reset_one_can_be_read(model, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [*KINDS, "inkling_text"])
+def test_a_reset_cache_takes_another_number_of_sequences(kind):
+    model = tiny_architecture(kind)
+    cache = small_policy("snapkv").cache(model)
+    for first, batch in enumerate((2, 1, 3)):
+        expected = reading(model, small_policy("snapkv").cache(model), (40, 1, 3), first, batch)
+        found = reading(model, cache, (40, 1, 3), first, batch)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        cache.reset()
+        assert cache.nbytes == 0
+
+
 def test_a_clone_has_states_of_its_own(model, cache):
     twin = cache.clone()
     before = [state.clone() for state in cache.policy_layers[0].recurrent_states.values()]
