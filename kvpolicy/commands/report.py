@@ -86,6 +86,7 @@ def _texts(
     from kvpolicy.evaluation.reports.markdown import markdown as in_markdown
     from kvpolicy.evaluation.reports.page import facts
     from kvpolicy.evaluation.reports.page import page as in_html
+    from kvpolicy.evaluation.reports.page import title as title_of
 
     rows = loaded.rows
     wanted: list[tuple[str, Path | None, Callable[[], str]]] = [
@@ -96,6 +97,7 @@ def _texts(
             lambda: in_markdown(
                 cells,
                 baseline=baseline,
+                title=title_of(rows),
                 facts=facts(rows),
                 pictures=_addresses(figures, beside=markdown),
             ),

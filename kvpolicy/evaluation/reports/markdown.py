@@ -16,14 +16,16 @@ def markdown(
     cells: Sequence[Cell],
     *,
     baseline: str,
+    title: str = "",
     facts: str = "",
     pictures: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """Return the tables of all tasks, and notes on what the columns mean, below `facts`.
+    """Return the tables of all tasks, and notes on what the columns mean, below title and facts.
 
     `pictures` has the addresses of the pictures of a task, which stand below its first table.
     """
-    lines = [facts, ""] if facts else []
+    lines = [f"# {title}", ""] if title else []
+    lines += [facts, ""] if facts else []
     if found := overview(cells):
         lines += [*_overview(found, baseline), ""]
     for task, group in by_task(cells).items():

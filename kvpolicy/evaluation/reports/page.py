@@ -31,10 +31,9 @@ def page(
     from kvpolicy.evaluation.pictures.marks import marks
 
     told_apart = marks(cell.entrant for cell in cells)
-    model = model_of(rows[0]) if rows else "no rows"
     return rendered(
         "report.html",
-        title=f"kvpolicy evaluation: {model}",
+        title=title(rows),
         tasks=[
             _task(name, found, [row for row in rows if row.task == name], told_apart)
             for name, found in by_task(cells).items()
@@ -48,6 +47,11 @@ def page(
         baseline=baseline,
         facts=facts(rows),
     )
+
+
+def title(rows: Sequence[Row]) -> str:
+    """Return the title of a page: which model the rows are of."""
+    return f"kvpolicy evaluation: {model_of(rows[0]) if rows else 'no rows'}"
 
 
 def facts(rows: Sequence[Row]) -> str:

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from kvpolicy.evaluation.reports.markdown import markdown
-from kvpolicy.evaluation.reports.page import page
+from kvpolicy.evaluation.reports.page import page, title
 from kvpolicy.evaluation.reports.summary import summary
 
 
@@ -148,6 +148,12 @@ def test_the_markdown_has_both_tables(rows):
     assert "| policy | 64 | 25 % |\n| --- | ---: | ---: |\n" in text
     assert "| restkv | 0.800 (0.490 to 0.943) | 0.500 (0.500 to 0.500) |" in text
     assert "| snapkv | 64 | 0.500 |" in text
+
+
+def test_the_markdown_has_one_title(rows):
+    text = markdown(summary(rows), baseline="full", title=title(rows))
+    assert [line for line in text.splitlines() if line.startswith("# ")] == [f"# {title(rows)}"]
+    assert text.startswith("# kvpolicy evaluation: ")
 
 
 def test_further_figures_of_a_metric_have_a_table(make_row):
