@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from kvpolicy.budget import Budget, plain
-from kvpolicy.errors import InvalidValueError, shown, suggest
+from kvpolicy.errors import InvalidValueError, ResultsError, shown, suggest
 from kvpolicy.evaluation.measures.bootstrap import Estimate, Scores, difference, estimate
 from kvpolicy.evaluation.measures.interval import wilson_interval
 from kvpolicy.evaluation.measures.sets import OUTCOMES, SET_FIGURES
@@ -73,7 +73,8 @@ def summary(rows: Iterable[Row], *, baseline: str = FULL) -> list[Cell]:
     >>> [(cell.title, cell.estimate.value, cell.difference) for cell in summary(rows)]
     [('full', 1.0, None), ('snapkv at 64', 0.75, Estimate(value=-0.25, interval=Interval(...)))]
 
-    Raises InvalidValueError if no row is the baseline's.
+    Raises InvalidValueError if no row is the baseline's, and ResultsError if a row lacks the parts
+    that its metric is made of.
     """
     groups: dict[tuple[str, str, Budget | None], list[Row]] = {}
     for row in rows:
@@ -168,8 +169,17 @@ def _scores(rows: Sequence[Row]) -> Scores:
     )
     if (of_set := SET_FIGURES.get(rows[0].metric)) is None:
         return found
-    counts = [[row.parts[name] for name in OUTCOMES] for row in rows]
-    return found._replace(counts=counts, of_set=of_set)
+    return found._replace(counts=[_outcome(row) for row in rows], of_set=of_set)
+
+
+def _outcome(row: Row) -> list[float]:
+    if missing := [name for name in OUTCOMES if name not in row.parts]:
+        raise ResultsError(
+            f"a row of task {shown(row.task)}, sample {shown(row.sample)}, has no part "
+            f"{missing[0]!r}, of which {row.metric} is made. Leave the row out, or evaluate the "
+            "sample again."
+        )
+    return [row.parts[name] for name in OUTCOMES]
 
 
 def _is_perplexity(row: Row) -> bool:

@@ -8,7 +8,7 @@ import math
 import attrs
 import pytest
 
-from kvpolicy.errors import InvalidValueError
+from kvpolicy.errors import InvalidValueError, ResultsError
 from kvpolicy.evaluation.measures.catalogue import METRICS
 from kvpolicy.evaluation.measures.interval import wilson_interval
 from kvpolicy.evaluation.reports.summary import summary
@@ -102,6 +102,11 @@ def test_f1_of_a_set_goes_with_its_accuracy(make_row):
     [cell] = summary(answered(make_row, [1, 1, 1, 0], [1, 0, 0, 0], metric="f1_of_set"))
     assert cell.estimate.value == pytest.approx(0.5)
     assert cell.parts["accuracy"] == 0.5
+
+
+def test_a_row_without_the_parts_of_its_metric_is_named(make_row):
+    with pytest.raises(ResultsError, match="sample '7', has no part 'true positive', of which f1"):
+        summary([make_row("7", metric="f1_of_set")])
 
 
 def test_the_difference_is_that_to_the_full_cache(rows):
