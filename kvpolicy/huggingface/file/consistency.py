@@ -198,6 +198,21 @@ def _check_states(layer: Any, seen: int, batch: int) -> None:
                 continue  # a layer that was reset may keep tensors of zeros
             _require(_are_floats(state), f"{name} are no floating-point numbers")
             _require(state.ndim and state.shape[0] == batch, f"{name} of another batch")
+    _check_convolutions(layer, seen)
+
+
+def _check_convolutions(layer: Any, seen: int) -> None:
+    """Check whether a convolution goes on from its states, and how many of them it needs."""
+    states, sizes = (
+        _by_number(layer.conv_states),
+        _by_number(getattr(layer, "conv_kernel_size", {})),
+    )
+    for at, goes_on in _by_number(layer.has_previous_state).items():
+        state = states[at]
+        _require(goes_on == (seen > 0 and state is not None), "conv_states are there, and not used")
+        # A layer that records the past, for drafts, has more.
+        if state is not None and at in sizes and not layer.record_past:
+            _require(sizes[at] == state.shape[-1], "conv_states of another length")
 
 
 def _by_number(states: Any) -> dict[int, Any]:
