@@ -83,6 +83,9 @@ def model_shape(config: PreTrainedConfig, dtype: torch.dtype) -> ModelShape:
     """
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if getattr(model.config, "_experts_implementation", None) == "grouped_mm":
+        # Without data, PyTorch's grouped products take bfloat16 only.
+        model.set_experts_implementation("batched_mm")
     supported_config(model)
     text = decoder_config(model)
     plain_layers(model, text)

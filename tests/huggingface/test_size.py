@@ -80,6 +80,14 @@ def test_linear_states_are_counted(kind, prompt):
         assert size.nbytes == cache.nbytes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_experts_are_counted(dtype):
+    model = tiny_architecture("qwen3_moe").to(dtype)
+    shape = model_shape(model.config, dtype)
+    assert shape.weight_nbytes == sum(each.nbytes for each in model.parameters())
+    assert {layer.dtype for layer in shape.layers} == {dtype}
+
+
 def test_an_allocator_that_stays_below_the_budget_takes_less(model, shape, prompt):
     policy = kvpolicy.recipe("adakv", budget=64)
     with policy.cache(model) as cache:
