@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from kvpolicy import Policy
+from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages.inputs import PROMPT, generate, largest, padded, replayed, tokens
 from kvpolicy.huggingface.cache import PolicyCache
 from kvpolicy.huggingface.cache_argument import handed
@@ -99,6 +101,22 @@ def _lengths(policy: Policy) -> list[int]:
 
 
 def _rows_alone(model: PreTrainedModel, policy: Policy, lengths: list[int]) -> float:
+    """Return the difference in the model's precision; in float64 if the limit is exceeded.
+
+    Of two scores that are equal but for rounding, a row of a batch may keep one position, and the
+    same row alone the other. In float64 they keep the same. A row that is read, scored or cut
+    otherwise because of its padding differs in both.
+    """
+    found = _apart(model, policy, lengths)
+    if found <= LIMIT or model.dtype != torch.float32:
+        return found
+    try:
+        return _apart(deepcopy(model).double(), policy, lengths)
+    except RuntimeError:  # a model may hold float32 numbers that are no parameters
+        return found
+
+
+def _apart(model: PreTrainedModel, policy: Policy, lengths: list[int]) -> float:
     ids, mask = padded(lengths)
     together = _last_logits(model, policy, ids, mask)
     differences = []
