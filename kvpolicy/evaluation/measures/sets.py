@@ -19,10 +19,9 @@ OUTCOMES = ("true positive", "false positive", "false negative", "true negative"
 """The outcomes, as the parts of a row name them; one of them is 1 and the others are 0."""
 
 Counts: TypeAlias = Float64[np.ndarray, "outcomes=4 *draws"]
-"""Sums, or shares, of `OUTCOMES`, of one set or of many."""
+"""How often each of `OUTCOMES` was, or its share, in one set or in many."""
 Figures: TypeAlias = Float64[np.ndarray, " *draws"]
-SetFigure: TypeAlias = Callable[[Counts], Figures]
-"""Gives the figure of each set."""
+"""A figure of one set, or of many."""
 
 
 def outcome(text: str, sample: Sample) -> Mapping[str, float]:
@@ -59,9 +58,7 @@ def f1_of_set(counts: Counts) -> Figures:
     return _divided(2 * positive, 2 * positive + false + missed)
 
 
-def matthews_correlation(
-    counts: Float64[np.ndarray, "outcomes=4 *draws"],
-) -> Float64[np.ndarray, " *draws"]:
+def matthews_correlation(counts: Counts) -> Figures:
     """Return (TP TN - FP FN) / sqrt((TP + FP)(TP + FN)(TN + FP)(TN + FN)).
 
     It is 0 where a factor is 0: all choices, or all answers, are the same (Matthews, Biochimica et
@@ -76,13 +73,13 @@ def matthews_correlation(
     return _divided(positive * negative - false * missed, np.sqrt(factors))
 
 
-SET_FIGURES: Mapping[str, SetFigure] = {
+SET_FIGURES: Mapping[str, Callable[[Counts], Figures]] = {
     "matthews_correlation": matthews_correlation,
     "f1_of_set": f1_of_set,
 }
-"""The figure of each metric, by its name, whose figure is none of a sample."""
+"""What computes the figure of a metric that no single sample has, by the metric's name."""
 
 
-def _divided(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+def _divided(above: Figures, below: Figures) -> Figures:
+    found: Figures = np.divide(above, below, out=np.zeros_like(above), where=below != 0)
     return found
