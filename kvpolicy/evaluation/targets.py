@@ -33,7 +33,7 @@ from kvpolicy.evaluation.fidelity.rows import Estimate
 from kvpolicy.evaluation.measures.reconstruction import Recording, record, token_errors
 from kvpolicy.evaluation.needle.prompts import QUESTION_LENGTH
 from kvpolicy.evaluation.needle.reader import Question
-from kvpolicy.evaluation.needle.variants import VARIANT, VARIANTS, ask
+from kvpolicy.evaluation.needle.variants import VARIANT, write
 from kvpolicy.evaluation.tasks.stdlib import StandardLibraryTask
 from kvpolicy.huggingface.cache_argument import handed
 
@@ -125,7 +125,7 @@ def needle_beds(prompts: int, folder: Path = needle.MODEL) -> Iterator[Bed]:
 def _asked(variant: str | None, prompts: int) -> Sequence[Question]:
     if variant is None:
         return needle.generate_prompts(tokens=512, facts=32, count=prompts, seed=2)
-    return ask(VARIANTS[variant], tokens=256, facts=FACTS[variant], count=prompts, seed=2)
+    return write(variant, tokens=256, facts=FACTS[variant], count=prompts, seed=2)
 
 
 def text_beds(model: Any, tokenizer: Any, stretches: int, length: int) -> Iterator[Bed]:

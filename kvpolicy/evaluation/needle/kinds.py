@@ -1,13 +1,17 @@
-"""Other texts for the needle model: facts told more than once, and several questions in a row."""
+"""Other texts for the needle model: facts told more than once, and several questions in a row.
+
+A kind asks the model that ships, in the sentences that it was trained on; a variant
+(`kvpolicy.evaluation.needle.variants`) has sentences of its own, and a model trained on them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from random import Random
-from typing import TypeAlias
 
 import attrs
 
+from kvpolicy.evaluation.needle.asked import Asked, Write, drawn
 from kvpolicy.evaluation.needle.prompts import (
     CODE_LENGTH,
     QUESTION_LENGTH,
@@ -25,19 +29,6 @@ TIMES = 2
 """How often a fact is told that is told more than once."""
 EARLIER = 3
 """How many questions stand before the last, each with its answer."""
-
-
-@attrs.frozen(kw_only=True)
-class Asked:
-    """A text, what is asked behind it, and the answer."""
-
-    text: str
-    question: str
-    answer: str
-
-
-Write: TypeAlias = Callable[[Random, int, int], Asked]
-"""Writes a prompt of so many words, with so many facts."""
 
 
 def repeated(rng: Random, tokens: int, facts: int) -> Asked:
@@ -76,7 +67,7 @@ def write(kind: str, *, tokens: int, facts: int, count: int, seed: int) -> list[
     """Write prompts of a kind, all `tokens` words long, with so many facts; see `KINDS`.
 
     >>> [asked] = write("repeated", tokens=40, facts=2, count=1, seed=0)
-    >>> asked.text.count(asked.answer)
+    >>> asked.context.count(asked.answer)
     2
 
     Raises InvalidValueError unless the facts and the questions fit.
@@ -84,8 +75,7 @@ def write(kind: str, *, tokens: int, facts: int, count: int, seed: int) -> list[
     writer, times, earlier = KINDS[kind]
     check_fit(tokens - _length(earlier) + QUESTION_LENGTH, facts * times)
     check_questions(facts, earlier + 1)
-    rng = Random(f"{kind}, {tokens} tokens, {facts} facts, seed {seed}")
-    return [writer(rng, tokens, facts) for _ in range(count)]
+    return drawn(writer, kind, tokens=tokens, facts=facts, count=count, seed=seed)
 
 
 def _length(earlier: int) -> int:
@@ -97,5 +87,5 @@ def _about(document: Document, name: str) -> Asked:
     """Ask for the last code of a name that is told."""
     code = [fact.code for fact in document.facts if fact.name == name][-1]
     return Asked(
-        text=" ".join(document.words), question=" ".join(question(name)), answer=" ".join(code)
+        context=" ".join(document.words), question=" ".join(question(name)), answer=" ".join(code)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import TypeAlias
 
 import attrs
 
@@ -25,6 +26,9 @@ QUESTION_LENGTH = 3  # "question", "password", the name
 
 FILLER = {len(template) + 1: template for template in TEMPLATES}
 SHORTEST, TYPICAL, LONGEST = min(FILLER), 4, max(FILLER)
+
+Sentence: TypeAlias = tuple[str, ...]
+"""The words of a sentence, and the full stop."""
 
 
 @attrs.frozen(kw_only=True)
@@ -104,14 +108,23 @@ def write_document(rng: Random, *, tokens: int, facts: int) -> Document:
     return document_of(rng, told, tokens=tokens)
 
 
-def document_of(rng: Random, told: Sequence[tuple[str, ...]], *, tokens: int) -> Document:
+def document_of(rng: Random, told: Sequence[Sentence], *, tokens: int) -> Document:
     """Shuffle sentences, which `write_fact` wrote, among filler."""
-    sentences = [*told, *write_filler(rng, tokens - BOS_LENGTH - len(told) * FACT_LENGTH)]
-    rng.shuffle(sentences)
+    sentences = among_filler(rng, told, tokens=tokens)
     return Document(
         words=tuple(word for sentence in sentences for word in sentence),
         facts=tuple(_facts_among(sentences)),
     )
+
+
+def among_filler(rng: Random, told: Sequence[Sentence], *, tokens: int) -> list[Sentence]:
+    """Return all sentences of a text that tells some, in an order by chance.
+
+    `tokens` counts the beginning of text.
+    """
+    sentences = [*told, *write_filler(rng, tokens - BOS_LENGTH - sum(map(len, told)))]
+    rng.shuffle(sentences)
+    return sentences
 
 
 def question(name: str) -> tuple[str, ...]:
@@ -129,12 +142,12 @@ def _prompt(document: Document, asked: Fact) -> NeedlePrompt:
     )
 
 
-def write_fact(rng: Random, name: str) -> tuple[str, ...]:
+def write_fact(rng: Random, name: str) -> Sentence:
     """Tell the code of a name, drawn at random."""
     return (FACT, name, *rng.sample(CODE_WORDS, CODE_LENGTH), STOP)
 
 
-def _facts_among(sentences: list[tuple[str, ...]]) -> list[Fact]:
+def _facts_among(sentences: list[Sentence]) -> list[Fact]:
     facts, start = [], BOS_LENGTH
     for sentence in sentences:
         stop = start + len(sentence)
@@ -144,7 +157,7 @@ def _facts_among(sentences: list[tuple[str, ...]]) -> list[Fact]:
     return facts
 
 
-def write_filler(rng: Random, room: int) -> list[tuple[str, ...]]:
+def write_filler(rng: Random, room: int) -> list[Sentence]:
     """Write random sentences that take `room` words together."""
     sentences = []
     while room:
@@ -154,7 +167,7 @@ def write_filler(rng: Random, room: int) -> list[tuple[str, ...]]:
     return sentences
 
 
-def _sentence(rng: Random, length: int) -> tuple[str, ...]:
+def _sentence(rng: Random, length: int) -> Sentence:
     return (*(rng.choice(WORDS.get(slot, (slot,))) for slot in FILLER[length]), STOP)
 
 

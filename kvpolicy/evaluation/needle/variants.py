@@ -3,6 +3,9 @@
 `single` is the task of the model that ships with kvpolicy. In `redundant` each fact is told three
 times, so no telling is needed by itself. In `chained` an answer takes two facts: one says who is
 beside whom, the other one's code.
+
+A variant has sentences of its own, and a model trained on them; a kind
+(`kvpolicy.evaluation.needle.kinds`) asks the model that ships, in the sentences it was trained on.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ from random import Random
 import attrs
 
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.evaluation.needle.asked import Asked, drawn
 from kvpolicy.evaluation.needle.prompts import (
     BOS_LENGTH,
     CODE_LENGTH,
     FACT_LENGTH,
     QUESTION_LENGTH,
     SHORTEST,
+    Sentence,
+    among_filler,
     question,
     write_fact,
-    write_filler,
 )
 from kvpolicy.evaluation.needle.vocabulary import (
     CODE_WORDS,
@@ -34,8 +39,6 @@ from kvpolicy.evaluation.needle.vocabulary import (
 
 VARIANT = "needle_variant"
 """The entry of a model's configuration that says for which variant of task it was trained."""
-
-Sentence = tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -92,40 +95,22 @@ class Variant:
             self.tell(rng, chosen[first : first + self.names])
             for first in range(0, len(chosen), self.names)
         ]
-        sentences = [sentence for fact in told for sentence in fact.sentences]
-        sentences += write_filler(rng, room)
-        rng.shuffle(sentences)
+        facts_told = [sentence for fact in told for sentence in fact.sentences]
+        sentences = among_filler(rng, facts_told, tokens=tokens)
         return Text(
             words=tuple(word for sentence in sentences for word in sentence),
             facts=tuple(sorted(told, key=lambda fact: sentences.index(fact.sentences[0]))),
         )
 
-
-@attrs.frozen(kw_only=True)
-class Asked:
-    """A text that ends in a question about one of its facts, and the answer."""
-
-    text: str
-    answer: str
-
-
-def ask(variant: Variant, *, tokens: int, facts: int, count: int, seed: int) -> list[Asked]:
-    """Write `count` texts that are `tokens` long with their question, with one question each.
-
-    Equal arguments give equal texts.
-
-    >>> asked, = ask(VARIANTS["redundant"], tokens=64, facts=2, count=1, seed=0)
-    >>> len(f"<s> {asked.text}".split()), len(asked.answer.split())
-    (64, 2)
-    """
-    rng = Random(f"{variant.name}, {tokens} tokens, {facts} facts, seed {seed}")
-    found = []
-    for _ in range(count):
-        text = variant.write(rng, tokens=tokens - variant.question_length, facts=facts)
+    def ask(self, rng: Random, tokens: int, facts: int) -> Asked:
+        """Ask for one of the facts; `tokens` counts the question as well. Raises as `write`."""
+        text = self.write(rng, tokens=tokens - self.question_length, facts=facts)
         fact = rng.choice(text.facts)
-        words = text.words + fact.question
-        found.append(Asked(text=" ".join(words), answer=" ".join(fact.answer)))
-    return found
+        return Asked(
+            context=" ".join(text.words),
+            question=" ".join(fact.question),
+            answer=" ".join(fact.answer),
+        )
 
 
 def _single(rng: Random, names: Sequence[str]) -> Told:
@@ -173,3 +158,16 @@ VARIANTS: Mapping[str, Variant] = {
     )
 }
 """The tasks, by name."""
+
+
+def write(variant: str, *, tokens: int, facts: int, count: int, seed: int) -> list[Asked]:
+    """Write prompts of a variant, all `tokens` words long, with so many facts; see `VARIANTS`.
+
+    >>> [asked] = write("redundant", tokens=64, facts=2, count=1, seed=0)
+    >>> len(f"<s> {asked.text}".split()), len(asked.answer.split())
+    (64, 2)
+
+    Raises InvalidValueError unless the facts fit.
+    """
+    ask = VARIANTS[variant].ask
+    return drawn(ask, variant, tokens=tokens, facts=facts, count=count, seed=seed)

@@ -84,7 +84,7 @@ class NeedleKindTask:
             seed=self.seed,
         )
         for number, asked in enumerate(prompts):
-            yield _sample(number, asked.text, f" {asked.question}", asked.answer, tokenizer)
+            yield _sample(number, asked.context, f" {asked.question}", asked.answer, tokenizer)
 
 
 def _sample(number: int, context: str, question: str, answer: str, tokenizer: Any) -> Sample:

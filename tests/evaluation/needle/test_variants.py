@@ -6,7 +6,7 @@ import pytest
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.needle.prompts import question, write_document
-from kvpolicy.evaluation.needle.variants import VARIANTS, ask
+from kvpolicy.evaluation.needle.variants import VARIANTS, write
 from kvpolicy.evaluation.needle.vocabulary import vocabulary
 
 
@@ -59,9 +59,9 @@ def test_each_name_is_told_of_once():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_equal_seeds_write_equal_prompts(variant):
     given = {"tokens": 256, "facts": 8, "count": 3}
-    asked = ask(VARIANTS[variant], **given, seed=1)
-    assert asked == ask(VARIANTS[variant], **given, seed=1)
-    assert asked != ask(VARIANTS[variant], **given, seed=2)
+    asked = write(variant, **given, seed=1)
+    assert asked == write(variant, **given, seed=1)
+    assert asked != write(variant, **given, seed=2)
     assert {len(each.text.split()) for each in asked} == {255}
 
 
