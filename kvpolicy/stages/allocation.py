@@ -7,10 +7,12 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import attrs
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
+from kvpolicy_kernels import select
 
 
 @runtime_checkable
@@ -69,3 +71,41 @@ class UniformAllocator:
         """Return `budget` for every head, or S if S is smaller."""
         batch, heads, length = scores.shape
         return torch.full((batch, heads), min(budget, length), dtype=torch.long, device="cpu")
+
+
+def best_first(scores: Float[Tensor, "B N S"], length: int) -> Float[Tensor, "B N length"]:
+    """Sort each head's scores, the best first, and pad them with -inf to `length`.
+
+    >>> best_first(torch.tensor([[[1.0, 3.0]]]), 3)
+    tensor([[[3., 1., -inf]]])
+    """
+    ranked = scores.sort(dim=-1, descending=True).values
+    missing = length - scores.shape[-1]
+    return F.pad(ranked, (0, missing), value=-torch.inf) if missing else ranked
+
+
+def shares_of_the_best(ranked: Float[Tensor, "B N S"], budget: int) -> Int[Tensor, "B N"]:
+    """Count each head's scores among the best of all heads; there are `budget` times N of these.
+
+    `ranked` has the best score of each head first. Of equal scores, those that rank higher in their
+    own head come first. So heads share equal scores evenly.
+
+    >>> shares_of_the_best(torch.tensor([[[9.0, 8.0, 7.0], [5.0, 1.0, 0.0]]]), 2)
+    tensor([[3, 1]])
+    """
+    batch, heads, length = ranked.shape
+    total = heads * min(budget, length)
+    by_rank = ranked.transpose(1, 2).reshape(batch, 1, length * heads)
+    count = torch.full((batch, 1), total, dtype=torch.long, device="cpu")
+    best = select(by_rank, count, count=total)[:, 0]
+    counts = best.new_zeros(batch, heads)
+    return counts.scatter_add_(1, best % heads, torch.ones_like(best))
+
+
+def at_most_held(counts: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N"]:
+    """Cut counts to what each head holds: the scores that are not -inf.
+
+    >>> at_most_held(torch.tensor([[2, 2]]), torch.tensor([[[1.0, 2.0], [0.0, -torch.inf]]]))
+    tensor([[2, 1]])
+    """
+    return counts.to(scores.device).minimum(scores.ne(-torch.inf).sum(-1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, boolean, one_of, share
-from kvpolicy_kernels import select
+from kvpolicy.stages.allocation import at_most_held, best_first, shares_of_the_best
 
 LEAST = 1e-30
 
@@ -64,15 +64,14 @@ class AdaptiveAllocator:
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
         """Return each head's count. The counts of a layer average at most `budget`."""
-        ranked = scores.sort(dim=-1, descending=True).values
+        ranked = best_first(scores, scores.shape[-1])
         if self.normalize:
             ranked = _normalized(ranked, budget)
         if self.mode == "guarantee":
-            counts = _shares_of_the_best(_with_floor(ranked, self._share_of(budget)), budget)
+            counts = shares_of_the_best(_with_floor(ranked, self._share_of(budget)), budget)
         else:
-            counts = self._blended(_shares_of_the_best(ranked, budget), scores, budget)
-        held = scores.ne(-torch.inf).sum(-1)
-        return counts.minimum(held)
+            counts = self._blended(shares_of_the_best(ranked, budget), scores, budget)
+        return at_most_held(counts, scores)
 
     def _share_of(self, budget: int) -> int:
         return int(self.floor * budget + 1e-9)
@@ -90,21 +89,6 @@ class AdaptiveAllocator:
         base = (budget - protected).clamp_min(0)
         blend = (adaptive - protected) * (1 - self.floor) + (base * self.floor).floor()
         return (blend.round().long() + protected).clamp_min(0)
-
-
-def _shares_of_the_best(ranked: Float[Tensor, "B N S"], budget: int) -> Int[Tensor, "B N"]:
-    """Count each head's positions among the layer's best; there are `budget` times N of these.
-
-    Of equal scores, those that rank higher in their own head come first. So heads share equal
-    scores evenly.
-    """
-    batch, heads, length = ranked.shape
-    total = heads * min(budget, length)
-    by_rank = ranked.transpose(1, 2).reshape(batch, 1, length * heads)
-    count = torch.full((batch, 1), total, dtype=torch.long, device="cpu")
-    best = select(by_rank, count, count=total)[:, 0]
-    counts = best.new_zeros(batch, heads)
-    return counts.scatter_add_(1, best % heads, torch.ones_like(best))
 
 
 def _with_floor(ranked: Float[Tensor, "B N S"], floor: int) -> Float[Tensor, "B N S"]:

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import attrs
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy_kernels import select
+from kvpolicy.stages.allocation import at_most_held, best_first, shares_of_the_best
 
 
 @attrs.frozen(kw_only=True)
@@ -47,26 +46,7 @@ class LayerDefensiveAllocator:
     ) -> Sequence[Int[Tensor, "B N"]]:
         """Return each layer's counts. Over all layers and heads they average at most `budget`."""
         longest = max(each.shape[-1] for each in scores)
-        ranked = torch.cat([_ranked(each, longest).to(scores[0].device) for each in scores], dim=-1)
-        batch, _, heads = ranked.shape
-        total = heads * min(budget, longest)
-        count = torch.full((batch, 1), total, dtype=torch.long, device="cpu")
-        best = select(ranked.view(batch, 1, -1), count, count=total)[:, 0]
-        counts = best.new_zeros(batch, heads)
-        counts.scatter_add_(1, best % heads, torch.ones_like(best))
+        ranked = [best_first(each, longest).to(scores[0].device) for each in scores]
+        counts = shares_of_the_best(torch.cat(ranked, 1), budget)
         of_layers = counts.split([each.shape[1] for each in scores], dim=1)
-        return [_held(*each) for each in zip(of_layers, scores, strict=True)]
-
-
-def _ranked(scores: Float[Tensor, "B N S"], longest: int) -> Float[Tensor, "B longest N"]:
-    """Sort each head's scores, best first, and pad them with -inf to the longest layer."""
-    best_first = scores.sort(dim=-1, descending=True).values
-    missing = longest - scores.shape[-1]
-    if missing:
-        best_first = F.pad(best_first, (0, missing), value=-torch.inf)
-    return best_first.transpose(1, 2)
-
-
-def _held(counts: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N"]:
-    """Cut counts to what each head holds."""
-    return counts.to(scores.device).minimum(scores.ne(-torch.inf).sum(-1))
+        return [at_most_held(*each) for each in zip(of_layers, scores, strict=True)]

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import attrs
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy_kernels import select
+from kvpolicy.stages.allocation import at_most_held, best_first, shares_of_the_best
 
 
 @attrs.frozen(kw_only=True)
@@ -52,30 +51,17 @@ class CompositeAllocator:
     ) -> Sequence[Int[Tensor, "B N"]]:
         """Return each layer's counts. Over all layers and heads they average at most `budget`."""
         longest = max(each.shape[-1] for each in scores)
-        device = scores[0].device
         # A composite score costs a position in each head, and stands there as often.
-        composite = torch.cat([_composite(each, longest).to(device) for each in scores], dim=-1)
-        batch, _, heads = composite.shape
-        total = heads * min(budget, longest)
-        count = torch.full((batch, 1), total, dtype=torch.long, device="cpu")
-        best = select(composite.reshape(batch, 1, -1), count, count=total)[:, 0]
-        counts = best.new_zeros(batch, heads)
-        counts.scatter_add_(1, best % heads, torch.ones_like(best))
-        of_layers = counts.split([each.shape[1] for each in scores], dim=1)
-        return [_even(*each) for each in zip(of_layers, scores, strict=True)]
-
-
-def _composite(scores: Float[Tensor, "B N S"], longest: int) -> Float[Tensor, "B longest N"]:
-    """Return the mean of the heads' j-th largest scores, once for each head."""
-    means = scores.sort(dim=-1, descending=True).values.mean(1)
-    padded = F.pad(means, (0, longest - scores.shape[-1]), value=-torch.inf)
-    return padded[..., None].expand(-1, -1, scores.shape[1])
-
-
-def _even(counts: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N"]:
-    """Return the smallest count of a layer's heads for all of them, and at most what they hold.
-
-    Counts differ by one where the budget ends within a composite score.
-    """
-    held = (~scores.isneginf()).sum(-1)
-    return counts.to(scores.device).amin(1, keepdim=True).minimum(held)
+        composite = [
+            best_first(each, longest).mean(1, keepdim=True).expand(-1, each.shape[1], -1)
+            for each in scores
+        ]
+        together = torch.cat([each.to(scores[0].device) for each in composite], 1)
+        of_layers = shares_of_the_best(together, budget).split(
+            [each.shape[1] for each in scores], 1
+        )
+        # Counts of a layer differ by one where the budget ends within a composite score.
+        return [
+            at_most_held(counts.amin(1, keepdim=True).expand_as(counts), each)
+            for counts, each in zip(of_layers, scores, strict=True)
+        ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import as_float, share
+from kvpolicy.stages.allocation import at_most_held
 
 LEAST = 1e-30
 
@@ -62,7 +63,7 @@ class EntropyAllocator:
         free = (budget - protected).sum((1, 2))
         of_layers = (shares * free[:, None] + 1e-9).floor().long()
         counts = self._of_heads(together, of_layers) + protected
-        return [_held(*each) for each in zip(counts.unbind(1), scores, strict=True)]
+        return [at_most_held(*each) for each in zip(counts.unbind(1), scores, strict=True)]
 
     def _of_heads(
         self, scores: Float[Tensor, "B L N S"], free: Int[Tensor, "B L"]
@@ -96,8 +97,3 @@ def _entropies(scores: Float[Tensor, "B L N S"]) -> Float64[Tensor, "B L"]:
     most = is_free.sum((2, 3)).double().log_().clamp_min_(LEAST)
     entropies: Tensor = torch.special.entr(shares).sum(-1) / most
     return entropies
-
-
-def _held(counts: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N"]:
-    """Cut counts to what each head holds."""
-    return counts.to(scores.device).minimum((~scores.isneginf()).sum(-1))
