@@ -7,6 +7,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.products import scaled_products
 from kvpolicy.observation.softmax import softmax
 from kvpolicy_kernels import Queries
 
@@ -45,8 +46,7 @@ def attention_to_kept(
     >>> attention_to_kept(last_queries(layer, 2), layer.keys, every).shape
     torch.Size([1, 2, 4, 9])
     """
-    rows = asked.rows.float().unflatten(1, (kept.shape[1], -1)) * asked.scaling
-    logits = rows @ kept.float().mT[:, :, None]
+    logits = scaled_products(asked.rows, kept, asked.scaling).unflatten(1, (kept.shape[1], -1))
     if asked.softcap is not None:
         logits = asked.softcap * torch.tanh(logits / asked.softcap)
     hidden = (places[:, :, None] >= asked.seen[:, None])[:, :, None]

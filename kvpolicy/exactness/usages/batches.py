@@ -108,7 +108,8 @@ def _rows_alone(model: PreTrainedModel, policy: Policy, lengths: list[int]) -> f
     otherwise because of its padding differs in both.
     """
     found = _apart(model, policy, lengths)
-    if found <= LIMIT or model.dtype != torch.float32:
+    # A NaN is above no limit, and stays.
+    if not found > LIMIT or model.dtype != torch.float32:
         return found
     try:
         return _apart(deepcopy(model).double(), policy, lengths)

@@ -1,5 +1,7 @@
 """Rows of a batch are compared with themselves alone."""
 
+import math
+
 import pytest
 import torch
 
@@ -40,6 +42,12 @@ def test_what_is_wrong_in_both_stays_wrong(apart):
 def test_what_is_within_the_limit_is_measured_once(apart):
     asked = apart(float32=LIMIT)
     assert batches.padded_row_alone(tiny_model(), small_policy("restkv")) == LIMIT
+    assert asked == [torch.float32]
+
+
+def test_what_is_no_number_stays_none(apart):
+    asked = apart(float32=math.nan, float64=0.0)
+    assert math.isnan(batches.padded_row_alone(tiny_model(), small_policy("restkv")))
     assert asked == [torch.float32]
 
 
