@@ -1,4 +1,4 @@
-"""Texts, choices and likelihoods, and what each of them is asked of."""
+"""Texts, choices and likelihoods, and what each of them is asked of: a context is read once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.evaluation.measures.catalogue import METRICS
 from kvpolicy.evaluation.measures.reconstruction import record, token_errors
 from kvpolicy.evaluation.runs.answer import answered
+from kvpolicy.evaluation.runs.grid import Named
 from kvpolicy.evaluation.runs.prompt import PromptFormat
+from kvpolicy.evaluation.runs.reading import Reading
+from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.task import Metric, Sample
 
 
@@ -143,3 +146,56 @@ def test_a_stop_ends_the_text(answer):
 def test_what_a_sample_lacks_is_said(answer, metric, fields, sentence):
     with pytest.raises(InvalidValueError, match=sentence):
         answer(metric, **fields)
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "multiple_choice", "perplexity", "agreement"])
+def test_questions_on_one_context_get_the_rows_of_reading_it_anew(make, shared, metric, figures):
+    def grid(samples):
+        task = Named(name="shared", samples=samples, metric=METRICS[metric])
+        return make(["h2o"], [40], tasks=[task], question="outside")
+
+    asked = shared[:4]  # three questions on one context, and one on the other
+    together = grid(asked).run(Results())
+    apart = [row for sample in asked for row in grid([sample]).run(Results())]
+    assert [row.error for row in together] == [None] * 8
+    assert [(row.sample, row.entrant) for row in together] == [
+        (row.sample, row.entrant) for row in apart
+    ]
+    assert figures(together) == figures(apart)
+    contexts = [row.context for row in together[::2]]
+    assert None not in contexts
+    assert [contexts.count(each) for each in contexts] == [3, 3, 3, 1]
+    if metric == "exact_match":
+        assert all(row.first_seconds > 0 < row.token_seconds for row in together)
+
+
+@pytest.mark.parametrize(
+    ("metric", "question", "reads"),
+    [("exact_match", "outside", 2), ("exact_match", "inside", 6), ("agreement", "outside", 4)],
+)
+def test_a_context_is_read_once_for_each_entrant(
+    make, shared, metric, question, reads, monkeypatch
+):
+    contexts = []
+    read = Reading.read
+
+    def heard(reading, ids):
+        contexts.extend([ids.shape[1]] if ids.shape[1] > 1 else [])
+        return read(reading, ids)
+
+    monkeypatch.setattr(Reading, "read", heard)
+    task = Named(name="shared", samples=shared, metric=METRICS[metric])
+    make(["restkv"], [40], tasks=[task], question=question).run(Results())
+    # Agreement reads it with the full cache too.
+    assert len(contexts) == 2 * reads
+
+
+def test_one_question_that_fails_leaves_the_others_on_its_context(make, shared):
+    def judge(text, sample):
+        if sample.name == shared[1].name:
+            raise RuntimeError("out of luck")
+        return 1.0
+
+    task = Named(name="own", samples=shared[:3], metric=Metric(name="own", judge=judge))
+    rows = make([], [], tasks=[task], question="outside").run(Results())
+    assert [row.error for row in rows] == [None, "RuntimeError: out of luck", None]

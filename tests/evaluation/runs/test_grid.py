@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import attrs
 import pytest
 
 from kvpolicy.errors import ResultsError
-from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.measures.catalogue import METRICS
-from kvpolicy.evaluation.needle.prompts import write_document
-from kvpolicy.evaluation.runs import identity
-from kvpolicy.evaluation.runs.engine import InProcess
-from kvpolicy.evaluation.runs.entrant import Entrant, entrants
-from kvpolicy.evaluation.runs.grid import Grid, Named
-from kvpolicy.evaluation.runs.prompt import PromptFormat
-from kvpolicy.evaluation.runs.reading import Reading
+from kvpolicy.evaluation.runs.grid import Named
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.task import Metric, Sample
 from kvpolicy.testing import tiny_model
-
-
-@pytest.fixture(scope="session")
-def samples():
-    prompts = needle.generate_prompts(tokens=96, facts=6, count=4, seed=1)
-    return [
-        Sample(
-            name=str(number),
-            context=prompt.text.rpartition(" question ")[0],
-            question=" question " + prompt.text.rpartition(" question ")[2],
-            answers=(prompt.answer,),
-        )
-        for number, prompt in enumerate(prompts)
-    ]
-
-
-@pytest.fixture
-def make(needle_pair, samples):
-    model, tokenizer = needle_pair
-
-    def make(recipes=("restkv", "streamingllm"), budgets=(40, 0.5), **options):
-        question = options.pop("question", "inside")
-        references = {"oracle": options.pop("oracle", False)}
-        task = Named(name="needles", samples=samples, metric=METRICS["exact_match"])
-        given = {"tasks": [task], "max_new_tokens": 4} | options
-        return Grid(
-            engine=InProcess(model=given.pop("model", model), tokenizer=tokenizer),
-            format=PromptFormat(tokenizer=tokenizer, question=question),
-            entrants=entrants(recipes, budgets, **references),
-            **given,
-        )
-
-    return make
 
 
 def test_there_is_a_row_for_each_entrant_and_sample(make):
@@ -90,86 +48,9 @@ def test_outside_the_question_is_asked_of_an_evicted_context(make):
     assert {row.question for row in rows} == {"outside"}
 
 
-@pytest.fixture(scope="session")
-def shared():
-    """Three questions on each of two contexts."""
-    rng = Random(4)
-    documents = {text: write_document(rng, tokens=93, facts=6) for text in "ab"}
-    return [
-        Sample(
-            name=text + fact.name,
-            context=" ".join(document.words),
-            question=f" question password {fact.name}",
-            answers=(" ".join(fact.code),),
-            choices=(" ".join(fact.code), "amber lemon oak"),
-        )
-        for text, document in documents.items()
-        for fact in document.facts[:3]
-    ]
-
-
-def figures(rows):
-    """Return what two runs have in common: all but times."""
-    return [
-        attrs.evolve(row, first_seconds=None, token_seconds=None)
-        for row in sorted(rows, key=lambda row: row.key)
-    ]
-
-
-@pytest.mark.parametrize("metric", ["exact_match", "multiple_choice", "perplexity", "agreement"])
-def test_questions_on_one_context_get_the_rows_of_reading_it_anew(make, shared, metric):
-    def grid(samples):
-        task = Named(name="shared", samples=samples, metric=METRICS[metric])
-        return make(["h2o"], [40], tasks=[task], question="outside")
-
-    asked = shared[:4]  # three questions on one context, and one on the other
-    together = grid(asked).run(Results())
-    apart = [row for sample in asked for row in grid([sample]).run(Results())]
-    assert [row.error for row in together] == [None] * 8
-    assert [(row.sample, row.entrant) for row in together] == [
-        (row.sample, row.entrant) for row in apart
-    ]
-    assert figures(together) == figures(apart)
-    contexts = [row.context for row in together[::2]]
-    assert None not in contexts
-    assert [contexts.count(each) for each in contexts] == [3, 3, 3, 1]
-    if metric == "exact_match":
-        assert all(row.first_seconds > 0 < row.token_seconds for row in together)
-
-
-@pytest.mark.parametrize(
-    ("metric", "question", "reads"),
-    [("exact_match", "outside", 2), ("exact_match", "inside", 6), ("agreement", "outside", 4)],
-)
-def test_a_context_is_read_once_for_each_entrant(
-    make, shared, metric, question, reads, monkeypatch
+def test_a_run_stopped_amid_the_questions_on_a_context_repeats_none(
+    make, shared, tmp_path, figures
 ):
-    contexts = []
-    read = Reading.read
-
-    def heard(reading, ids):
-        contexts.extend([ids.shape[1]] if ids.shape[1] > 1 else [])
-        return read(reading, ids)
-
-    monkeypatch.setattr(Reading, "read", heard)
-    task = Named(name="shared", samples=shared, metric=METRICS[metric])
-    make(["restkv"], [40], tasks=[task], question=question).run(Results())
-    # Agreement reads it with the full cache too.
-    assert len(contexts) == 2 * reads
-
-
-def test_one_question_that_fails_leaves_the_others_on_its_context(make, shared):
-    def judge(text, sample):
-        if sample.name == shared[1].name:
-            raise RuntimeError("out of luck")
-        return 1.0
-
-    task = Named(name="own", samples=shared[:3], metric=Metric(name="own", judge=judge))
-    rows = make([], [], tasks=[task], question="outside").run(Results())
-    assert [row.error for row in rows] == [None, "RuntimeError: out of luck", None]
-
-
-def test_a_run_stopped_amid_the_questions_on_a_context_repeats_none(make, shared, tmp_path):
     class Stopped(BaseException):
         pass
 
@@ -286,43 +167,3 @@ def test_another_model_does_not_go_on_in_the_same_file(make, needle_pair, tmp_pa
     other = tiny_model("qwen3", vocab_size=len(needle_pair[1]))
     with pytest.raises(ResultsError, match="made with another model"):
         make(["restkv"], [40], model=other).run(Results(tmp_path / "rows.jsonl"))
-
-
-@pytest.mark.parametrize("metric", ["exact_match", "perplexity"])
-@pytest.mark.parametrize("question", ["inside", "outside"])
-def test_an_oracle_keeps_what_the_answer_needs(make, shared, metric, question):
-    task = Named(name="shared", samples=shared[:3], metric=METRICS[metric])
-    grid = make(["random"], [24], tasks=[task], question=question, oracle=True)
-    rows = grid.run(Results())
-    scores = {}
-    for row in rows:
-        assert row.error is None
-        scores.setdefault(row.entrant, []).append(row.score)
-    by_title = {name: sum(each) / 3 for name, each in scores.items()}
-    assert list(by_title) == ["full", "random", "oracle"]
-    if metric == "exact_match":
-        assert by_title == {"full": 1, "oracle": 1, "random": 0}
-    else:
-        assert by_title["oracle"] < by_title["random"] / 2
-    held = {row.positions for row in rows if row.entrant == "oracle"}
-    asked_outside = 3 if question == "outside" else metric == "perplexity"
-    assert held == {24 + asked_outside}
-    policy = next(row.policy for row in rows if row.entrant == "oracle")
-    assert policy == {"scorer": {"name": "oracle"}, "recent": 0, "budget": 24}
-
-
-def test_an_oracle_is_refused_where_a_text_is_evicted_all_the_time(make, samples, tmp_path):
-    metric = Metric(name="perplexity", asks="stream")
-    task = Named(name="text", samples=[Sample(name="1", context="ada amber oak")], metric=metric)
-    grid = make([], [], tasks=[task])
-    with_oracle = attrs.evolve(grid, entrants=[*grid.entrants, Entrant(name="oracle", budget=2)])
-    full, refused = with_oracle.run(Results(tmp_path / "rows.jsonl"))
-    assert full.error is None
-    assert refused.error.startswith("InvalidValueError: there is no oracle for metric 'perplexity'")
-
-
-def test_code_is_told_apart_by_the_plugins_that_a_policy_has():
-    _, snapkv, streaming = entrants(["snapkv", "streamingllm"], [64])
-    codes = [identity.code_of(each.policy) for each in (snapkv, streaming)]
-    assert codes[0] != codes[1]
-    assert codes[0] == identity.code_of(snapkv.policy)
