@@ -22,7 +22,7 @@ def path(tmp_path):
     return tmp_path / "cache.safetensors"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def saved():
     """Give a function that saves a cache of a small model, and returns both."""
 
