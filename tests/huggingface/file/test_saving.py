@@ -9,11 +9,7 @@ import pytest
 import torch
 
 import kvpolicy
-from kvpolicy.errors import (
-    CacheFileError,
-    CacheStateError,
-    InvalidComponentError,
-)
+from kvpolicy.errors import CacheFileError, CacheStateError, InvalidComponentError
 from kvpolicy.exactness.usages import small_policy, tokens
 from kvpolicy.exactness.usages.inputs import read
 from kvpolicy.huggingface.file import container
