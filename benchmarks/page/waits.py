@@ -29,7 +29,9 @@ def sections(rows: Sequence[Row]) -> Iterator[str]:
         "behind a plus are those of a forward beside its layers. Operations of the model itself, "
         f"its rotary embedding included, are not counted. A prompt has {shape['L']} tokens and the "
         f"budget is {shape['K']}. `unequal rows`: one of them has padding; `padded alike`: all "
-        f"have. torch {versions['torch']}, transformers {versions['transformers']}."
+        "have. Forwards are called by hand, so the mask of a padded token is looked at, which is "
+        "the wait and the copy beside its layers; `generate` looks at its first mask only. "
+        f"torch {versions['torch']}, transformers {versions['transformers']}."
     )
     yield table(["recipe", *(f"{phase}, {batch}" for phase, batch in COLUMNS)], cells(found))
     yield (
