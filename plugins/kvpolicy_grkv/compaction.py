@@ -12,11 +12,15 @@ from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.observation import Observation
-from kvpolicy.options import as_float, count, positive
+from kvpolicy.options import as_float, at_least, count, positive
 from kvpolicy.stages.compaction import gathered
 from kvpolicy.stages.selection import Selection
 from kvpolicy_grkv.attention import attention_to_kept, last_queries
 from kvpolicy_kernels import query_outputs, rows_per_block, spans
+
+SMALLEST = 1e-8
+"""The smallest ridge. Rows of X may be equal, so that X X^T has no inverse; it is rounded by about
+M^2 x 2e-16, which is below this for all M up to 5,000."""
 
 
 @attrs.frozen(kw_only=True)
@@ -45,7 +49,9 @@ class ValueFittingCompactor:
     fits_values: ClassVar[bool] = True
     prefill_only: ClassVar[bool] = True
 
-    ridge: float = attrs.field(default=1.0, converter=as_float, validator=positive)
+    ridge: float = attrs.field(
+        default=1.0, converter=as_float, validator=[positive, at_least(SMALLEST)]
+    )
     queries: int = attrs.field(default=32, validator=count)
 
     def check_settings(self, settings: Mapping[str, object]) -> None:
@@ -74,7 +80,7 @@ class ValueFittingCompactor:
         evicts = (selection.lengths.to(keys.device) < length)[..., None, None]
         groups = before.shape[1] // keys.shape[1]
         # The attention of a head's queries, their products with it, and the values.
-        numbers = kept * (3 * groups * asked.rows.shape[2] + 4 * values.shape[-1])
+        numbers = kept * (5 * groups * asked.rows.shape[2] + 6 * values.shape[-1])
         step = rows_per_block(numbers, keys.device, layer=keys.nbytes + values.nbytes)
         for n in spans(0, keys.shape[1], step):
             h = slice(n.start * groups, n.stop * groups)
@@ -93,9 +99,10 @@ class ValueFittingCompactor:
 def _ridge(
     attention: Float[Tensor, "B n M K"], missing: Float[Tensor, "B n M Dv"], ridge: float
 ) -> Float[Tensor, "B n K Dv"]:
-    """Return X^T (X X^T + ridge I)^-1 R. The inverse is in float64, as rows of X are alike."""
-    products = (attention @ attention.mT).double()
+    """Return X^T (X X^T + ridge I)^-1 R. All is in float64, as rows of X are alike."""
+    attention = attention.double()
+    products = attention @ attention.mT
     products.diagonal(dim1=-2, dim2=-1).add_(ridge)
     # The matrix is positive definite, so nothing needs to be read back to check it.
     factors, _ = torch.linalg.cholesky_ex(products)
-    return attention.mT @ torch.cholesky_solve(missing.double(), factors).float()
+    return (attention.mT @ torch.cholesky_solve(missing.double(), factors)).float()

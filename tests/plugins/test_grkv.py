@@ -9,7 +9,7 @@ from kvpolicy.stages.selection import TopKSelector
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.models import tiny_model
 from kvpolicy.testing.samples import normal
-from kvpolicy_grkv import ValueFittingCompactor
+from kvpolicy_grkv.compaction import SMALLEST, ValueFittingCompactor
 
 test_contract = contract(plugin="grkv")
 
@@ -62,12 +62,19 @@ def test_values_are_those_of_ridge_regression(special):
 
 def test_outputs_come_back_if_there_are_as_many_values_as_queries():
     layer = observation(positions=40, window=3, groups=2)
-    _, fitted = compact(ValueFittingCompactor(ridge=1e-9), layer, chosen(layer, 10, 10))
+    _, fitted = compact(ValueFittingCompactor(ridge=1e-8), layer, chosen(layer, 10, 10))
     places = chosen(layer, 10, 10).indices
     for head in range(2):
         x = attention(layer, head, 0, places[0, head].tolist())
         before = attention(layer, head, 0, list(range(40))) @ layer.values[0, head].double()
         torch.testing.assert_close(x @ fitted[0, head].double(), before, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_queries_are_fitted_with_the_smallest_ridge():
+    layer = observation(positions=30, window=6, groups=2)
+    layer = attrs.evolve(layer, queries=layer.queries[:, :1, :1].expand_as(layer.queries))
+    _, fitted = compact(ValueFittingCompactor(ridge=SMALLEST), layer, chosen(layer, 12, 12))
+    assert fitted.isfinite().all()
 
 
 def test_a_large_ridge_leaves_values_as_they_are():
@@ -123,8 +130,10 @@ def test_slots_and_decoding_are_refused():
         kvpolicy.compose(scorer="snapkv", compactor="grkv", budget=64, slot_positions=True)
     with pytest.raises(InvalidValueError, match="every"):
         kvpolicy.compose(scorer="snapkv", compactor="grkv", budget=64, every=1)
-    with pytest.raises(InvalidValueError, match="'ridge' must be"):
+    with pytest.raises(InvalidValueError, match="'ridge' must be above 0"):
         ValueFittingCompactor(ridge=0)
+    with pytest.raises(InvalidValueError, match="'ridge' must be at least 1e-08, not 1e-09"):
+        ValueFittingCompactor(ridge=1e-9)
 
 
 def test_a_conversation_goes_on_with_fitted_values():
