@@ -12,6 +12,9 @@ RESULTS := docs/results
 # Tests that draw random examples: with --hypothesis-profile=deep they draw EXAMPLES of them.
 RANDOM := $(addprefix tests/behaviour/test_,fuzzing.py extreme_options.py command_fuzzing.py) \
     tests/huggingface/file/test_fingerprint.py
+# When a worker dies, the run ends and says in which test. With another worker in its place,
+# pytest-xdist 3.8 would wait forever behind the last test of a run by groups.
+PARALLEL := -n $(WORKERS) --dist loadgroup --max-worker-restart=0
 BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest/bin
@@ -25,9 +28,10 @@ help: ## Show what there is to make.
 demo: $(READY) ## See which facts a small model still recalls under six recipes (a minute).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy demo
 
-# Tests start processes, which read the sources compiled.
+# Tests start processes, which read the sources compiled. A test that takes 12 GiB gets a MemoryError,
+# which names it; Linux would end its worker.
 test: $(READY) ## Run the tests.
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup --durations=20 --durations-min=1
+	@ulimit -d 12582912; PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -q $(PARALLEL) --durations=20 --durations-min=1
 
 check: lint test ## Check format, style, layers and types, then run the tests.
 
@@ -44,10 +48,10 @@ dist: $(READY) ## Build the wheel and the sdist into dist/, and check what an in
 	@$(BIN)/python .ci/distributions.py dist
 
 oldest: .venv-oldest/.ready ## Run the tests of the cache and the command line with the oldest versions that are allowed.
-	@$(OLDEST)/pytest -q -n $(WORKERS) --dist loadgroup tests/huggingface tests/plugins tests/commands tests/test_cli.py
+	@$(OLDEST)/pytest -q $(PARALLEL) tests/huggingface tests/plugins tests/commands tests/test_cli.py
 
 newest: .venv-newest/.ready ## The same tests with the newest versions that the index has.
-	@.venv-newest/bin/pytest -q -n $(WORKERS) --dist loadgroup tests/huggingface tests/plugins tests/commands tests/test_cli.py
+	@.venv-newest/bin/pytest -q $(PARALLEL) tests/huggingface tests/plugins tests/commands tests/test_cli.py
 
 smoke: $(READY) ## Install the wheel into an empty environment outside of the checkout, and use it.
 	@test -n "$$(ls dist/*.whl 2>/dev/null)" || $(MAKE) --no-print-directory dist
@@ -134,7 +138,7 @@ bench: $(READY) ## Measure speed and memory on this CPU, and write docs/performa
 	    status=$$?; $(BIN)/python -m benchmarks.page && exit $$status
 
 deep: $(READY) ## Run what `make test` samples: all cases of grids, and EXAMPLES=1000 random examples of each (hours).
-	@OMP_WAIT_POLICY=PASSIVE KVPOLICY_SHAPES=all $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m deep tests
+	@OMP_WAIT_POLICY=PASSIVE KVPOLICY_SHAPES=all $(BIN)/pytest -q $(PARALLEL) -m deep tests
 	@KVPOLICY_DEEP_EXAMPLES=$(EXAMPLES) KVPOLICY_SHAPES=all OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -q -n $(WORKERS) \
 	    --hypothesis-profile=deep tests/deep $(RANDOM)
 
