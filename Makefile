@@ -80,16 +80,16 @@ needle-beds: $(READY) ## Train the two other needle models anew: facts told thre
 	@for variant in redundant chained; do OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py --variant $$variant || exit 1; done
 
 bed-single: $(READY) ## Some methods at equal budgets on the needle model that ships: docs/results/bed-single.md (minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --prompts 8 --answers \
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --prompts 8 --answers \
 	    --entrants "oracle;oracle_single;random;restkv;snapkv;rkv;layerdefensivekv;replay;replay, snapkv asked;forward;forward, width 1;forward, width 5;forward, no hop" \
 	    > $(RESULTS)/bed-single.md
 
 bed-redundant: $(READY) ## All methods at equal budgets on a model whose facts are told three times: docs/results/bed-redundant.md (minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --model examples/needle-model/redundant --prompts 8 \
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model examples/needle-model/redundant --prompts 8 \
 	    --entrants all --answers > $(RESULTS)/bed-redundant.md
 
 bed-chained: $(READY) ## The same on a model whose facts must be combined: docs/results/bed-chained.md (minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --model examples/needle-model/chained --prompts 8 \
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model examples/needle-model/chained --prompts 8 \
 	    --entrants all --answers > $(RESULTS)/bed-chained.md
 
 needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (minutes; SAMPLES=200: hours).
@@ -176,10 +176,10 @@ within: $(READY) ## Error targets against the errors found on later queries: doc
 	    --targets 0.02,0.05,0.1,0.2 > $(RESULTS)/within.md
 
 replays: $(READY) ## What replayed queries are worth, question visible and hidden: docs/results/replay.md (ten minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --prompts 8 > $(RESULTS)/replay.md
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --prompts 8 > $(RESULTS)/replay.md
 
 real-replays: real-model ## The same for SmolLM2 and prose: docs/results/smollm2-replay.md (half an hour).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.replays --model smollm2 --bed prose --prompts 4 --budgets 64,128 \
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model smollm2 --bed prose --prompts 4 --budgets 64,128 \
 	    --entrants "oracle;restkv;snapkv;replay;replay, snapkv asked" > $(RESULTS)/smollm2-replay.md
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.answers import answered
+from kvpolicy.evaluation.beds.answers import answered
+from kvpolicy.evaluation.beds.measurement import measured
+from kvpolicy.evaluation.beds.prompts import needle_beds
 from kvpolicy.evaluation.fidelity.rows import Estimate
-from kvpolicy.evaluation.replays import measured
-from kvpolicy.evaluation.targets import needle_beds
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "needle-model"
 FOLDERS = {

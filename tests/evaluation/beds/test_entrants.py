@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvpolicy.evaluation.entrants import BASE, ENTRANTS, FEW
-from kvpolicy.evaluation.targets import needle_beds
+from kvpolicy.evaluation.beds.entrants import BASE, ENTRANTS, FEW
+from kvpolicy.evaluation.beds.prompts import needle_beds
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Policies of equal budget that the comparisons of replayed queries and of beds measure."""
+"""Policies of equal budget that are compared on beds."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ import pytest
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, KvpolicyError
 from kvpolicy.evaluation import needle
-from kvpolicy.evaluation.answers import answered
+from kvpolicy.evaluation.beds.answers import answered
+from kvpolicy.evaluation.beds.prompts import needle_beds
 from kvpolicy.evaluation.caches import opened_cache
 from kvpolicy.evaluation.measures.reconstruction import token_errors
 from kvpolicy.evaluation.measures.text import exact_match
 from kvpolicy.evaluation.needle.reader import Reader
-from kvpolicy.evaluation.targets import needle_beds
 from kvpolicy.huggingface.cache_argument import handed
 
 
@@ -50,7 +50,7 @@ def test_what_is_held_is_the_budget(beds):
 
 def test_padding_of_uneven_heads_is_not_held():
     """Prompts of this batch divide the budget of the model differently among its layers."""
-    folder = Path(__file__).parents[2] / "examples" / "needle-model" / "chained"
+    folder = Path(__file__).parents[3] / "examples" / "needle-model" / "chained"
     _, bed = needle_beds(8, folder)
     policy = kvpolicy.recipe("layerdefensivekv", budget=40)
     with policy.cache(bed.model) as cache:

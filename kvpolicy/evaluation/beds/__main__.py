@@ -1,0 +1,74 @@
+"""Policies of equal budget, prompt by prompt against ReST-KV.
+
+    python -m kvpolicy.evaluation.beds
+    python -m kvpolicy.evaluation.beds --model examples/needle-model/redundant --answers
+
+Beds are prompts of the needle model with the question (`visible`: the answer follows) and without
+it (`hidden`: question and answer follow), those of another needle model, or stretches of prose and
+of code for any other model, of which the next tokens follow. The error of a prompt is the mean over
+layers and over the tokens that follow. Every policy keeps the same number of positions, on average
+over layers and heads. With `--answers` this is checked, and the answers that are right are counted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Annotated
+
+import attrs
+import typer
+from transformers.utils.logging import disable_progress_bar
+
+from kvpolicy.evaluation.beds.answers import Answered, answered
+from kvpolicy.evaluation.beds.entrants import ENTRANTS, FEW
+from kvpolicy.evaluation.beds.measurement import Measured, measured
+from kvpolicy.evaluation.beds.prompts import beds
+from kvpolicy.evaluation.beds.table import note, table
+
+
+def main(
+    model: Annotated[
+        str | None, typer.Option(help="Another model, the folder of a needle model, or smollm2.")
+    ] = None,
+    entrants: Annotated[str, typer.Option(help="Names, between semicolons, or all.")] = ";".join(
+        FEW
+    ),
+    budgets: Annotated[str, typer.Option(help="Positions of each head.")] = "40,64,128",
+    prompts: Annotated[int, typer.Option(min=2, help="Prompts of each bed.")] = 16,
+    length: Annotated[int, typer.Option(help="Tokens of a stretch, for another model.")] = 512,
+    only: Annotated[str | None, typer.Option("--bed", help="Only this bed, as prose.")] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Count right answers, for a needle model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Measure each entrant at each budget, and print a table for each bed."""
+    disable_progress_bar()
+    rows: list[Measured] = []
+    full: dict[str, list[Answered]] = {}
+    names = list(ENTRANTS) if entrants == "all" else [each.strip() for each in entrants.split(";")]
+    for bed in beds(model, prompts, length):
+        if only is not None and bed.name != only:
+            continue
+        if answers:
+            full[bed.name] = [answered(bed.model, None, x, bed.answer) for x in bed.recordings]
+        for name in names:
+            for budget in map(int, budgets.split(",")):
+                rows.append(measured(bed, name, budget, answers=answers))
+                if as_json:
+                    typer.echo(json.dumps(attrs.asdict(rows[-1])))
+    if not as_json:
+        given = {"model": model, "bed": only, "prompts": prompts, "budgets": budgets}
+        if entrants != ";".join(FEW):
+            given["entrants"] = entrants
+        options = shlex.join(
+            [f"--{name}={value}" for name, value in given.items() if value]
+            + ["--answers"] * answers
+        )
+        said = note(full, rows) if answers else ""
+        typer.echo(table(rows, model or "the needle model", options=options, note=said))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,42 @@
+"""The errors of one policy on a bed, and its answers."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+
+from kvpolicy.evaluation.beds.answers import Answered, answered
+from kvpolicy.evaluation.beds.bed import Bed
+from kvpolicy.evaluation.beds.entrants import ENTRANTS
+from kvpolicy.evaluation.measures.reconstruction import token_errors
+
+
+@attrs.frozen(kw_only=True)
+class Measured:
+    """The errors of one policy on the prompts of a bed.
+
+    `answers` are those of each portion of the prompts, if they were asked for.
+    """
+
+    bed: str
+    name: str
+    budget: int
+    errors: tuple[float, ...]
+    answers: tuple[Answered, ...] = ()
+
+
+@torch.no_grad()
+def measured(bed: Bed, name: str, budget: int, *, answers: bool = False) -> Measured:
+    """Measure one entrant at one budget on all prompts of a bed.
+
+    With `answers`, raises KvpolicyError if the policy holds more positions than its budget.
+    """
+    row = Measured(bed=bed.name, name=name, budget=budget, errors=())
+    policies = [ENTRANTS[name](each, budget) for each in bed.recordings]
+    pairs = list(zip(policies, bed.recordings, strict=True))
+    if answers:
+        found = tuple(answered(bed.model, policy, each, bed.answer) for policy, each in pairs)
+        errors = tuple(error for each in found for error in each.errors)
+        return attrs.evolve(row, errors=errors, answers=found)
+    means = [token_errors(bed.model, policy, each).mean((0, 2)) for policy, each in pairs]
+    return attrs.evolve(row, errors=tuple(torch.cat(means).tolist()))

@@ -1,0 +1,36 @@
+"""The command prints the beds that are asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from kvpolicy.evaluation.beds.__main__ import main
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "needle-model"
+
+
+def test_the_command_prints_one_bed_if_asked(capsys):
+    main(entrants="restkv;snapkv", budgets="64", prompts=2, only="needle, hidden")
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("## ")] == [
+        "## needle, hidden (2 prompts)"
+    ]
+    assert "| snapkv | " in printed
+    given = "'--bed=needle, hidden' --prompts=2 --budgets=64 '--entrants=restkv;snapkv'"
+    assert f"kvpolicy.evaluation.beds {given}\n" in printed
+
+
+def test_answers_are_counted_and_what_is_held_is_said_if_asked(capsys):
+    main(entrants="restkv;tova", budgets="64", prompts=2, only="needle, visible", answers=True)
+    printed = capsys.readouterr().out
+    assert "--entrants=restkv;tova' --answers\n" in printed
+    assert "right answers are needle, visible: 100%" in printed
+    assert "holds 100.0% to 100.0% of its budget" in printed
+
+
+@pytest.mark.parametrize("variant", ["redundant", "chained"])
+def test_another_needle_model_is_found_by_its_folder(variant, capsys):
+    main(model=str(EXAMPLE / variant), entrants="restkv", budgets="40", prompts=2)
+    printed = capsys.readouterr().out
+    assert f"## {variant}, visible (2 prompts)" in printed
+    assert f"## {variant}, hidden (2 prompts)" in printed
