@@ -1,6 +1,7 @@
 """Counts what each recipe makes the host of a GPU do, and prints it; no GPU is needed.
 
 python -m benchmarks.waits
+python -m benchmarks.waits --recipe cam --operations
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from benchmarks.eviction_memory import BUDGET as LONG_BUDGET
 from benchmarks.layers import LayerShape
 from benchmarks.waits.forwards import BATCHES, BUDGET, LENGTH, Batch, costs
 from benchmarks.waits.lengths import LENGTHS, eviction
+from benchmarks.waits.operations import HEADER, operations
 from benchmarks.waits.table import COLUMNS, LENGTH_HEADER, cells, length_cells
 
 PATH = rows.RESULTS / "waits.jsonl"
@@ -75,12 +77,26 @@ def by_length(recipe: str) -> Iterator[rows.Row]:
         )
 
 
+def print_operations(names: list[str]) -> None:
+    """Print which lines call for what, in a prompt and in a token of one row."""
+    table = Table(*HEADER)
+    for name in names:
+        for line in operations(name, BATCHES[0]):
+            table.add_row(*line)
+    Console(width=160).print(table)
+
+
 def main(
     recipe: Annotated[list[str] | None, typer.Option(help="Which recipes.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where rows go, if anywhere.")] = None,
+    operations: Annotated[
+        bool, typer.Option("--operations", help="Print which lines call for what instead.")
+    ] = False,
 ) -> None:
     """Print launches / waits / copies of a layer, and those of a forward beside its layers."""
     names = recipe or recipes()
+    if operations:
+        return print_operations(names)
     found = [row for name in names for batch in BATCHES for row in counted(name, batch)]
     long = [row for name in names for row in by_length(name)]
     if output is not None:

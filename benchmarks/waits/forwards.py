@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TypeAlias
@@ -26,7 +27,8 @@ TOKEN = 3
 FEW, MANY = 2, 4
 """Layers of the two models that are compared."""
 
-Totals: TypeAlias = Mapping[Kind, int]
+Called: TypeAlias = Mapping[Kind, Counter[tuple[str, str]]]
+"""How often which line called for which operation, by kind."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,7 +97,7 @@ def counting() -> Iterator[Counts]:
         yield counts
 
 
-def totals(model: PreTrainedModel, recipe: str, batch: Batch) -> dict[str, Totals]:
+def called(model: PreTrainedModel, recipe: str, batch: Batch) -> dict[str, Called]:
     """Count the second prompt of a model, and a token behind it.
 
     The first prompt computes what is computed once for a model.
@@ -112,20 +114,24 @@ def totals(model: PreTrainedModel, recipe: str, batch: Batch) -> dict[str, Total
 
 def costs(recipe: str, batch: Batch) -> dict[str, dict[Kind, Cost]]:
     """Return what a prompt and a decoded token cost: by the difference of two models."""
-    few, many = (totals(model_on_gpu(layers), recipe, batch) for layers in (FEW, MANY))
+    few, many = (called(model_on_gpu(layers), recipe, batch) for layers in (FEW, MANY))
     return {
-        phase: {kind: _cost(few[phase][kind], many[phase][kind]) for kind in KINDS} for phase in few
+        phase: {
+            kind: cost_of(few[phase][kind].total(), many[phase][kind].total()) for kind in KINDS
+        }
+        for phase in few
     }
 
 
-def _cost(few: int, many: int) -> Cost:
+def cost_of(few: int, many: int) -> Cost:
+    """Return what a layer costs, and a forward beside it, by the counts of both models."""
     layer = (many - few) / (MANY - FEW)
     return Cost(layer=layer, forward=few - FEW * layer)
 
 
 def _counted(
     counts: Counts, model: PreTrainedModel, cache: object, batch: Batch, before: int
-) -> Totals:
+) -> Called:
     generator = torch.Generator("cpu").manual_seed(before)
     count = 1 if before else LENGTH
     shape = (len(batch.padding), count)
@@ -133,4 +139,4 @@ def _counted(
     mask = batch.mask(before + count)
     counts.clear()
     model(Pretended(prompt), attention_mask=mask, **handed(cache, to=model), logits_to_keep=1)
-    return {kind: counts.total(kind) for kind in KINDS}
+    return {kind: Counter(counts.of[kind]) for kind in KINDS}
