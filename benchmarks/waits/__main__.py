@@ -89,14 +89,15 @@ def print_operations(names: list[str]) -> None:
 def main(
     recipe: Annotated[list[str] | None, typer.Option(help="Which recipes.")] = None,
     output: Annotated[Path | None, typer.Option(help="Where rows go, if anywhere.")] = None,
-    operations: Annotated[
+    list_operations: Annotated[
         bool, typer.Option("--operations", help="Print which lines call for what instead.")
     ] = False,
 ) -> None:
     """Print launches / waits / copies of a layer, and those of a forward beside its layers."""
     names = recipe or recipes()
-    if operations:
-        return print_operations(names)
+    if list_operations:
+        print_operations(names)
+        return
     found = [row for name in names for batch in BATCHES for row in counted(name, batch)]
     long = [row for name in names for row in by_length(name)]
     if output is not None:

@@ -35,7 +35,7 @@ from kvpolicy_kernels.ragged_attention import ragged_attention
 from kvpolicy_kernels.reconstruction_error import reconstruction_error
 from kvpolicy_kernels.rerotate_keys import rerotate_keys, rotate_half
 from kvpolicy_kernels.row_statistics import row_statistics
-from kvpolicy_kernels.select import select
+from kvpolicy_kernels.select import select, unselected
 from kvpolicy_kernels.similar_keys import SimilarKeys, similar_keys
 from kvpolicy_kernels.summed_rows import summed_rows
 from kvpolicy_kernels.unrotated_sums import UnrotatedSums, unrotated_sums
@@ -84,6 +84,7 @@ __all__ = [
     "summed_rows",
     "sums_dtype",
     "unrotated_sums",
+    "unselected",
     "weighted_values",
     "window_attention",
     "windowed_reconstruction_error",

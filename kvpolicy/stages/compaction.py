@@ -58,12 +58,18 @@ class Evicted:
 
     A head that evicts fewer has fillers at the end. For a filler `is_row` is False, `rows` holds S,
     and keys and values hold row 0. `all_keys` and `all_values` are those of the whole layer.
+    `alike` says that all heads are known to evict E, so that there are no fillers.
     """
 
     rows: Int[Tensor, "B N E"]
-    is_row: Bool[Tensor, "B N E"]
     all_keys: Float[Tensor, "B N S D"]
     all_values: Float[Tensor, "B N S Dv"]
+    alike: bool = False
+
+    @property
+    def is_row(self) -> Bool[Tensor, "B N E"]:
+        """Which rows are no fillers."""
+        return self.rows < self.all_keys.shape[2]
 
     def blocks_of(
         self, table: Float[Tensor, "B N S D"]
@@ -75,7 +81,9 @@ class Evicted:
         # A compactor holds a block, and two more in float64.
         step = rows_per_block(8 * table[:, :, 0].numel(), table.device)
         for block in spans(0, self.rows.shape[2], step):
-            rows = self.rows[:, :, block].where(self.is_row[:, :, block], 0)
+            rows = self.rows[:, :, block]
+            if not self.alike:
+                rows = rows.where(rows < table.shape[2], 0)
             yield block, gather_kv(table, table[..., :1], rows)[0]
 
 
@@ -111,7 +119,7 @@ def merged(
     rows = selection.evicted(length)
     if rows.shape[2] == 0 or kept_keys.shape[2] == 0:
         return kept_keys, kept_values
-    evicted = Evicted(rows=rows, is_row=rows < length, all_keys=keys, all_values=values)
+    evicted = Evicted(rows=rows, all_keys=keys, all_values=values, alike=selection.is_full)
     return merge(kept_keys, kept_values, evicted)
 
 

@@ -55,6 +55,9 @@ def reduce_groups(
     >>> reduce_groups(torch.tensor([[[1.0], [3.0]]]), 1, "mean")
     tensor([[[2.]]])
     """
+    if scores.stride(1) == 0 and group != "sum":
+        # One score for all heads, which is their mean and their maximum.
+        return scores[:, :heads]
     return group_scores(scores, heads, group)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy_kernels import protect_scores, select
+from kvpolicy_kernels import protect_scores, select, unselected
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -42,10 +42,8 @@ class Selection:
         >>> Selection(indices=torch.tensor([[[1, 2]]]), lengths=torch.tensor([[2]])).evicted(4)
         tensor([[[0, 3]]])
         """
-        shape = (*self.indices.shape[:2], length + 1)
-        left = self.indices.new_ones(shape, dtype=torch.float32)
-        left.scatter_(-1, self.indices, 0.0)
-        return select(left[..., :length], length - self.lengths).to(self.indices.device)
+        fewest = int(self.lengths.min()) if self.lengths.numel() else length
+        return unselected(self.indices, length, length - fewest)
 
     @classmethod
     def everything(cls, observation: Observation) -> Selection:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvpolicy_kernels import select
+from kvpolicy_kernels import select, unselected
 from kvpolicy_kernels.backend import KernelFallbackWarning
 from kvpolicy_kernels.select import reference
 
@@ -153,3 +153,37 @@ def test_the_kernel_waits_for_nothing(device):
         select(scores, budgets, count=100)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def left_over(row, length, count):
+    left = [s for s in range(length) if s not in row]
+    return left + [length] * (count - len(left))
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [0, 5], [259, 3], [260, 260]], ids=str)
+@pytest.mark.parametrize("length", [260, 700])
+@pytest.mark.usefixtures("form", "program_order")
+def test_positions_that_are_left_are_all_others(length, counts, device):
+    kept = max(counts)
+    heads = [sorted(torch.randperm(length)[:count].tolist()) for count in counts]
+    rows = [head + [length] * (kept - len(head)) for head in heads]
+    for spare in (0, 3):
+        count = length - min(counts) + spare
+        found = unselected(torch.tensor([rows]).view(1, 2, kept).to(device), length, count)
+        assert found.tolist() == [[left_over(head, length, count) for head in heads]]
+
+
+@pytest.mark.usefixtures("form")
+def test_without_rows_all_are_left_and_without_positions_none(device):
+    rows = torch.zeros(2, 1, 0, dtype=torch.int64, device=device)
+    assert unselected(rows, 3, 4).tolist() == [[[0, 1, 2, 3]]] * 2
+    assert unselected(rows, 0, 2).tolist() == [[[0, 0]]] * 2
+    assert unselected(rows, 0, 0).shape == (2, 1, 0)
+
+
+def test_negative_sizes_are_an_error(refused):
+    rows = torch.zeros(1, 1, 1, dtype=torch.int64)
+    with refused("length must be at least 0, not -1"):
+        unselected(rows, -1, 1)
+    with refused("count must be at least 0, not -1"):
+        unselected(rows, 1, -1)

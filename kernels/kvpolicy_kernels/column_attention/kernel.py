@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.window_attention.kernel import unsupported, window_attention
+from kvpolicy_kernels.window_attention.kernel import folded, unsupported
 
 __all__ = ["column_attention", "unsupported"]
 
@@ -21,7 +20,6 @@ def column_attention(
     causal: bool = True,
 ) -> Float32[Tensor, "B H S"]:
     """Sum over all queries as if they were one window."""
-    ones = torch.ones(queries.shape[2], dtype=torch.float32, device=queries.device)
-    return window_attention(
-        queries, keys, ones, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
+    return folded(
+        queries, keys, None, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
     ).attention

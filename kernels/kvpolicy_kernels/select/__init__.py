@@ -1,4 +1,4 @@
-"""The best positions of each head, the same on every device."""
+"""The best positions of each head, the same on every device, and those that are left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
 
-__all__ = ["select"]
+__all__ = ["select", "unselected"]
 
 
 def select(
@@ -37,3 +37,21 @@ def select(
     # Budgets may be on the CPU: where they go from there is for each form to say.
     given = [scores] if budgets.device.type == "cpu" else [scores, budgets]
     return implementation(select, *given)(scores, budgets, count=count)
+
+
+def unselected(rows: Int64[Tensor, "B N K"], length: int, count: int) -> Int64[Tensor, "B N E"]:
+    """Return those of `length` positions that are not among the rows, ascending.
+
+    The rows of a head ascend; fillers of `length` or more may follow them. `count` is E, and at
+    least as many positions as any head has left. A head that has fewer gets fillers of `length`.
+
+    Raises ValueError for a negative `length` or `count`.
+
+    >>> import torch
+    >>> unselected(torch.tensor([[[1, 2], [3, 5]]]), 5, 4)
+    tensor([[[0, 3, 4, 5],
+             [0, 1, 2, 4]]])
+    """
+    require(length >= 0, f"length must be at least 0, not {length}")
+    require(count >= 0, f"count must be at least 0, not {count}")
+    return implementation(unselected, rows)(rows, length, count)

@@ -1,4 +1,4 @@
-"""The Triton kernel: one program finds the best positions of one head by radix."""
+"""The Triton kernels: one finds the best positions by radix, one lists those that are left."""
 
 # Triton has no types, and its kernels name their sizes by the letters of the shapes.
 # ruff: noqa: ANN001, ANN202, N803
@@ -21,10 +21,14 @@ from kvpolicy_kernels.common.triton.largest import (
     taken,
     threshold_of,
 )
+from kvpolicy_kernels.common.triton.search import first_of
+
+BLOCK_LEFT = 256
+"""Positions that a program looks for among the rows."""
 
 
 def unsupported(*tensors: Tensor) -> str | None:
-    """Return why the kernel cannot take these scores and budgets; None if it can."""
+    """Return why a kernel cannot take these scores and budgets, or rows; None if it can."""
     return launch.refusal(*tensors, largest_dim=2**30)
 
 
@@ -85,3 +89,31 @@ def select(
             BLOCK_S=BLOCK_S, STAGES=STAGES, num_warps=WARPS,
         )  # fmt: skip
     return kept
+
+
+@triton.jit
+def _unselected_kernel(rows, left, S, K, E, STEPS, BLOCK_S: tl.constexpr):
+    head = tl.program_id(0).to(tl.int64)
+    s = tl.program_id(1).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    rows += head * K
+    left += head * E
+    kept = first_of(rows, tl.zeros_like(s) + S, K, STEPS)
+    before = first_of(rows, s, K, STEPS)
+    is_row = tl.load(rows + before, mask=before < K, other=-1) == s
+    place = s - before
+    tl.store(left + place, s, mask=(s < S) & (is_row == 0) & (place < E))
+    tl.store(left + s, tl.zeros_like(s) + S, mask=(s >= S - kept) & (s < E))
+
+
+def unselected(rows: Int64[Tensor, "B N K"], length: int, count: int) -> Int64[Tensor, "B N E"]:
+    """Search for all positions among the rows at once, in one launch."""
+    batch, heads, kept = rows.shape
+    left = torch.empty(batch, heads, count, dtype=torch.int64, device=rows.device)
+    if left.numel() == 0:
+        return left
+    # Triton launches on the current device. This layer may be on another one.
+    with torch.cuda.device_of(rows):
+        _unselected_kernel[(batch * heads, triton.cdiv(max(length, count), BLOCK_LEFT))](
+            rows.contiguous(), left, length, kept, count, kept.bit_length(), BLOCK_S=BLOCK_LEFT
+        )
+    return left

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
@@ -39,11 +40,28 @@ def _on_cpu(
     scores: Float[Tensor, "B N S"], room: Int64[Tensor, "B N 1"], count: int
 ) -> Int64[Tensor, "B N K"]:
     """Mark by partition, or by sorting if budgets differ, for all heads at once."""
-    counts, positions = room.numpy(), scores.shape[-1]
-    chosen = largest(scores, np.maximum(counts, 1)) & (counts > 0)
-    found = torch.from_numpy(np.flatnonzero(chosen)) % positions
-    result = room.new_full((*room.shape[:2], count), positions)
-    return result.masked_scatter_(torch.arange(count, device="cpu") < room, found)
+    counts = room.numpy()
+    return _listed(largest(scores, np.maximum(counts, 1)) & (counts > 0), room, count)
+
+
+@torch.no_grad()
+def unselected(rows: Int64[Tensor, "B N K"], length: int, count: int) -> Int64[Tensor, "B N E"]:
+    """Mark what is not among the rows."""
+    left = torch.ones(*rows.shape[:2], length + 1, dtype=torch.bool, device=rows.device)
+    left = left.scatter_(-1, rows.clamp(max=length), False)[..., :length]
+    if rows.device.type == "cpu":
+        return _listed(left.numpy(), left.sum(-1, keepdim=True), count)
+    return _positions(left, count)
+
+
+def _listed(
+    chosen: npt.NDArray[np.bool_], counts: Int64[Tensor, "B N 1"], count: int
+) -> Int64[Tensor, "B N K"]:
+    """Return the chosen positions, `counts` of each head, ascending."""
+    positions = chosen.shape[-1]
+    found = torch.from_numpy(np.flatnonzero(chosen)) % max(1, positions)
+    result = counts.new_full((*counts.shape[:2], count), positions)
+    return result.masked_scatter_(torch.arange(count, device="cpu") < counts, found)
 
 
 def _positions(chosen: Bool[Tensor, "B N S"], count: int) -> Int64[Tensor, "B N K"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 from kvpolicy_kernels.common.triton import launch
+from kvpolicy_kernels.common.triton.search import first_of
 
 BLOCK_NUMBERS = 1024
 """Numbers of the rows that a program adds at once, in float64."""
@@ -27,39 +28,24 @@ def unsupported(*tensors: Tensor) -> str | None:
 
 
 @triton.jit
-def _first_of(ordered, slot, E, STEPS):
-    """Return the first place whose slot is at least `slot`; E if there is none."""
-    low = slot * 0
-    high = low + E
-    for _ in range(STEPS):
-        searches = low < high
-        middle = (low + high) // 2
-        below = tl.load(ordered + middle, mask=searches, other=0) < slot
-        low = tl.where(searches & below, middle + 1, low)
-        high = tl.where(searches & (below == 0), middle, high)
-    return low
-
-
-@triton.jit
 def _summed_rows_kernel(
     table, rows, ordered, order, shares, sums,
     N, S, E, K, STEPS,
     table_b, table_n, table_s, table_d,
-    D: tl.constexpr, SORTED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    FLOAT: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, FLOAT: tl.constexpr,
 ):  # fmt: skip
     slot, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     b, n = head // N, head % N
     ordered += head * E
-    start = _first_of(ordered, slot, E, STEPS)
-    stop = _first_of(ordered, slot + 1, E, STEPS)
+    start = first_of(ordered, slot, E, STEPS)
+    stop = first_of(ordered, slot + 1, E, STEPS)
     d = tl.arange(0, BLOCK_D).to(tl.int64)
     total = tl.zeros([BLOCK_D], FLOAT)
     for first in range(start, stop, BLOCK_E):
         e = first + tl.arange(0, BLOCK_E)
         inside = e < stop
         place = head * E + e
-        if SORTED:
+        if order is not None:
             place = head * E + tl.load(order + place, mask=inside, other=0)
         row = tl.load(rows + place, mask=inside, other=S).to(tl.int64)
         share = tl.load(shares + place, mask=inside, other=0).to(FLOAT)
@@ -80,23 +66,29 @@ def summed_rows(
     ascending: bool = False,
 ) -> list[Float[Tensor, "B N K _"]]:
     """Bring the rows into the order of their slots, and add up each table in one launch."""
-    order = slots
-    if not ascending:
-        slots, order = slots.sort(dim=-1, stable=True)
-        # Half the memory: a place fits into 32 bits.
-        order = order.int()
-    rows, slots, shares = rows.contiguous(), slots.contiguous(), shares.contiguous()
-    return [_summed(table, rows, slots, order, shares, count, ascending) for table in tables]
+    slots, order = in_order(slots, ascending=ascending)
+    rows, shares = rows.contiguous(), shares.contiguous()
+    return [_summed(table, rows, slots, order, shares, count) for table in tables]
+
+
+def in_order(
+    slots: Int[Tensor, "B N E"], *, ascending: bool = False
+) -> tuple[Int[Tensor, "B N E"], Int[Tensor, "B N E"] | None]:
+    """Return the slots in ascending order, and where each was; None if they ascend already."""
+    if ascending or slots.shape[-1] == 1:
+        return slots.contiguous(), None
+    slots, order = slots.sort(dim=-1, stable=True)
+    # Half the memory: a place fits into 32 bits.
+    return slots, order.int()
 
 
 def _summed(
     table: Float[Tensor, "B N S D"],
     rows: Int[Tensor, "B N E"],
     ordered: Int[Tensor, "B N E"],
-    order: Int[Tensor, "B N E"],
+    order: Int[Tensor, "B N E"] | None,
     shares: Float[Tensor, "B N E"],
     count: int,
-    ascending: bool,
 ) -> Float[Tensor, "B N K D"]:
     batch, heads, positions, dim = table.shape
     dtype = sums_dtype(table.device)
@@ -109,7 +101,7 @@ def _summed(
         _summed_rows_kernel[(count, batch * heads)](
             table, rows, ordered, order, shares, sums,
             heads, positions, rows.shape[2], count, rows.shape[2].bit_length(), *table.stride(),
-            D=dim, SORTED=not ascending, BLOCK_D=block, BLOCK_E=max(1, BLOCK_NUMBERS // block),
+            D=dim, BLOCK_D=block, BLOCK_E=max(1, BLOCK_NUMBERS // block),
             FLOAT=tl.float64 if dtype == torch.float64 else tl.float32,
         )  # fmt: skip
     return sums

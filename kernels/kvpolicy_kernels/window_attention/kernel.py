@@ -19,6 +19,8 @@ from kvpolicy_kernels.common.triton.logits import capped, load_rows, products_by
 from kvpolicy_kernels.window_attention.reference import WindowAttention
 from kvpolicy_kernels.window_attention.sums import log2_sums, plan_of
 
+LN_2 = tl.constexpr(math.log(2))
+
 
 def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
     """Return why the kernels cannot take these queries, keys, weights, sinks; None if they can."""
@@ -27,7 +29,7 @@ def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
 
 @triton.jit
 def _fold_kernel(
-    queries, keys, weights, totals, attention,
+    queries, keys, weights, totals, attention, logsums,
     N, G, W, S, PAST, GROUP_BLOCKS, scale, softcap,
     queries_b, queries_h, queries_w, queries_d,
     keys_b, keys_n, keys_s, keys_d, weights_w,
@@ -53,8 +55,9 @@ def _fold_kernel(
         w = tile + r // BLOCK_G
         valid = (g < G) & (w < W)
         rows = queries + b * queries_b + h * queries_h + w * queries_w
-        weight = tl.load(weights + w * weights_w, mask=w < W, other=0).to(tl.float32)
         total = tl.load(totals + (b * N * G + h) * W + w, mask=valid, other=0)
+        if start == 0:
+            tl.store(logsums + (b * N * G + h) * W + w, total * LN_2, mask=valid)
         if CHANNELS == BLOCK_D:
             block = load_rows(rows, valid, d, queries_d, D, UP)
             product = tl.dot(block, tl.trans(seen), input_precision=PRECISION)
@@ -66,7 +69,11 @@ def _fold_kernel(
         sees = valid[:, None] & (s[None, :] <= (PAST + w)[:, None])
         # Mask before the exponential: a large logit that is not seen would overflow.
         share = tl.exp2(tl.where(sees, logits - total[:, None], float("-inf")))
-        folded += share * weight[:, None]
+        if weights is None:
+            folded += share
+        else:
+            weight = tl.load(weights + w * weights_w, mask=w < W, other=0).to(tl.float32)
+            folded += share * weight[:, None]
     by_head = tl.sum(tl.reshape(folded, [BLOCK_W, BLOCK_G, BLOCK_S]), 0)
     g = place % GROUP_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
     target = attention + (b * N * G + n * G + g) * S
@@ -87,6 +94,22 @@ def window_attention(
 
     The keys are read twice: first for the sum of each softmax, then for the weights.
     """
+    return folded(
+        queries, keys, weights, scaling=scaling, softcap=softcap, sinks=sinks, causal=causal
+    )
+
+
+def folded(
+    queries: Float[Tensor, "B H W D"],
+    keys: Float[Tensor, "B N S D"],
+    weights: Float[Tensor, " W"] | None,
+    *,
+    scaling: float,
+    softcap: float | None,
+    sinks: Float[Tensor, " H"] | None,
+    causal: bool,
+) -> WindowAttention:
+    """Sum the attention of all queries by their weights; None: every weight is 1."""
     batch, heads, window = queries.shape[:3]
     kv_heads, positions = keys.shape[1:3]
     plan = plan_of(queries, keys, scaling=scaling, softcap=softcap)
@@ -96,8 +119,10 @@ def window_attention(
     # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(keys):
         totals = log2_sums(queries, keys, sinks, plan, causal=causal)
+        logsums = torch.empty_like(totals)
         _fold_kernel[(plan.blocks, batch * plan.places)](
-            queries, keys, weights, totals, attention, *sizes, *plan.numbers, *queries.stride(),
-            *keys.stride(), *weights.stride(), **plan.options,
+            queries, keys, weights, totals, attention, logsums, *sizes, *plan.numbers,
+            *queries.stride(), *keys.stride(), 0 if weights is None else weights.stride(0),
+            **plan.options,
         )  # fmt: skip
-    return WindowAttention(attention, totals * math.log(2))
+    return WindowAttention(attention, logsums)

@@ -195,9 +195,11 @@ def _gathered(
 ) -> Float[Tensor, "b h K *rest"] | None:
     if state is None:
         return None
-    rows = rows.repeat_interleave(state.shape[1] // rows.shape[1], dim=1)
-    rows = rows.view(*rows.shape, *[1] * (state.dim() - 3))
-    return state.gather(2, rows.expand(*rows.shape[:3], *state.shape[3:]))
+    heads, entry = rows.shape[1], state.shape[3:]
+    by_group = state.unflatten(1, (heads, -1))
+    rows = rows[:, :, None].expand(*by_group.shape[:3], -1)
+    rows = rows.view(*rows.shape, *[1] * len(entry)).expand(*rows.shape, *entry)
+    return by_group.gather(3, rows).flatten(1, 2)
 
 
 def _check_uneven(pipeline: Pipeline, lengths: list[list[int]]) -> None:

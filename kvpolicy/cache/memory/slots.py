@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from kvpolicy.cache.memory.positions import joined
 from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.errors import CacheStateError
@@ -42,6 +43,10 @@ class Slots:
     """Real tokens of each row before its newest turn, where a budget is for each turn; else 0."""
     columns: Bool[Tensor, "B T"] | None = attrs.field(metadata=SAVED, default=None)
     """Which of the first T tokens were real; None where padding came before all others only."""
+    _joined: tuple[Tensor, int, list[int], Tensor] | None = attrs.field(
+        init=False, default=None, repr=False
+    )
+    """`known`, `held`, `seen` and the positions that they gave: a forward asks more than once."""
 
     @offsets.default
     @settled.default
@@ -96,20 +101,12 @@ class Slots:
     @property
     def positions(self) -> Int[Tensor, "B N S"]:
         """The position of every slot; -1 is padding, leftmost."""
-        known, added = self.known, self.held - self.known.shape[-1]
-        if not added:
-            return known.long().expand(-1, self.heads, -1)
-        new = self._newest(added).expand(self.batch, known.shape[1], -1)
-        positions = torch.cat([known, new], -1) if known.shape[-1] else new
-        return positions.expand(-1, self.heads, -1)
-
-    def _newest(self, count: int) -> Int[Tensor, "#B 1 count"]:
-        """Return the positions of each row's last `count` tokens."""
-        device, seen = self.known.device, set(self.seen)
-        if len(seen) == 1:
-            (last,) = seen
-            return torch.arange(last - count, last, device=device)[None, None]
-        return torch.arange(-count, 0, device=device) + sent(self.seen, device)[:, None, None]
+        known, held, seen = self.known, self.held, self.seen
+        last = self._joined
+        if last is None or last[0] is not known or last[1:3] != (held, seen):
+            last = (known, held, seen, joined(known, held, seen))
+            self._joined = last
+        return last[3].expand(-1, self.heads, -1)
 
     def append(self, count: int) -> None:
         """Add slots of real tokens."""
@@ -162,7 +159,7 @@ class Slots:
         self.moved = self.held
 
     def _shorten(self, positions: Int[Tensor, "B N K"], lengths: list[int]) -> None:
-        self.known = positions.int()
+        self.known, self._joined = positions.int(), None
         self.held = positions.shape[-1]
         self.moved = min(self.moved, self.held)
         self.lengths = lengths

@@ -28,3 +28,10 @@ def variants():
         unaligned=("of_all", "N", "K", "budgets_b", "budgets_n"),
         warps=WARPS,
     )
+    yield Variant(
+        name="unselected",
+        function=kernel._unselected_kernel,
+        pointers={"rows": "i64", "left": "i64"},
+        constants={"BLOCK_S": kernel.BLOCK_LEFT},
+        unaligned=("S", "K", "E", "STEPS"),
+    )

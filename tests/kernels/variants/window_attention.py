@@ -23,7 +23,7 @@ def variants():
     )
 
 
-def both(dtype, dim, group, window, *, softcap=False, sinks=False):
+def both(dtype, dim, group, window, *, softcap=False, sinks=False, weighted=True):
     precision = PRECISION[dtype]
     tile = sums.tile_of(group, window, dim, exact=precision == "ieee")
     shape = f"{dtype} D={dim} G={group} W={window}{' softcap' * softcap}"
@@ -51,7 +51,11 @@ def both(dtype, dim, group, window, *, softcap=False, sinks=False):
     yield Variant(
         name=f"fold {shape}",
         function=kernel._fold_kernel,
-        pointers={**tables, **dict.fromkeys(("weights", "totals", "attention"), "fp32")},
-        constants={**constants, "weights_w": 1},
+        pointers={
+            **tables,
+            **dict.fromkeys(("totals", "attention", "logsums"), "fp32"),
+            **({"weights": "fp32"} if weighted else {}),
+        },
+        constants={**constants, "weights_w": 1, **({} if weighted else {"weights": None})},
         **given,
     )
