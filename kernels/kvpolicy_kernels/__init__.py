@@ -27,6 +27,7 @@ from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.largest_attention import LargestAttention, largest_attention
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
+from kvpolicy_kernels.merged_rows import merged_rows
 from kvpolicy_kernels.nearest_keys import NearestKeys, nearest_keys
 from kvpolicy_kernels.partition_deviations import deviation, partition_deviations
 from kvpolicy_kernels.pool_scores import pool_scores
@@ -64,6 +65,7 @@ __all__ = [
     "largest_attention",
     "leave_one_out_error",
     "mean_drift",
+    "merged_rows",
     "nearest_keys",
     "odds",
     "partition_deviations",

@@ -12,8 +12,8 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.options import one_of
 from kvpolicy.stages.compaction import Evicted, merged
 from kvpolicy.stages.selection import Selection
-from kvpolicy_kernels import nearest_keys
-from kvpolicy_lookm.merging import Merge, shares, weighted_means
+from kvpolicy_kernels import merged_rows, nearest_keys
+from kvpolicy_lookm.merging import Merge, shares
 
 
 @attrs.frozen(kw_only=True)
@@ -67,12 +67,19 @@ class SimilarityMergingCompactor:
         def merge(
             kept_keys: Tensor, kept_values: Tensor, evicted: Evicted
         ) -> tuple[Tensor, Tensor]:
-            is_kept = selection.indices < keys.shape[2]
+            is_kept = None if evicted.alike else selection.indices < keys.shape[2]
             slots, similarity = nearest_keys(keys, evicted.rows, kept_keys, is_kept)
-            share = shares(similarity, evicted.is_row, self.merge, observation.of_all_heads)
-            # Half the memory: a slot fits into 32 bits.
-            slots = slots.int()
+            share = shares(similarity, evicted, self.merge, observation.of_all_heads)
             del similarity
-            return weighted_means((kept_keys, kept_values), evicted, slots, share)
+            kept_keys, kept_values = merged_rows(
+                (kept_keys, kept_values),
+                (keys, values),
+                evicted.rows,
+                slots,
+                share.own,
+                repeated=share.repeated,
+                counted=share.counted,
+            )
+            return kept_keys, kept_values
 
         return merged(keys, values, selection, merge)

@@ -33,7 +33,8 @@ def naive(keys, rows, others, is_other):
 
 def found(device, *given):
     slots, cosines = nearest_keys(*(each.to(device) for each in given))
-    return slots.cpu(), cosines.cpu()
+    assert slots.dtype == torch.int32
+    return slots.cpu().long(), cosines.cpu()
 
 
 @pytest.mark.sampled(3, "length", "dtype", "program_order", "form")
@@ -57,6 +58,13 @@ def test_of_equal_keys_the_first_is_the_nearest(device):
     assert (found(device, keys, rows, others, is_other)[0] == 70).all()
 
 
+def test_without_marks_every_other_is_a_key(device):
+    keys, rows, others, is_other = example(2, 2, 30, 20, 70, 24)
+    given = [each.to(device) for each in (keys, rows, others)]
+    unmarked = nearest_keys(*given, None)
+    assert torch.equal(unmarked.slots.cpu(), found(device, *given, is_other | True)[0].int())
+
+
 def test_a_head_without_others_has_slot_0_and_the_least_cosine(device):
     keys, rows, others, is_other = example(1, 2, 20, 10, 5, 8)
     slots, cosines = found(device, keys, rows, others, is_other & False)
@@ -67,7 +75,7 @@ def test_a_head_without_others_has_slot_0_and_the_least_cosine(device):
 def test_without_any_other_key_slot_0_and_the_least_cosine_are_found(device):
     keys, rows = torch.randn(2, 1, 3, 5, device=device), torch.zeros(2, 1, 4, device=device).long()
     found = nearest_keys(keys, rows, keys[:, :, :0], torch.ones(2, 1, 0, device=device).bool())
-    assert torch.equal(found.slots, rows)
+    assert found.slots.tolist() == rows.tolist()
     assert torch.equal(found.cosines, torch.full((2, 1, 4), -1.0, device=device))
 
 
@@ -113,7 +121,7 @@ def test_what_the_kernel_does_not_take_runs_in_pytorch(form, device):
     if form == "triton":
         with pytest.warns(KernelFallbackWarning, match="one dtype only"):
             slots, _ = found(device, keys, rows, others.double(), is_other)
-        assert torch.equal(slots, reference.nearest_keys(keys, rows, others, is_other).slots)
+        assert torch.equal(slots.int(), reference.nearest_keys(keys, rows, others, is_other).slots)
 
 
 def test_shapes_that_do_not_fit_are_an_error(refused):

@@ -16,13 +16,13 @@ def nearest_keys(
     keys: Float[Tensor, "B N S D"],
     rows: Int[Tensor, "B N E"],
     others: Float[Tensor, "B N K D"],
-    is_other: Bool[Tensor, "B N K"],
+    is_other: Bool[Tensor, "B N K"] | None,
 ) -> NearestKeys:
     """Return for each of the given rows of `keys` the slot of the most similar of the others.
 
     Similar is what has the largest cosine; of equal ones the first. Where `is_other` is False there
-    is no key. A head without others gets slot 0 and the cosine -1, and so may a row of S or more.
-    The cosines of all pairs are never stored.
+    is no key; None: everywhere is one. A head without others gets slot 0 and the cosine -1, and so
+    may a row of S or more. The cosines of all pairs are never stored.
 
     Raises ValueError if the shapes do not fit.
 
@@ -30,13 +30,14 @@ def nearest_keys(
     >>> keys, rows = torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[0]]])
     >>> others = torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
     >>> nearest_keys(keys, rows, others, torch.ones(1, 1, 2).bool())
-    NearestKeys(slots=tensor([[[1]]]), cosines=tensor([[[0.8000]]]))
+    NearestKeys(slots=tensor([[[1]]], dtype=torch.int32), cosines=tensor([[[0.8000]]]))
     """
     require(
         keys.shape[:2] == rows.shape[:2] == others.shape[:2]
         and keys.shape[-1] == others.shape[-1]
-        and is_other.shape == others.shape[:3],
+        and (is_other is None or is_other.shape == others.shape[:3]),
         f"keys {tuple(keys.shape)}, rows {tuple(rows.shape)}, others {tuple(others.shape)} and "
-        f"is_other {tuple(is_other.shape)} do not fit",
+        f"is_other {None if is_other is None else tuple(is_other.shape)} do not fit",
     )
-    return implementation(nearest_keys, keys, others, rows, is_other)(keys, rows, others, is_other)
+    given = [keys, others, rows] if is_other is None else [keys, others, rows, is_other]
+    return implementation(nearest_keys, *given)(keys, rows, others, is_other)

@@ -83,9 +83,10 @@ def _nearest_kernel(
                 D, CHANNELS, PRECISION, UP,
             )  # fmt: skip
         other_norms = tl.maximum(tl.load(norms + head * K + k, mask=exists, other=1.0), LEAST)
-        is_key = exists & (tl.load(is_other + head * K + k, mask=exists, other=0) != 0)
         pairs = products / own_norms[:, None] / other_norms[None, :]
-        pairs = tl.where(is_key[None, :], pairs, float("-inf"))
+        if is_other is not None:
+            exists = exists & (tl.load(is_other + head * K + k, mask=exists, other=0) != 0)
+        pairs = tl.where(exists[None, :], pairs, float("-inf"))
         largest = tl.max(pairs, 1)
         first = tl.min(tl.where(pairs == largest[:, None], k[None, :], K), 1)
         better = largest > best
@@ -99,11 +100,11 @@ def nearest_keys(
     keys: Float[Tensor, "B N S D"],
     rows: Int[Tensor, "B N E"],
     others: Float[Tensor, "B N K D"],
-    is_other: Bool[Tensor, "B N K"],
+    is_other: Bool[Tensor, "B N K"] | None,
 ) -> NearestKeys:
     """Match all rows in one launch, after one for the norms of the others."""
     batch, heads, positions, dim = keys.shape
-    slots = torch.empty(rows.shape, dtype=torch.int64, device=keys.device)
+    slots = torch.empty(rows.shape, dtype=torch.int32, device=keys.device)
     cosines = slots.new_empty(slots.shape, dtype=torch.float32)
     if slots.numel() == 0:
         return NearestKeys(slots, cosines)
@@ -113,7 +114,8 @@ def nearest_keys(
     # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(keys):
         _nearest_kernel[(batch * heads, triton.cdiv(rows.shape[2], tile.rows))](
-            keys, rows.contiguous(), others, norms, is_other.contiguous(), slots, cosines,
+            keys, rows.contiguous(), others, norms,
+            None if is_other is None else is_other.contiguous(), slots, cosines,
             heads, positions, rows.shape[2], others.shape[2], *keys.stride(), *others.stride(),
             D=dim, LEAST=LEAST, BLOCK_E=tile.rows, BLOCK_K=tile.others, CHANNELS=tile.channels,
             PRECISION=precision, UP=launch.INTERPRETED, num_warps=tile.warps,

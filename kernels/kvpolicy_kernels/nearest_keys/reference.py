@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Float32, Int, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32
 from torch import Tensor
 
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
@@ -19,7 +19,7 @@ LEAST = 1e-6
 class NearestKeys(NamedTuple):
     """For every row: the slot of the most similar key, and their cosine."""
 
-    slots: Int64[Tensor, "B N E"]
+    slots: Int32[Tensor, "B N E"]
     cosines: Float32[Tensor, "B N E"]
 
 
@@ -28,21 +28,23 @@ def nearest_keys(
     keys: Float[Tensor, "B N S D"],
     rows: Int[Tensor, "B N E"],
     others: Float[Tensor, "B N K D"],
-    is_other: Bool[Tensor, "B N K"],
+    is_other: Bool[Tensor, "B N K"] | None,
 ) -> NearestKeys:
     """Match rows by cosine, in blocks of bounded size."""
-    slots = torch.zeros_like(rows, dtype=torch.int64)
+    slots = torch.zeros_like(rows, dtype=torch.int32)
     if not others.shape[2]:
         return NearestKeys(slots, slots.new_full(slots.shape, -1.0, dtype=torch.float32))
     directions = _directions(others).mT
     cosines = slots.new_zeros(slots.shape, dtype=torch.float32)
     # A block of rows, in float32, too; and its cosines.
-    floats = max(8 * keys[:, :, 0].numel(), is_other.numel())
+    floats = max(8 * keys[:, :, 0].numel(), others[..., 0].numel())
     for block in spans(0, rows.shape[2], rows_per_block(floats, keys.device)):
         own = rows[:, :, block]
         some, _ = gather_kv(keys, keys[..., :1], own.where(own < keys.shape[2], 0))
         found = _directions(some) @ directions
-        best = found.masked_fill_(~is_other[:, :, None], -torch.inf).max(-1)
+        if is_other is not None:
+            found = found.masked_fill_(~is_other[:, :, None], -torch.inf)
+        best = found.max(-1)
         cosines[:, :, block], slots[:, :, block] = best
     # A head that keeps nothing has no cosine, and its maximum is -inf.
     return NearestKeys(slots, cosines.clamp_(min=-1.0))
