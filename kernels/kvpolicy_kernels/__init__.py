@@ -24,6 +24,7 @@ from kvpolicy_kernels.gather_kv import compact_in_place, gather_kv
 from kvpolicy_kernels.gaussian_logits import gaussian_logits
 from kvpolicy_kernels.group_scores import group_scores, protect_scores
 from kvpolicy_kernels.head_factors import head_factors
+from kvpolicy_kernels.heirs import Heirs, heirs, inherited_values
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.largest_attention import LargestAttention, largest_attention
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
@@ -45,6 +46,7 @@ from kvpolicy_kernels.window_attention import WindowAttention, window_attention
 from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
 
 __all__ = [
+    "Heirs",
     "LargestAttention",
     "NearestKeys",
     "Queries",
@@ -61,6 +63,8 @@ __all__ = [
     "gaussian_logits",
     "group_scores",
     "head_factors",
+    "heirs",
+    "inherited_values",
     "joint_reconstruction_error",
     "largest_attention",
     "leave_one_out_error",

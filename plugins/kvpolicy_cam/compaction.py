@@ -12,13 +12,8 @@ from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, natural
 from kvpolicy.stages.compaction import Evicted, merged
 from kvpolicy.stages.selection import Selection
-from kvpolicy_cam.merging import (
-    Heirs,
-    draws,
-    inherited,
-    merge_probabilities,
-    window_attention,
-)
+from kvpolicy_cam.merging import draws, window_attention
+from kvpolicy_kernels import heirs, inherited_values
 
 
 @attrs.frozen(kw_only=True)
@@ -63,18 +58,15 @@ class CacheMergingCompactor:
         def merge(
             kept_keys: Tensor, kept_values: Tensor, evicted: Evicted
         ) -> tuple[Tensor, Tensor]:
-            attention = window_attention(observation)
-            heirs = Heirs.of(
+            first, shares = heirs(
+                window_attention(observation),
+                draws(self.seed, observation),
                 selection.indices,
                 evicted.rows,
-                length=keys.shape[2],
-                neighbours=self.neighbours,
-                is_full=selection.is_full,
+                self.neighbours,
             )
-            chances = merge_probabilities(attention, heirs)
-            leaves = draws(self.seed, observation).gather(-1, heirs.evicted) < chances
-            del attention, chances
-            sums = inherited(evicted, leaves, heirs).add_(kept_values)
-            return kept_keys, sums.to(values.dtype)
+            return kept_keys, inherited_values(
+                kept_values, values, evicted.rows, first, shares, self.neighbours
+            )
 
         return merged(keys, values, selection, merge)

@@ -9,7 +9,8 @@ from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.samples import normal
 from kvpolicy_cam import CacheMergingCompactor
-from kvpolicy_cam.merging import Heirs, merge_probabilities, window_attention
+from kvpolicy_cam.merging import window_attention
+from kvpolicy_kernels import heirs
 
 test_contract = contract(plugin="cam")
 
@@ -63,14 +64,24 @@ def test_probabilities_are_attention_against_the_mean_of_the_heirs(neighbours):
     layer = observation(positions=30, batch=2)
     selection = chosen(layer, 7, 12)
     evicted = selection.evicted(30)
-    heirs = Heirs.of(selection.indices, evicted, length=30, neighbours=neighbours)
-
-    chances = merge_probabilities(window_attention(layer), heirs)
+    # By draws below each threshold: how many of them merge a position.
+    draws = torch.linspace(0, 1, 257)[:-1] + 1 / 512
+    merges = [
+        heirs(
+            window_attention(layer),
+            layer.keys.new_full(layer.keys.shape[:3], draw),
+            selection.indices,
+            evicted,
+            neighbours,
+        ).shares
+        > 0
+        for draw in draws.tolist()
+    ]
 
     expected = torch.zeros(2, 2, evicted.shape[-1], dtype=torch.float64)
     for row, head, i, _, _, chance in walk(layer, selection, neighbours):
         expected[row, head, evicted[row, head].tolist().index(i)] = chance
-    torch.testing.assert_close(chances.double(), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(torch.stack(merges).double().mean(0), expected, rtol=0, atol=1 / 500)
 
 
 @pytest.mark.parametrize("neighbours", [1, 3, 100])
@@ -83,10 +94,10 @@ def test_a_position_that_is_sure_to_be_merged_is_shared_among_its_heirs(neighbou
     keys, values = compact(layer, selection, neighbours=neighbours)
 
     expected = layer.values.double().clone()
-    for row, head, i, _, heirs, chance in walk(layer, selection, neighbours):
+    for row, head, i, _, mine, chance in walk(layer, selection, neighbours):
         assert chance == 1
-        for j in heirs:
-            expected[row, head, j] += layer.values[row, head, i].double() / len(heirs)
+        for j in mine:
+            expected[row, head, j] += layer.values[row, head, i].double() / len(mine)
     for head, length in enumerate((7, 12)):
         rows = selection.indices[:, head, :length, None].expand(-1, -1, 8)
         of_head = values[:, head, :length].double()
