@@ -20,7 +20,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
+.PHONY: help demo test check lint dist gpu-rehearsal smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ lint: $(READY) ## Check format, style, layers and types.
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/mypy --no-error-summary
+
+gpu-rehearsal: dist ## Run the GPU benchmark at toy size on this CPU, with the wheel and without the checkout (minutes).
+	@PATH=$(CURDIR)/$(BIN):$$PATH benchmarks/gpu/start dist/*.whl -- --toy --output dist/gpu-rehearsal.jsonl
 
 dist: $(READY) ## Build the wheel and the sdist into dist/, and check what an index would show.
 	@rm -rf dist

@@ -78,6 +78,7 @@ class Bench(Generic[S]):
                 "repeats": len(timing.seconds),
                 "median_seconds": timing.median,
                 "min_seconds": timing.minimum,
+                "spread_seconds": timing.spread,
             }
         row = rows.Row(
             benchmark=f"{self.program}.{section}",

@@ -50,6 +50,18 @@ def free_bytes(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def reserved_bytes(call: Callable[[], object], device: torch.device) -> int | str:
+    """Return how many bytes a GPU's allocator holds at the peak of a call, or why not."""
+    if device.type != "cuda":
+        call()
+        return "the CPU's allocator does not count"
+    release()
+    torch.cuda.reset_peak_memory_stats(device)
+    failure = failure_of(call)
+    torch.cuda.synchronize(device)
+    return failure or torch.cuda.max_memory_reserved(device)
+
+
 def extra_bytes(call: Callable[[], object], device: torch.device) -> int | str:
     """Return how many bytes more than before are allocated at the peak of a call, or why not."""
     if device.type != "cuda":

@@ -51,6 +51,8 @@ class Row:
     repeats: int | None = None
     median_seconds: float | None = None
     min_seconds: float | None = None
+    spread_seconds: float | None = None
+    """Between the first and the third quartile of the repeats."""
     settings: Mapping[str, Any] = attrs.field(factory=dict)
     """Everything else that the number depends on."""
     versions: Mapping[str, str] = attrs.field(factory=dict)

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeVar
 
 import attrs
 import torch
@@ -19,6 +20,8 @@ HEAD_START = 20_000_000
 """Clock ticks (about 12 ms) for which the GPU waits, so that the host enqueues all work before."""
 
 Call = Callable[[], object]
+K = TypeVar("K")
+"""What a call is known by."""
 Clock = Callable[[], float]
 
 
@@ -41,6 +44,14 @@ class Timing:
         return min(self.seconds)
 
     @property
+    def spread(self) -> float:
+        """The distance between the first and the third quartile; 0 for one repeat."""
+        if len(self.seconds) < 2:
+            return 0.0
+        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return third - first
+
+    @property
     def host(self) -> float:
         """The host's fastest repeat."""
         return min(self.host_seconds)
@@ -54,7 +65,7 @@ class Timing:
 
 
 def interleaved(
-    calls: Mapping[str, Call],
+    calls: Mapping[K, Call],
     device: torch.device,
     *,
     repeats: int,
@@ -62,21 +73,21 @@ def interleaved(
     limit: float = 10.0,
     wall: bool = False,
     clock: Clock = time.perf_counter,
-) -> dict[str, Timing | str]:
+) -> dict[K, Timing | str]:
     """Time calls in turns, so that a drift of the machine affects all alike.
 
     Returns the failure of a call in place of its timing. Stops after `limit` seconds, but times
     each call once. With `wall` it measures what a user waits, the host's time included; without, on
     a GPU, the time of the GPU alone.
     """
-    failures: dict[str, str] = {}
+    failures: dict[K, str] = {}
     for name, call in calls.items():
         for _ in range(warmup):
             failure = failure_of(call)
             if failure:
                 failures[name] = failure
                 break
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    taken: dict[K, list[tuple[float, float]]] = {name: [] for name in calls}
     started = time.perf_counter()
     for turn in range(repeats):
         if turn and time.perf_counter() - started > limit:
@@ -88,8 +99,8 @@ def interleaved(
 
 
 def _taken(
-    name: str, time_once: Callable[[], tuple[float, float]], pairs: list[tuple[float, float]]
-) -> dict[str, str]:
+    name: K, time_once: Callable[[], tuple[float, float]], pairs: list[tuple[float, float]]
+) -> dict[K, str]:
     """Time a call once more; return its failure under its name, if it has one."""
     failure = failure_of(lambda: pairs.append(time_once()))
     return {name: failure} if failure else {}

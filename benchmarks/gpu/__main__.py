@@ -32,6 +32,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[""], help="cells whose keys begin so")
     parser.add_argument("--layers", type=int, help="of the models whose prefill is timed")
     parser.add_argument("--toy", action="store_true", help="toy sizes on the CPU, in this process")
+    parser.add_argument(
+        "--resume", type=Path, help="rows of an earlier call; what they have is not measured again"
+    )
     parser.add_argument("--list", action="store_true", help="print the cells, and measure nothing")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
@@ -79,13 +82,22 @@ def main(arguments: list[str] | None = None) -> None:
         bench.known = rows.read(bench.path)
         raise SystemExit(worker.run(bench, cells, options.worker, options.deadline))
     deadline = time.time() + options.time_limit
+    bench.known = earlier(options.resume) if options.resume else []
+    measured = {row.name for row in bench.known if row.benchmark == "gpu.cell"}
+    cells = [cell for cell in cells if cell.key not in measured]
     bench.path.parent.mkdir(parents=True, exist_ok=True)
     bench.path.write_text("")
+    rows.write(bench.path, bench.known)
     if options.toy:
         try_out(bench, cells)
     else:
         supervisor.run(bench, cells, worker_command(options, bench), deadline)
     show(rows.read(bench.path))
+
+
+def earlier(path: Path) -> list[rows.Row]:
+    """Return the rows of an earlier call, without those of cells that it had no time for."""
+    return [row for row in rows.read(path) if row.failure != worker.NO_TIME]
 
 
 def try_out(bench: Bench[Scale], cells: Sequence[Cell[Scale]]) -> None:

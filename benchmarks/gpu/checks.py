@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -11,10 +11,11 @@ import kvpolicy
 import kvpolicy_kernels
 from benchmarks.bench import Bench, Cell
 from benchmarks.evictions import kept_positions
-from benchmarks.gpu.choice import kernels, under, what_runs
+from benchmarks.gpu.choice import kernels, recorded, under, what_runs
 from benchmarks.gpu.operations import OPERATIONS, Operation, difference
+from benchmarks.gpu.recipes import RECIPES, shown_layer
 from benchmarks.gpu.scale import Scale
-from benchmarks.layers import Source, random_layer
+from benchmarks.layers import Source
 from benchmarks.timing import release
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -28,16 +29,21 @@ LATER = frozenset({"projected_norms"})
 
 
 def cells() -> Iterator[Cell[Scale]]:
-    """Give the operations of the recipes that are measured, then whole evictions."""
+    """Give the operations of the first recipes that are measured, then whole evictions by them."""
     yield from _operations(later=False)
     yield Cell(key="checks/compact_in_place", measure=check_in_place)
-    for name in ("restkv", "snapkv"):
-        yield Cell(key=f"checks/evict_{name}", measure=partial(check_eviction, name=name))
+    yield from _evictions(RECIPES[:2])
 
 
 def later_cells() -> Iterator[Cell[Scale]]:
-    """Give all other operations."""
+    """Give the other recipes, and all other operations."""
+    yield from _evictions(RECIPES[2:])
     yield from _operations(later=True)
+
+
+def _evictions(names: Sequence[str]) -> Iterator[Cell[Scale]]:
+    for name in names:
+        yield Cell(key=f"checks/evict_{name}", measure=partial(check_eviction, name=name))
 
 
 def _operations(*, later: bool) -> Iterator[Cell[Scale]]:
@@ -109,7 +115,9 @@ def check_eviction(bench: Bench[Scale], name: str) -> None:
     for dtype in DTYPES:
         length = bench.scale.lengths[1]
         scale = bench.scale
-        layer = random_layer(scale, length, scale.budget, dtype, bench.device)
+        layer = shown_layer(policy, scale, length, dtype, bench.device)
+        with recorded() as ran:
+            kept_positions(policy, layer)
         selected = {
             choice: under(choice, partial(kept_positions, policy, layer))()
             for choice in ("auto", "reference")
@@ -126,5 +134,5 @@ def check_eviction(bench: Bench[Scale], name: str) -> None:
             against="reference",
             dtype=dtype,
             shape={"L": length, "K": bench.scale.budget},
-            settings={"overlap": overlap, "least": OVERLAP[dtype]},
+            settings={"overlap": overlap, "least": OVERLAP[dtype], "ran": dict(ran)},
         )

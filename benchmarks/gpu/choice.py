@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -36,6 +38,22 @@ def under(choice: str, call: Callable[[], Any]) -> Callable[[], Any]:
             return call()
 
     return chosen
+
+
+@contextmanager
+def recorded() -> Iterator[dict[str, str]]:
+    """Note for each door that is called in this block whether its kernel or its reference runs."""
+    found: dict[str, str] = {}
+    chosen = backend._function
+
+    def note(module: ModuleType, door: Callable[..., Any]) -> Callable[..., Any]:
+        ran = module.__name__.rpartition(".")[2]
+        before = found.setdefault(door.__name__, ran)
+        found[door.__name__] = ran if before == ran else "kernel and reference"
+        return chosen(module, door)
+
+    with patch.object(backend, "_function", note):
+        yield found
 
 
 def what_runs(room: str, call: Callable[[], Any], device: torch.device) -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.bench import Cell
-from benchmarks.gpu import attention, ceilings, checks, decode, eviction, kernels, prefill
+from benchmarks.gpu import (
+    attention,
+    ceilings,
+    checks,
+    decode,
+    eviction,
+    generation,
+    kernels,
+    prefill,
+    recipes,
+)
+from benchmarks.gpu.generation import Prompts
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.scale import Scale
 
@@ -27,7 +38,16 @@ def _real(scale: Scale) -> Iterator[Cell[Scale]]:
     yield from prefill.memory_cells(llama, [131_072])
     timed = scale.timed_layers
     yield from prefill.time_cells(llama, [(1, length) for length in first], timed)
+    prompts = [
+        Prompts(rows=1, length=32_768),
+        Prompts(rows=8, length=4096),
+        Prompts(rows=8, length=4096, padded=True),
+    ]
     yield from checks.later_cells()
+    yield from generation.cells(llama, prompts[:1])
+    yield from recipes.cells([(1, 32_768), (8, 4096)])
+    yield from generation.cells(llama, prompts[:1], compiled=True)
+    yield from generation.cells(llama, prompts[1:])
     yield from kernels.cells(scale, first)
     yield from decode.cells(llama, [(8, 32_768), (1, 32_768)])
     yield from attention.cells([(8, 32_768), (1, 32_768)])
@@ -56,3 +76,7 @@ def _toy(scale: Scale) -> Iterator[Cell[Scale]]:
     yield from attention.cells([(1, lengths[1]), (2, lengths[0])])
     yield from prefill.time_cells(mistral, [(2, lengths[0])], scale.timed_layers)
     yield from prefill.memory_cells(llama, [lengths[1]])
+    yield from recipes.cells([(1, lengths[1]), (2, lengths[0])])
+    prompts = [Prompts(rows=1, length=lengths[1]), Prompts(rows=2, length=lengths[0], padded=True)]
+    yield from generation.cells(llama, prompts)
+    yield from generation.cells(llama, prompts[:1], compiled=True)

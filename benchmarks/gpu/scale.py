@@ -29,6 +29,8 @@ class Scale(LayerShape):
     bulk: int = 16_384
     """Positions of a cache much larger than the L2 cache of a GPU."""
     mlp_chunk: int = 4096
+    new_tokens: int = 64
+    """Generated behind a prompt."""
 
     @property
     def kv_bytes(self) -> int:
@@ -54,4 +56,5 @@ TOY = Scale(
     repeats=2,
     bulk=64,
     mlp_chunk=32,
+    new_tokens=4,
 )

@@ -18,6 +18,7 @@ TITLES = {
     "gpu.eviction": "Evicting one layer",
     "gpu.prefill": "Whole prefills",
     "gpu.decode": "Decoding one token",
+    "gpu.generation": "`generate`",
 }
 
 

@@ -27,8 +27,12 @@ def sections(rows: Sequence[Row]) -> Iterator[str]:
     else:
         yield (
             "**Nothing has been measured on a GPU yet.** `python -m benchmarks.gpu` measures "
-            "kernels, evictions, whole prompts and decoding in less than ten minutes, and writes "
-            "rows for this page. Until then this page has only bounds."
+            "kernels, evictions, whole prompts, decoding and `generate`, the most valuable first. "
+            "It ends after nine minutes, and `--resume ROWS` goes on from the rows of such a call. "
+            "On a machine without an index `benchmarks/gpu/start dist/*.whl -- --output ROWS` "
+            "installs the wheel that `make dist` builds, and measures. Set `TRITON_CACHE_DIR` to a "
+            "folder that is carried to the next call, and kernels are compiled once. Until rows "
+            "are here this page has only bounds."
         )
     yield from _bounds()
 

@@ -7,8 +7,10 @@ from rich.console import Console
 
 from benchmarks import rows
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import plan, supervisor
+from benchmarks.gpu import plan, supervisor, worker
+from benchmarks.gpu.generation import COMPILED, FULL, STATIC
 from benchmarks.gpu.operations import OPERATIONS
+from benchmarks.gpu.recipes import RECIPES
 from benchmarks.gpu.scale import REAL, TOY
 from benchmarks.gpu.tables import show
 from benchmarks.gpu.targets import TARGETS
@@ -39,7 +41,7 @@ def test_everything_is_measured_or_says_why_not(measured):
 def test_every_section_has_its_rows(measured):
     operations = {operation.name for operation in OPERATIONS}
     assert named(measured, "gpu.ceilings") == {"copy_", "matrix product", "launch"}
-    assert operations | {"compact_in_place", "evict_restkv", "evict_snapkv"} == named(
+    assert operations | {"compact_in_place", *(f"evict_{name}" for name in RECIPES)} == named(
         measured, "gpu.checks"
     )
     assert operations | {"compaction", "compaction over copy_"} == named(measured, "gpu.kernels")
@@ -52,6 +54,45 @@ def test_every_section_has_its_rows(measured):
         "uneven over dense",
         "attention ratio",
     } <= named(measured, "gpu.decode")
+    assert {"first call", "first token", "token", "reserved memory", "token ratio"} <= named(
+        measured, "gpu.generation"
+    )
+
+
+def test_every_recipe_is_evicted_and_generates(measured):
+    evicted = {row.variant for row in measured if row.name == "recipe"}
+    generated = {row.variant for row in measured if row.name == "token"}
+    assert evicted == set(RECIPES)
+    assert generated == {FULL, STATIC, *RECIPES, *(f"{name}, static" for name in COMPILED)}
+    assert {row.settings["padded"] for row in measured if row.name == "token"} == {False, True}
+
+
+def test_rows_of_evictions_say_what_each_door_ran(measured):
+    ran = {row.variant: row.settings["ran"] for row in measured if row.name in ("evict", "recipe")}
+    assert ran["snapkv"]["select"] == ran["h2o"]["column_attention"] == "reference"
+    assert set(ran["restkv"]) > {"reconstruction_error", "row_statistics", "gather_kv"}
+
+
+def test_the_same_call_is_timed_twice(measured):
+    rows = [row for row in measured if row.name == "same call twice"]
+    assert {row.shape["L"] for row in rows} == set(TOY.lengths)
+    assert all(row.spread_seconds is not None for row in rows)
+
+
+def test_a_second_call_goes_on_with_the_rows_of_the_first(file, measured, tmp_path):
+    earlier, later = tmp_path / "earlier.jsonl", tmp_path / "later.jsonl"
+    copied = [row for row in measured if "ceilings" in row.benchmark or row.name.startswith("ceil")]
+    stopped = attrs.evolve(copied[0], name="launch", value=None, failure=worker.NO_TIME)
+    rows.write(earlier, [*(row for row in copied if row.name != "ceilings/launch"), stopped])
+    program.main(["--toy", "--only", "ceilings", "--resume", str(earlier), "--output", str(later)])
+    found = rows.read(later)
+    assert worker.NO_TIME not in {row.failure for row in found}
+    assert [row.name for row in found if row.benchmark == "gpu.cell"] == [
+        "ceilings/copy",
+        "ceilings/matrix_product",
+        "ceilings/launch",
+    ]
+    assert len([row for row in found if row.name == "copy_"]) == 2
 
 
 def test_a_row_says_all_that_its_number_depends_on(measured):
