@@ -32,6 +32,9 @@ _known: weakref.WeakKeyDictionary[Rotary, tuple[tuple[int, int, torch.device], T
     weakref.WeakKeyDictionary()
 )
 
+_last: weakref.WeakKeyDictionary[Rotary, tuple[Tensor, Tables]] = weakref.WeakKeyDictionary()
+"""The rotary positions that were looked up last on a CPU, and their cosines and sines."""
+
 
 @attrs.frozen(kw_only=True, eq=False)
 class AttendedKeys:
@@ -90,8 +93,21 @@ class Rotation:
 
 
 def _old_tables(old: Int[Tensor, "#B #N S"], rotary: Rotary) -> Tables:
-    # Padding has no position; any will do, since no token sees it.
-    return rotary.tables(old.clamp(min=0))
+    """Return the cosines and sines of rotary positions.
+
+    On a CPU they are looked up once if all heads have equal positions, or if the layer before had
+    equal ones. To compare them on a GPU would be to wait for it.
+    """
+    if old.device.type != "cpu" or old.shape[-1] > REMEMBERED:
+        return rotary.tables(old.clamp(min=0))
+    if torch.equal(old, old[:, :1].expand_as(old)):
+        old = old[:, :1]
+    known = _last.get(rotary)
+    if known is None or not torch.equal(known[0], old):
+        # Padding has no position; any will do, since no token sees it.
+        known = old.clone(), rotary.tables(old.clamp(min=0))
+        _last[rotary] = known
+    return known[1]
 
 
 def _slot_tables(first: int, count: int, device: torch.device, rotary: Rotary) -> Tables:
