@@ -99,7 +99,7 @@ def shares_of_the_best(ranked: Float[Tensor, "B N S"], budget: int) -> Int[Tenso
     count = torch.full((batch, 1), total, dtype=torch.long, device="cpu")
     best = select(by_rank, count, count=total)[:, 0]
     counts = best.new_zeros(batch, heads)
-    return counts.scatter_add_(1, best % heads, torch.ones_like(best))
+    return counts.scatter_(1, best % heads, 1, reduce="add")
 
 
 def at_most_held(counts: Int[Tensor, "B N"], scores: Float[Tensor, "B N S"]) -> Int[Tensor, "B N"]:

@@ -81,10 +81,10 @@ class AdaptiveAllocator:
     ) -> Int[Tensor, "B N"]:
         """Return (1 - floor) of the adaptive counts plus `floor` of the budget, rounded."""
         if self.rounding == "down":
-            # In float64: a factor without dimensions says so. `long` rounds down, as no count is
+            # In float64: a term without dimensions says so. `long` rounds down, as no count is
             # negative.
-            own = torch.tensor(1 - self.floor, dtype=torch.float64, device="cpu")
-            return (adaptive * own + (self.floor * budget + 1e-9)).long()
+            even = torch.tensor(self.floor * budget + 1e-9, dtype=torch.float64, device="cpu")
+            return torch.add(even, adaptive, alpha=1 - self.floor).long()
         protected = scores.isposinf().sum(-1)
         base = (budget - protected).clamp_min(0)
         blend = (adaptive - protected) * (1 - self.floor) + (base * self.floor).floor()

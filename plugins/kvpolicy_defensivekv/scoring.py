@@ -66,10 +66,11 @@ class DefensiveScorer:
         nearby = observation.of_all_heads(near).mean(1)
         ordered = mean.sort(dim=-1, descending=True, stable=True)
         first = self._first(ordered.values, nearby, observation)
-        risk = _with_first(risk, ordered.indices, first, _largest(risk, observation))
-        window = _largest(risk, observation).expand(*risk.shape[:2], observation.window)
-        scores = torch.cat([risk, window], dim=-1)
-        return scores.repeat_interleave(heads // risk.shape[1], dim=1)
+        _raise_first(risk, ordered.indices, first, _largest(risk, observation))
+        window = _largest(risk, observation)[:, :, None]
+        of_group = (*risk.shape[:2], heads // risk.shape[1])
+        both = risk[:, :, None].expand(*of_group, -1), window.expand(*of_group, observation.window)
+        return torch.cat(both, dim=-1).flatten(1, 2)
 
     def _relative_sizes(self, observation: Observation) -> Float[Tensor, "B N P"]:
         """Return the sizes of projected values, divided by their mean over a position's heads.
@@ -94,16 +95,15 @@ class DefensiveScorer:
 
     def _first(
         self, ordered: Float[Tensor, "B N P"], nearby: Float[Tensor, " B"], observation: Observation
-    ) -> Bool[Tensor, "B N P"]:
-        """Mark the most attended positions that together stay below the mass, within the budget.
+    ) -> Bool[Tensor, "B N F"]:
+        """Mark the most attended positions that together stay below the mass.
 
-        `ordered` is their mean attention, the largest first.
+        `ordered` is their mean attention, the largest first. F is as many as the budget allows.
         The window's attention to the last W positions of the past is subtracted from the mass.
         """
-        shares = ordered / ordered.sum(-1, keepdim=True).clamp_min(LEAST)
-        below = shares.cumsum(-1) < self.mass - nearby[:, None, None]
-        below[..., max(0, observation.budget - observation.window) :] = False
-        return below
+        allowed = max(0, observation.budget - observation.window)
+        shares = ordered[..., :allowed] / ordered.sum(-1, keepdim=True).clamp_min(LEAST)
+        return shares.cumsum(-1) < self.mass - nearby[:, None, None]
 
 
 def _largest(risk: Float[Tensor, "B N P"], observation: Observation) -> Float[Tensor, "B 1 1"]:
@@ -113,20 +113,20 @@ def _largest(risk: Float[Tensor, "B N P"], observation: Observation) -> Float[Te
     return observation.of_all_heads(risk.amax(2, keepdim=True)).amax(1, keepdim=True)
 
 
-def _with_first(
+def _raise_first(
     risk: Float[Tensor, "B N P"],
     order: Int[Tensor, "B N P"],
-    first: Bool[Tensor, "B N P"],
+    first: Bool[Tensor, "B N F"],
     largest: Float[Tensor, "B 1 1"],
-) -> Float[Tensor, "B N P"]:
-    """Raise the `first` positions in `order` above the `largest` risk of a head.
+) -> None:
+    """Raise the `first` positions in `order` above the `largest` risk of a head, in place.
 
     A raised score exceeds it by 2^-22 of it for every place before the last position. So if a
     budget ends among the raised positions, the least attended are evicted.
     """
+    count = first.shape[-1]
     # 1 + STEP n for n = P ... 1: float32 has each of them exactly while P is below 2^22.
     top = 1 + STEP * risk.shape[-1]
-    factors = torch.arange(top, 1, -STEP, dtype=torch.float32, device=risk.device)
-    raised = largest * factors
-    ranked = torch.where(first, raised, risk.gather(-1, order))
-    return torch.empty_like(risk).scatter_(-1, order, ranked)
+    factors = torch.arange(top, 1, -STEP, dtype=torch.float32, device=risk.device)[:count]
+    order = order[..., :count]
+    risk.scatter_(-1, order, torch.where(first, largest * factors, risk.gather(-1, order)))

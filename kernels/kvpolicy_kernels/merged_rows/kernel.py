@@ -92,7 +92,7 @@ def merged_rows(
     tensors = [each.contiguous() if isinstance(each, Tensor) else None for each in numbers]
     scalars = [0.0 if isinstance(each, Tensor) else float(each) for each in numbers]
     return [
-        _merged(*each, (rows, ordered, order, *tensors), (scalars[0], float(repeated), scalars[1]))
+        _merged(*each, rows, (ordered, order, *tensors), (scalars[0], float(repeated), scalars[1]))
         for each in zip(kept, tables, strict=True)
     ]
 
@@ -100,6 +100,7 @@ def merged_rows(
 def _merged(
     kept: Float[Tensor, "B N K D"],
     table: Float[Tensor, "B N S D"],
+    rows: Int[Tensor, "B N E"],
     of_rows: tuple[Tensor | None, ...],
     scalars: tuple[float, float, float],
 ) -> Float[Tensor, "B N K D"]:
@@ -110,11 +111,11 @@ def _merged(
     merged = torch.empty(kept.shape, dtype=stored, device=kept.device)
     if merged.numel() == 0:
         return merged.to(kept.dtype)
-    block, chosen = triton.next_power_of_2(dim), of_rows[0].shape[2]
+    block, chosen = triton.next_power_of_2(dim), rows.shape[2]
     # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(table):
         _merged_rows_kernel[(count, batch * heads)](
-            kept, table, *of_rows, merged, *scalars,
+            kept, table, rows, *of_rows, merged, *scalars,
             heads, table.shape[2], chosen, count, chosen.bit_length(),
             *kept.stride(), *table.stride(),
             D=dim, BLOCK_D=block, BLOCK_E=max(1, BLOCK_NUMBERS // block),

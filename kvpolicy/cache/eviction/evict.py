@@ -199,7 +199,8 @@ def _gathered(
     by_group = state.unflatten(1, (heads, -1))
     rows = rows[:, :, None].expand(*by_group.shape[:3], -1)
     rows = rows.view(*rows.shape, *[1] * len(entry)).expand(*rows.shape, *entry)
-    return by_group.gather(3, rows).flatten(1, 2)
+    kept: Tensor = by_group.gather(3, rows).flatten(1, 2)
+    return kept
 
 
 def _check_uneven(pipeline: Pipeline, lengths: list[list[int]]) -> None:
