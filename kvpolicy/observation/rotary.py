@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from kvpolicy_kernels import rotate_half
@@ -46,18 +46,33 @@ class PlainRotary:
     dim: int
     base: float = 10_000.0
     interleaved: bool = False
+    _sent: dict[torch.device, Tensor] = attrs.field(
+        factory=dict, init=False, eq=False, repr=False, hash=False
+    )
 
     def tables(
         self, positions: Int[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
         """Return cosines and sines. Both channels of a pair have the same angle."""
-        pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device=positions.device)
-        angles = positions[..., None].double() * self.base ** (-pairs / self.dim)
+        angles = positions[..., None] * self._frequencies(positions.device)
+        halves = torch.empty((2, *angles.shape), dtype=torch.float32, device=angles.device)
+        torch.cos(angles, out=halves[0])
+        torch.sin(angles, out=halves[1])
+        del angles
         if self.interleaved:
-            angles = angles.repeat_interleave(2, dim=-1)
+            cosines, sines = halves.repeat_interleave(2, dim=-1)
         else:
-            angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos().float(), angles.sin().float()
+            cosines, sines = torch.cat([halves, halves], dim=-1)
+        return cosines, sines
+
+    def _frequencies(self, device: torch.device) -> Float64[Tensor, " half"]:
+        """Return the frequency of each pair; they are sent to a device once."""
+        known = self._sent.get(device)
+        if known is None:
+            pairs = torch.arange(0, self.dim, 2, dtype=torch.float64, device="cpu")
+            known = (self.base ** (-pairs / self.dim)).to(device, non_blocking=True)
+            self._sent[device] = known
+        return known
 
 
 @attrs.frozen(kw_only=True)

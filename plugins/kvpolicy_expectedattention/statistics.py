@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+from typing import TypeAlias
 
 import attrs
 import torch
@@ -12,7 +15,15 @@ from torch import Tensor
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy_expectedattention.rotation import MeanRotation
-from kvpolicy_kernels import UnrotatedSums, rows_per_block, spans, unrotated_sums
+from kvpolicy_kernels import rows_per_block, spans, unrotated_sums
+
+Tables: TypeAlias = tuple[Float[Tensor, "w R"], Float[Tensor, "w R"]]
+"""The cosines and sines of some positions."""
+
+NUMBERS = 10
+"""Numbers of a channel that a CPU's cache holds while the tables of a position are used."""
+NUMBERS_ON_A_GPU = 3
+"""Those that are held at once while the tables of a position are computed."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -45,57 +56,43 @@ def query_statistics(
     """
     first = max(0, sinks - (observation.seen - observation.window))
     first = first if first < observation.window else 0
-    count = observation.window - first
-    blocks = _blocks(observation, rotary, first)
-    start = next(blocks)
+    queries = observation.queries[:, :, first:]
+    count, tables = queries.shape[2], _tables(observation, rotary, first)
+    held = [next(tables)]
+    start = len(held[0][0])
+    sums = partial(unrotated_sums, interleaved=rotary.interleaved)
     # Sums are of distances from the mean of the first block, which keeps their digits.
-    centre = start(None).sums / start.count
-    if start.count == count and not covariance:
+    centre = sums(queries[:, :, :start], held).sums / start
+    if start == count and not covariance:
         return QueryStatistics(mean=centre, covariance=None)
-    found = start(centre)
-    if start.count == count:
-        return QueryStatistics(mean=centre, covariance=_of(found.products) / count)
-    for block in blocks:
-        more = block(centre)
-        found = UnrotatedSums(found.sums + more.sums, _of(found.products) + _of(more.products))
+    found = sums(queries, chain(_given_away(held), tables), centre=centre)
+    products = found.products if covariance else None
+    if start == count:
+        return QueryStatistics(mean=centre, covariance=_divided(products, count))
     apart = found.sums / count
-    outer = apart[..., :, None] * apart[..., None, :]
-    spread = _of(found.products) / count - outer if covariance else None
+    spread = _divided(products, count)
+    if spread is not None:
+        spread = spread - apart[..., :, None] * apart[..., None, :]
     return QueryStatistics(mean=centre + apart, covariance=spread)
 
 
-@attrs.frozen(kw_only=True, eq=False)
-class _Block:
-    """Some of the queries, and the cosines and sines of their positions."""
-
-    queries: Float[Tensor, "B H w D"]
-    tables: tuple[Float[Tensor, "w R"], Float[Tensor, "w R"]]
-    interleaved: bool
-
-    @property
-    def count(self) -> int:
-        return self.queries.shape[2]
-
-    def __call__(self, centre: Float[Tensor, "B H D"] | None) -> UnrotatedSums:
-        return unrotated_sums(
-            self.queries, self.tables, interleaved=self.interleaved, centre=centre
-        )
+def _divided(
+    products: Float32[Tensor, "B H D D"] | None, count: int
+) -> Float32[Tensor, "B H D D"] | None:
+    return None if products is None else products / count
 
 
-def _of(products: Float32[Tensor, "B H D D"] | None) -> Float32[Tensor, "B H D D"]:
-    assert products is not None  # there is a centre
-    return products
+def _given_away(held: list[Tables]) -> Iterator[Tables]:
+    """Yield tables that are held nowhere else from then on."""
+    while held:
+        yield held.pop()
 
 
-def _blocks(observation: Observation, rotary: Rotary, first: int) -> Iterator[_Block]:
-    """Yield blocks of the queries from `first` on."""
+def _tables(observation: Observation, rotary: Rotary, first: int) -> Iterator[Tables]:
+    """Yield the cosines and sines of the queries from `first` on, in blocks."""
     positions = observation.query_positions
-    # The tables of a position, and what they are computed from, are some numbers of each channel.
     layer = observation.keys.nbytes + observation.values.nbytes
-    step = rows_per_block(10 * observation.queries.shape[3], positions.device, layer=layer)
+    numbers = NUMBERS_ON_A_GPU if positions.device.type == "cuda" else NUMBERS
+    step = rows_per_block(numbers * observation.queries.shape[3], positions.device, layer=layer)
     for block in spans(first, observation.window, step):
-        yield _Block(
-            queries=observation.queries[:, :, block],
-            tables=rotary.tables(positions[block]),
-            interleaved=rotary.interleaved,
-        )
+        yield rotary.tables(positions[block])

@@ -20,8 +20,10 @@ def tables_of(seq, size, interleaved=False):
     return angles.cos(), angles.sin()
 
 
-def on(device, tables):
-    return tuple(table.to(device) for table in tables)
+def on(device, tables, step=25):
+    """Yield the tables of one block of positions after another."""
+    for first in range(0, max(1, len(tables[0])), step):
+        yield tuple(table[first : first + step].to(device) for table in tables)
 
 
 def naive(vectors, tables, interleaved, centre=None):
@@ -83,9 +85,18 @@ def test_how_positions_are_split_does_not_matter(programs, monkeypatch, device):
         torch.testing.assert_close(ours.cpu().double(), theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("step", [1, 7, 90])
+def test_the_blocks_of_tables_do_not_matter(step, device):
+    vectors, tables, centre = torch.randn(1, 2, 90, 8), tables_of(90, 8), torch.randn(1, 2, 8)
+    found = unrotated_sums(vectors.to(device), on(device, tables, step), centre=centre.to(device))
+    expected = naive(vectors, tables, interleaved=False, centre=centre)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu().double(), theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_a_sequence_ignores_its_batch_mates(device):
     vectors, centre = torch.randn(3, 2, 50, 8).to(device), torch.randn(3, 2, 8).to(device)
-    tables = on(device, tables_of(50, 8))
+    tables = list(on(device, tables_of(50, 8)))
     together = unrotated_sums(vectors, tables, centre=centre)
     alone = unrotated_sums(vectors[1:2], tables, centre=centre[1:2])
     torch.testing.assert_close(together.products[1:2], alone.products)
@@ -94,9 +105,10 @@ def test_a_sequence_ignores_its_batch_mates(device):
 
 def test_shapes_that_do_not_fit_are_an_error(refused):
     vectors = torch.zeros(1, 2, 3, 4)
+    for seq, size in ((2, 4), (4, 4), (3, 6)):
+        with refused("do not fit vectors"):
+            unrotated_sums(vectors, [tables_of(seq, size)])
     with refused("do not fit vectors"):
-        unrotated_sums(vectors, tables_of(2, 4))
-    with refused("do not fit vectors"):
-        unrotated_sums(vectors, tables_of(3, 6))
+        unrotated_sums(vectors, [tables_of(2, 4), tables_of(2, 4)])
     with refused("centre .* does not fit"):
-        unrotated_sums(vectors, tables_of(3, 4), centre=torch.zeros(1, 1, 4))
+        unrotated_sums(vectors, [tables_of(3, 4)], centre=torch.zeros(1, 1, 4))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -70,9 +71,9 @@ def _unrotated(
     return back
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begun"])
 def _sums_kernel(
-    vectors, cosines, sines, centre, sums, products,
+    vectors, cosines, sines, centre, sums, products, begun,
     H, S, SPAN, COLUMN_BLOCKS,
     vectors_b, vectors_h, vectors_s, vectors_d, table_s, sums_split, products_split,
     D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr, CENTRED: tl.constexpr,
@@ -101,41 +102,52 @@ def _sums_kernel(
                 D, R, INTERLEAVED, CENTRED,
             )  # fmt: skip
             product = tl.dot(tl.trans(every), some, product, input_precision=PRECISION)
-    tl.store(sums + split * sums_split + head * D + c, total, mask=c < D)
+    # What the blocks before have added is nothing where none has begun.
+    of_sum, own = sums + split * sums_split + head * D + c, c < D
+    added = c < D * begun
+    tl.store(of_sum, total + tl.load(of_sum, mask=added, other=0.0), mask=own)
     if CENTRED:
-        target = products + split * products_split + head * D * D + d[:, None] * D + c[None, :]
-        tl.store(target, product, mask=(d < D)[:, None] & (c < D)[None, :])
+        of_product = products + split * products_split + head * D * D + d[:, None] * D + c[None, :]
+        every_d = (d < D)[:, None]
+        product += tl.load(of_product, mask=every_d & added[None, :], other=0.0)
+        tl.store(of_product, product, mask=every_d & own[None, :])
 
 
 def unrotated_sums(
     vectors: Float[Tensor, "B H S D"],
-    tables: Tables,
+    tables: Iterable[Tables],
     *,
     interleaved: bool = False,
     centre: Float[Tensor, "B H D"] | None = None,
 ) -> UnrotatedSums:
-    """Sum parts of the positions in one launch, then add up the parts."""
+    """Sum parts of a block's positions in one launch, and at the end add up the parts."""
     batch, heads, positions, dim = vectors.shape
     tile = product_tile(dim, exact=launch.product_precision(vectors) == "ieee")
     column_blocks = triton.cdiv(dim, tile.columns)
-    blocks = triton.cdiv(positions, tile.positions)
     # The batch size must not count: a sequence's sums may not depend on the rest of the batch.
-    span = tile.positions * triton.cdiv(blocks, launch.splits(heads * column_blocks, blocks))
-    # Without positions the sum is zero; one split writes it.
-    splits = max(1, triton.cdiv(positions, max(1, span)))
-    cosines, sines = (table.float().contiguous() for table in tables)
+    splits = launch.splits(heads * column_blocks, triton.cdiv(positions, tile.positions))
     sums = torch.empty(splits, batch, heads, dim, dtype=torch.float32, device=vectors.device)
     middle = sums if centre is None else centre.float().contiguous()
     products = sums if centre is None else sums.new_empty(*sums.shape, dim)
+    first = 0
     # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(vectors):
-        _sums_kernel[(splits, batch * heads * column_blocks)](
-            vectors, cosines, sines, middle, sums, products,
-            heads, positions, span, column_blocks,
-            *vectors.stride(), cosines.stride(0), sums.stride(0), products.stride(0),
-            D=dim, R=cosines.shape[-1], INTERLEAVED=interleaved, CENTRED=centre is not None,
-            BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_C=tile.columns,
-            BLOCK_S=tile.positions, PRECISION=tile.precision, num_warps=tile.warps,
-            num_stages=STAGES,
-        )  # fmt: skip
+        for of_block in tables:
+            cosines, sines = (table.float().contiguous() for table in of_block)
+            count = len(cosines)
+            span = tile.positions * triton.cdiv(triton.cdiv(count, tile.positions), splits)
+            _sums_kernel[(splits, batch * heads * column_blocks)](
+                vectors[:, :, first : first + count], cosines, sines, middle, sums, products,
+                int(first > 0), heads, count, span, column_blocks,
+                *vectors.stride(), cosines.stride(0), sums.stride(0), products.stride(0),
+                D=dim, R=cosines.shape[-1], INTERLEAVED=interleaved, CENTRED=centre is not None,
+                BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_C=tile.columns,
+                BLOCK_S=tile.positions, PRECISION=tile.precision, num_warps=tile.warps,
+                num_stages=STAGES,
+            )  # fmt: skip
+            first += count
+            # The next block's need its memory.
+            del of_block, cosines, sines
+    if not first:
+        sums, products = sums.zero_(), products.zero_()
     return UnrotatedSums(sums.sum(0), None if centre is None else products.sum(0))

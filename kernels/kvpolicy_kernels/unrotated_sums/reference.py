@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
 from kvpolicy_kernels.rerotate_keys.reference import rotate_half
 
-Tables: TypeAlias = tuple[Float[Tensor, "S R"], Float[Tensor, "S R"]]
-"""Cosines and sines of each position."""
+Tables: TypeAlias = tuple[Float[Tensor, "s R"], Float[Tensor, "s R"]]
+"""Cosines and sines of each position of a block."""
 
 
 class UnrotatedSums(NamedTuple):
@@ -25,12 +26,31 @@ class UnrotatedSums(NamedTuple):
 @torch.no_grad()
 def unrotated_sums(
     vectors: Float[Tensor, "B H S D"],
-    tables: Tables,
+    tables: Iterable[Tables],
     *,
     interleaved: bool = False,
     centre: Float[Tensor, "B H D"] | None = None,
 ) -> UnrotatedSums:
     """Undo the rotation of some positions at a time, in float32."""
+    shape, first = (*vectors.shape[:2], vectors.shape[3]), 0
+    sums = torch.zeros(shape, dtype=torch.float32, device=vectors.device)
+    products = None if centre is None else sums.new_zeros(*shape, shape[-1])
+    for of_block in tables:
+        block = slice(first, first := first + len(of_block[0]))
+        more = _of_block(vectors[:, :, block], of_block, interleaved, centre)
+        sums += more.sums
+        if products is not None and more.products is not None:
+            products += more.products
+        del of_block
+    return UnrotatedSums(sums, products)
+
+
+def _of_block(
+    vectors: Float[Tensor, "B H s D"],
+    tables: Tables,
+    interleaved: bool,
+    centre: Float[Tensor, "B H D"] | None,
+) -> UnrotatedSums:
     batch, heads, positions, dim = vectors.shape
     sums = torch.zeros(batch, heads, dim, dtype=torch.float32, device=vectors.device)
     products = None if centre is None else sums.new_zeros(batch, heads, dim, dim)

@@ -24,7 +24,7 @@ def _sums(dtype, dim, centred, interleaved):
             "BLOCK_C": tile.columns, "BLOCK_S": tile.positions, "PRECISION": tile.precision,
             "vectors_d": 1,
         },
-        unaligned=("H", "S", "COLUMN_BLOCKS"),
+        unaligned=("begun", "H", "S", "COLUMN_BLOCKS"),
         warps=tile.warps,
         stages=kernel.STAGES,
     )  # fmt: skip
