@@ -46,6 +46,6 @@ class LadderAllocator:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return the counts on the device of the scores."""
-        counts: Tensor = (scores >= 0).sum(-1).clamp(max=budget)
+        """Return the counts on the CPU. To read them waits for the device."""
+        counts = (scores >= 0).sum(-1).cpu().clamp(max=budget)
         return counts.amax(1, keepdim=True).expand_as(counts)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import attrs
 import torch
 from attrs.validators import optional
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
@@ -85,21 +85,11 @@ class LadderScorer:
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S 2"]:
         """Return which rows are compacted, and the plan for an eviction of the layer now."""
         planner = self.planner(observation.num_layers, observation.budget)
-        rows = torch.arange(observation.length, device=observation.keys.device)
-        evicts = observation.length > planner.budget
-        if observation.state is None:
-            # Nothing is compacted yet, so the cursor is known without a wait.
-            before = (rows < planner.start).float().expand(len(observation.keys), 1, -1)
-            cursors = [planner.start] * len(observation.keys)
+        if observation.length > planner.budget:
+            state = _planned(planner, _cursors(planner, observation), observation)
         else:
-            # Compacted rows come first, so their number is the cursor.
-            places = _compacted(observation.state).sum(-1, keepdim=True).clamp(min=planner.start)
-            before = (rows < places).float()
-            # The cursor decides how many rows are left, and the host must know this number.
-            cursors = places.flatten().tolist() if evicts else []
-        planned = _planned(planner, cursors, observation)[:, None] if evicts else before
-        state = torch.stack([before, planned], dim=-1)
-        return state.expand(-1, observation.queries.shape[1], -1, -1)
+            state = _unchanged(planner, observation)
+        return state[:, None].expand(-1, observation.queries.shape[1], -1, -1)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return scores in the order of the rows, lower for dropped rows. Queries are not used."""
@@ -108,30 +98,59 @@ class LadderScorer:
             state = self.accumulate(observation)
         length = observation.length
         order = torch.arange(length, dtype=torch.float32, device=observation.keys.device) / length
-        return order - (state[..., 1] == DROPPED).float()
+        # All heads have the same plan: 1, 0, or -1 for a row that is dropped.
+        scores = order + state[:, :1, :, 1].clamp(max=0)
+        return scores.expand(-1, observation.queries.shape[1], -1)
+
+
+def _cursors(planner: Planner, observation: Observation) -> list[int]:
+    """Return how many rows of each sequence are compacted; they come first.
+
+    The host must know these numbers, which decide how many rows are left. To read them waits for
+    the device, unless nothing is compacted yet.
+    """
+    if observation.state is None:
+        return [planner.start] * len(observation.keys)
+    return _places(planner, observation.state[:, 0].cpu()).flatten().tolist()
+
+
+def _places(planner: Planner, state: Float[Tensor, "B S 2"]) -> Int[Tensor, "B 1"]:
+    return _compacted(state).sum(-1, keepdim=True).clamp(min=planner.start)
+
+
+def _unchanged(planner: Planner, observation: Observation) -> Float[Tensor, "B S 2"]:
+    """Return the state of a layer that is not evicted now."""
+    rows = torch.arange(observation.length, device=observation.keys.device)
+    if observation.state is None:
+        before = (rows < planner.start).float().expand(len(observation.keys), -1)
+    else:
+        before = (rows < _places(planner, observation.state[:, 0])).float()
+    return before[..., None].expand(-1, -1, 2)
 
 
 def _planned(
     planner: Planner, cursors: Sequence[int], observation: Observation
-) -> Float[Tensor, "B S"]:
-    """Return the plan for each sequence, as the running state holds it."""
+) -> Float[Tensor, "B S 2"]:
+    """Return which rows are compacted, and the plan for each sequence, from the host."""
     device, length = observation.keys.device, observation.length
-    planned = torch.full(
-        (len(cursors), length),
-        DROPPED,
+    state = torch.zeros(
+        (len(cursors), length, 2),
         dtype=torch.float32,
         device="cpu",
         pin_memory=device.type == "cuda",
     )
-    for row, cursor in zip(planned, cursors, strict=True):
+    for of_row, cursor in zip(state, cursors, strict=True):
+        before, planned = of_row.unbind(-1)
         plan = planner.plan(cursor, length=length, layer=observation.layer)
-        row[plan.rows] = 0.0
-        row[plan.rows[: plan.cursor]] = 1.0
-    return planned.to(device, non_blocking=True)
+        before[:cursor] = 1.0
+        planned.fill_(DROPPED)
+        planned[plan.rows] = 0.0
+        planned[plan.rows[: plan.cursor]] = 1.0
+    return state.to(device, non_blocking=True)
 
 
-def _compacted(state: Float[Tensor, "B H S 2"]) -> Bool[Tensor, "B 1 S"]:
+def _compacted(state: Float[Tensor, "B S 2"]) -> Bool[Tensor, "B S"]:
     """Return which rows are compacted, from the last plan if it was carried out."""
-    before, planned = state[:, :1].unbind(-1)
+    before, planned = state.unbind(-1)
     carried_out = ~(planned == DROPPED).any(-1, keepdim=True)
     return torch.where(carried_out, planned, before) > 0
