@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kvpolicy.observation.observation import Observation
     from kvpolicy.policy import Policy
     from kvpolicy.prefill.pattern import PrefillPattern
-    from kvpolicy.public import chunked_mlp, fused_sinks, load, restore, save
+    from kvpolicy.public import chunked_mlp, load, memory_efficient_attention, restore, save
     from kvpolicy.stages.allocation import Allocator
     from kvpolicy.stages.compaction import Compactor, GatherCompactor
     from kvpolicy.stages.division import Divider
@@ -68,6 +68,7 @@ _MODULES = {
     "hookimpl": "kvpolicy.hookspecs",
     "installed": "kvpolicy.discovery.registry",
     "load": "kvpolicy.public",
+    "memory_efficient_attention": "kvpolicy.public",
     "recipe": "kvpolicy.composition",
     "restore": "kvpolicy.public",
     "save": "kvpolicy.public",
@@ -102,10 +103,10 @@ __all__ = [
     "compose",
     "evaluate",
     "find_spans",
-    "fused_sinks",
     "hookimpl",
     "installed",
     "load",
+    "memory_efficient_attention",
     "recipe",
     "restore",
     "save",

@@ -66,27 +66,6 @@ def evaluate(
     return run(model, tokenizer, **options)
 
 
-def fused_sinks(model: PreTrainedModel | PeftModel) -> AbstractContextManager[None]:
-    """Let eager attention with learned sinks run in PyTorch's fused kernels, within the block.
-
-    For gpt-oss and other models with sinks in the softmax, which transformers gives eager attention
-    only. Eager attention makes tensors of L x L for each head of a prompt of L tokens; fused
-    attention makes none. Same numbers, up to rounding. The model is left as found.
-
-    >>> import torch
-    >>> from kvpolicy.exactness.architectures import tiny_architecture
-    >>> model, prompt = tiny_architecture("gpt_oss", attn_implementation="eager"), torch.arange(90)
-    >>> expected = model(prompt[None]).logits
-    >>> with fused_sinks(model):
-    ...     torch.testing.assert_close(model(prompt[None]).logits, expected, atol=1e-4, rtol=1e-4)
-
-    Raises UnsupportedModelError for a model without sinks, and for one that is not eager.
-    """
-    from kvpolicy.huggingface.attention.fused import fused_sinks as fused
-
-    return fused(model)
-
-
 def load(path: str | os.PathLike[str], model: PreTrainedModel | PeftModel) -> PolicyCache:
     """Read a cache that `save` wrote, to go on with the same model where it stood.
 
@@ -122,6 +101,37 @@ def save(cache: PolicyCache, path: str | os.PathLike[str]) -> None:
     hold, InvalidComponentError for a policy with parts that no installed plugin offers.
     """
     cache.save(path)
+
+
+def memory_efficient_attention(
+    model: PreTrainedModel | PeftModel,
+) -> AbstractContextManager[None]:
+    """Let eager attention run without tensors of L x L for a prompt of L tokens, within the block.
+
+    For models with a soft cap on their logits (Gemma 2) or learned sinks in the softmax (gpt-oss),
+    which transformers gives eager attention only. Eager attention makes several tensors of L x L
+    for each head. Here attention with sinks runs in PyTorch's fused kernels, and attention with a
+    soft cap looks at a block of queries at a time. Same numbers, up to rounding. A mask that is not
+    causal, and a static cache of transformers, still take eager attention. The model is left as
+    found.
+
+    >>> import torch
+    >>> from kvpolicy.testing import tiny_model
+    >>> model, prompt = tiny_model("gemma2", attn_implementation="eager"), torch.arange(90)[None]
+    >>> expected = model(prompt).logits
+    >>> with memory_efficient_attention(model):
+    ...     torch.testing.assert_close(model(prompt).logits, expected, atol=1e-4, rtol=1e-4)
+
+    Raises UnsupportedModelError for a model that needs no eager attention, and for one that does
+    not use it.
+    """
+    from kvpolicy.huggingface.attention.memory_efficient import memory_efficient_attention as inside
+
+    return inside(model)
+
+
+fused_sinks = memory_efficient_attention
+"""The name it had when it served learned sinks only."""
 
 
 def restore(model: PreTrainedModel | PeftModel) -> None:

@@ -223,7 +223,7 @@ def with_own_padding(
     real = torch.tensor(lengths, device=like.device)
     slots = torch.arange(held, device=like.device)
     valid = slots >= held - real[:, None]
-    # Eager attention with no mask, or a 2D one, is fused attention.
+    # Eager attention with no mask, or a 2D one, is memory-efficient attention.
     if "flash" in backend or (backend == "eager" and (mask is None or mask.dim() == 2)):
         return valid
     if "flex" in backend:

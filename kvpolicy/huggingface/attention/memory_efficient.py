@@ -1,4 +1,4 @@
-"""Fused attention for models with learned sinks, in place of their eager attention."""
+"""Memory-efficient attention for models with soft caps or learned sinks, in place of eager."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
+import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers.masking_utils import causal_mask_function
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
+from kvpolicy.huggingface.attention.causal import PAIRS, causal_attention
 from kvpolicy.huggingface.attention.points import (
     Function,
     Point,
@@ -23,22 +25,22 @@ from kvpolicy.huggingface.attention.points import (
     attention_points,
     mask_points,
 )
-from kvpolicy.huggingface.attention.sinks import PAIRS, attention_with_sinks
 from kvpolicy.huggingface.model.adapters import model_inside
 from kvpolicy.huggingface.model.config import decoder_config
 
-_SINKS, _WINDOW = "s_aux", "sliding_window"
+_SINKS, _CAP, _WINDOW = "s_aux", "softcap", "sliding_window"
 
 
-def fused_sinks(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which the eager attention of a model's layers runs in fused kernels.
+def memory_efficient_attention(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which a model's eager attention makes no tensor of L x L.
 
-    Raises UnsupportedModelError for a model whose attention is not eager, or has no sinks.
+    Raises UnsupportedModelError for a model whose attention is not eager, or has neither soft caps
+    nor learned sinks.
     """
     model = model_inside(model)
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            "kvpolicy.fused_sinks needs a transformers PreTrainedModel, not a "
+            "kvpolicy.memory_efficient_attention needs a transformers PreTrainedModel, not a "
             f"{type(model).__name__}."
         )
     config = decoder_config(model)
@@ -65,21 +67,27 @@ def _check(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     name, used = type(model).__name__, config._attn_implementation or "eager"
     if used != "eager":
         raise UnsupportedModelError(
-            f"kvpolicy.fused_sinks replaces eager attention, but {name} uses {used!r}. Leave "
-            "fused_sinks out, or load the model with attn_implementation='eager'."
+            f"kvpolicy.memory_efficient_attention replaces eager attention, but {name} uses "
+            f"{used!r}. Leave it out, or load the model with attn_implementation='eager'."
         )
-    modules = [module for module in model.modules() if _gives(module, _SINKS)]
+    modules = [module for module in model.modules() if _needs_eager(module)]
     if not modules:
         raise UnsupportedModelError(
-            f"{name} has no attention with learned sinks. Load it with attn_implementation='sdpa', "
-            "which is fused too."
+            f"{name} has no attention with soft caps or learned sinks. Load it with "
+            "attn_implementation='sdpa', which needs little memory too."
         )
     windowed = getattr(config, _WINDOW, None) is not None
     if windowed and not all(_gives(module, _WINDOW) for module in modules):
         raise UnsupportedModelError(
-            f"layers of {name} do not tell their attention the sliding window, which fused "
-            "attention needs. Use the model without kvpolicy.fused_sinks."
+            f"layers of {name} do not tell their attention the sliding window, which "
+            "memory-efficient attention needs. Use the model without "
+            "kvpolicy.memory_efficient_attention."
         )
+
+
+def _needs_eager(module: nn.Module) -> bool:
+    """Whether a module is attention for which transformers does not use PyTorch's kernels."""
+    return _gives(module, _SINKS) or _gives(module, _CAP)
 
 
 def _gives(module: nn.Module, name: str) -> bool:
@@ -90,7 +98,7 @@ def _gives(module: nn.Module, name: str) -> bool:
 
 
 def _attention(config: PreTrainedConfig, own: Function) -> Function:
-    """Return attention that is fused for the layers of one model.
+    """Return attention that is memory-efficient for the layers of one model.
 
     `own` is called for other models, and with a mask that has a row for each query.
     """
@@ -108,29 +116,24 @@ def _attention(config: PreTrainedConfig, own: Function) -> Function:
         if is_whole or getattr(module, "config", None) is not config:
             return own(module, query, key, value, attention_mask, *args, **kwargs)
         logits = _computed(module, kwargs).logits(query)
-        output = attention_with_sinks(
-            query,
-            key,
-            value,
-            scaling=logits.scaling,
-            # Those of `logits` have no gradient.
-            sinks=kwargs.get(_SINKS),
-            visible=attention_mask,
-            window=kwargs.get(_WINDOW),
-        )
+        # Those that a call shows have no gradient.
+        logits = attrs.evolve(logits, sinks=kwargs.get(_SINKS))
+        window = kwargs.get(_WINDOW)
+        output = causal_attention(query, key, value, logits, visible=attention_mask, window=window)
         return output.transpose(1, 2).contiguous(), None
 
     return attention
 
 
 def _computed(module: nn.Module, kwargs: dict[str, Any]) -> Call:
-    """Return a call; raise UnsupportedModelError for what fused attention does not compute."""
+    """Return a call; raise UnsupportedModelError for what is not computed here."""
     weights = kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False)
     dropout = module.training and kwargs.get("dropout")
-    if weights or dropout or kwargs.get("softcap"):
+    if weights or dropout:
         raise UnsupportedModelError(
-            f"{type(module).__name__} asks for attention weights, dropout or a soft cap, which "
-            "fused attention does not compute. Call the model outside kvpolicy.fused_sinks."
+            f"{type(module).__name__} asks for attention weights or dropout, which "
+            "memory-efficient attention does not compute. Call the model outside "
+            "kvpolicy.memory_efficient_attention."
         )
     return Call(module, kwargs)
 

@@ -1,0 +1,17 @@
+"""The benchmark of memory-efficient attention runs."""
+
+import sys
+
+import pytest
+
+from benchmarks import attention_memory
+
+
+# The benchmark reads /proc, which only Linux has.
+@pytest.mark.skipif(sys.platform != "linux", reason="the pages of a process are read from /proc")
+@pytest.mark.parametrize("efficient", [False, True])
+@pytest.mark.parametrize("model_type", attention_memory.MODELS)
+def test_a_prompt_is_measured(model_type, efficient):
+    peak, seconds = attention_memory.measured(model_type, 200, efficient)
+    assert peak >= 0
+    assert seconds > 0
