@@ -46,7 +46,7 @@ def models(draw: st.DrawFn, *, double: bool = False) -> PreTrainedModel:
     sizes: dict[str, Any] = {"query_pre_attn_scalar": head_dim} if windowed else {}
     if family == "gemma3_text":
         sizes["layer_types"] = ["sliding_attention", "full_attention"] * (layers // 2)
-    # transformers refuses Gemma 2's softcap with sdpa.
+    # transformers refuses Gemma 2's soft cap with sdpa.
     backends = ["eager"] if family == "gemma2" else ["sdpa"] if double else ["sdpa", "eager"]
     model = tiny_model(
         family,

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import torch
 
-from kvpolicy import installed
+from kvpolicy import installed, memory_efficient_attention
 from kvpolicy.errors import InvalidValueError, KvpolicyError, suggest
 from kvpolicy.exactness.architectures import model_types, tiny_architecture, variants
 from kvpolicy.exactness.cells import Line, measure
@@ -26,6 +26,10 @@ from kvpolicy.testing.models import FAMILIES, tiny_model
 
 LAYERS = 4
 """The ladder of recipe `lacache` needs several layers."""
+MEMORY_EFFICIENT = "memory-efficient"
+"""Eager attention within `kvpolicy.memory_efficient_attention`."""
+CAPPED = "gemma2"
+"""The family that has a soft cap: transformers gives it eager attention only."""
 
 
 @attrs.frozen
@@ -54,16 +58,18 @@ def recipes() -> Iterator[Task]:
 
 
 def attentions() -> Iterator[Task]:
-    """Give all families, with transformers' eager attention."""
+    """Give all families with transformers' eager attention, and one with memory-efficient one."""
     for family in FAMILIES:
         yield _of_family("attentions", family, "eager", "float32")
+    yield _of_family("attentions", CAPPED, MEMORY_EFFICIENT, "float32")
 
 
 def precisions() -> Iterator[Task]:
-    """Give all families in half precision, with eager attention."""
-    for family in FAMILIES:
+    """Give the families in half precision, with the attentions of the table `attentions`."""
+    pairs = [(family, "eager") for family in FAMILIES] + [(CAPPED, MEMORY_EFFICIENT)]
+    for family, attention in pairs:
         for dtype in ("bfloat16", "float16"):
-            yield _of_family("precisions", family, "eager", dtype)
+            yield _of_family("precisions", family, attention, dtype)
 
 
 def media() -> Iterator[Task]:
@@ -164,7 +170,13 @@ def _of_family(table: str, family: str, attention: str, dtype: str) -> Task:
 
 
 def _family(table: str, subject: str, family: str, attention: str, dtype: str) -> Line:
-    def build() -> Any:
-        return tiny_model(family, attn_implementation=attention).to(getattr(torch, dtype))
+    with ExitStack() as stack:
 
-    return measure(table, subject, build, small_policy("restkv"))
+        def build() -> Any:
+            name = "eager" if attention == MEMORY_EFFICIENT else attention
+            model = tiny_model(family, attn_implementation=name).to(getattr(torch, dtype))
+            if attention == MEMORY_EFFICIENT:
+                stack.enter_context(memory_efficient_attention(model))
+            return model
+
+        return measure(table, subject, build, small_policy("restkv"))

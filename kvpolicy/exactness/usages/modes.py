@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from kvpolicy import Policy
-from kvpolicy.errors import UnsupportedModelError
+from kvpolicy.errors import KvpolicyError, UnsupportedModelError
 from kvpolicy.exactness.usages.inputs import PROMPT, difference, generate, read, tokens
 from kvpolicy.huggingface.cache_argument import handed
 
@@ -106,6 +106,9 @@ def _served(with_ours: Callable[[], Any], with_theirs: Callable[[], Any]) -> Any
     except Exception as ours:
         try:
             with_theirs()
+        except KvpolicyError:
+            # What we refuse of both caches, transformers does not refuse.
+            raise ours from None
         except Exception as theirs:  # noqa: BLE001 - whatever transformers raises is passed on
             reason = str(theirs).strip().partition("\n")[0]
             raise UnsupportedModelError(
