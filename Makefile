@@ -175,8 +175,8 @@ fidelity: $(READY) ## Compare all recipes with chance and an oracle (ten minutes
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.fidelity
 
 within: $(READY) ## Error targets against the errors found on later queries: docs/results/within.md (minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.targets --prompts $(PROMPTS) --recipes restkv,snapkv \
-	    --targets 0.02,0.05,0.1,0.2 > $(RESULTS)/within.md
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.targets --model needle --model examples/needle-model/redundant \
+	    --model examples/needle-model/chained --prompts $(PROMPTS) --recipes restkv,snapkv --targets 0.02,0.05,0.1,0.2 > $(RESULTS)/within.md
 
 replays: $(READY) ## What replayed queries are worth, question visible and hidden: docs/results/replay.md (ten minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --prompts 8 > $(RESULTS)/replay.md

@@ -1,6 +1,6 @@
 """Error targets against the errors that are found on the queries that come later.
 
-    python -m kvpolicy.evaluation.targets [--json] [--model smollm2]
+    python -m kvpolicy.evaluation.targets [--json] [--model smollm2] [--model ANOTHER]
 
 A policy with budget `within` holds the error of each layer under its target, for the last queries
 of the prompt. Here the model goes on, with tokens that the policy has not seen, and each layer's
@@ -12,6 +12,7 @@ The beds are those of `kvpolicy.evaluation.beds`.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from kvpolicy.budget import within
 from kvpolicy.composition import recipe
+from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.beds.bed import Bed
 from kvpolicy.evaluation.beds.prompts import beds
 from kvpolicy.evaluation.fidelity.rows import Estimate
@@ -80,9 +82,22 @@ def _kept(model: Any, policy: Policy, prompt: Int[Tensor, "B T"]) -> float:
     return float(torch.stack(held).mean()) / prompt.shape[1]
 
 
-def table(rows: Sequence[Found]) -> str:
-    """Return a table in Markdown for each bed."""
-    lines = ["# Error targets, and the errors found on later queries", ""]
+def table(rows: Sequence[Found], options: str = "") -> str:
+    """Return a table in Markdown for each bed.
+
+    `options` are those of the command that prints it.
+    """
+    lines = [
+        "# Error targets, and the errors found on later queries",
+        "",
+        "An error target holds for the last queries of a prompt. Each error here is that of "
+        "queries that come later, ± its standard error over prompts: the mean over layers, and "
+        "that of the worst layer. 'Within the target' is the share of prompts and layers whose "
+        "error is. This prints the tables:",
+        "",
+        f"    python -m kvpolicy.evaluation.targets {options}".rstrip(),
+        "",
+    ]
     for bed in dict.fromkeys(row.bed for row in rows):
         mine = [row for row in rows if row.bed == bed]
         lines += [
@@ -93,7 +108,7 @@ def table(rows: Sequence[Found]) -> str:
             *(_line(row) for row in mine),
             "",
         ]
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def _line(row: Found) -> str:
@@ -106,7 +121,9 @@ def _line(row: Found) -> str:
 
 
 def main(
-    model: Annotated[str | None, typer.Option(help="Another model, or smollm2.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Models, folders of needle models, or smollm2.")
+    ] = None,
     recipes: Annotated[str, typer.Option(help="Names of recipes.")] = RECIPES,
     targets: Annotated[str, typer.Option(help="Error targets.")] = TARGETS,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each bed.")] = 16,
@@ -116,14 +133,17 @@ def main(
     """Measure each recipe at each target, and print a table for each bed."""
     disable_progress_bar()
     rows = []
-    for bed in beds(model, prompts, length):
-        for name in recipes.split(","):
-            for target in map(float, targets.split(",")):
-                rows.append(found(bed, name.strip(), target))
-                if as_json:
-                    typer.echo(json.dumps(attrs.asdict(rows[-1])))
+    for each in model or [needle.NAME]:
+        for bed in beds(None if each == needle.NAME else each, prompts, length):
+            for name in recipes.split(","):
+                for target in map(float, targets.split(",")):
+                    rows.append(found(bed, name.strip(), target))
+                    if as_json:
+                        typer.echo(json.dumps(attrs.asdict(rows[-1])))
     if not as_json:
-        typer.echo(table(rows))
+        given = [("model", each) for each in model or []]
+        given += [("recipes", recipes), ("targets", targets), ("prompts", str(prompts))]
+        typer.echo(table(rows, shlex.join(f"--{name}={value}" for name, value in given)))
 
 
 if __name__ == "__main__":
