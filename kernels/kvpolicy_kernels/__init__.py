@@ -27,6 +27,7 @@ from kvpolicy_kernels.head_factors import head_factors
 from kvpolicy_kernels.heirs import Heirs, heirs, inherited_values
 from kvpolicy_kernels.joint_reconstruction_error import joint_reconstruction_error
 from kvpolicy_kernels.largest_attention import LargestAttention, largest_attention
+from kvpolicy_kernels.largest_error import LargestError, largest_error
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
 from kvpolicy_kernels.merged_rows import merged_rows
 from kvpolicy_kernels.nearest_keys import NearestKeys, nearest_keys
@@ -48,6 +49,7 @@ from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstructi
 __all__ = [
     "Heirs",
     "LargestAttention",
+    "LargestError",
     "NearestKeys",
     "Queries",
     "SimilarKeys",
@@ -67,6 +69,7 @@ __all__ = [
     "inherited_values",
     "joint_reconstruction_error",
     "largest_attention",
+    "largest_error",
     "leave_one_out_error",
     "mean_drift",
     "merged_rows",

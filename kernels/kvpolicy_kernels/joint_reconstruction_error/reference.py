@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
-from kvpolicy_kernels.leave_one_out_error.others import Others, values_at, without_largest
+from kvpolicy_kernels.largest_error.others import Others, values_at, without_largest
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from kvpolicy_kernels.checks import require, require_attention
-from kvpolicy_kernels.leave_one_out_error.others import Others, without_largest
+from kvpolicy_kernels.largest_error import largest_error
+from kvpolicy_kernels.largest_error.others import largest_apart
 from kvpolicy_kernels.reconstruction_error import reconstruction_error
 
 __all__ = ["leave_one_out_error"]
@@ -41,9 +42,11 @@ def leave_one_out_error(
     if summed == 0:
         nothing = attention.new_zeros(*attention.shape[:2], values.shape[-1], dtype=torch.float32)
         return reconstruction_error(attention, values, nothing, factors, tau=tau)
-    others = without_largest(attention, values, summed=summed, learned_sinks=learned_sinks)
-    errors = reconstruction_error(attention, values, others.output.float(), factors, tau=tau)
-    return errors.scatter_(-1, others.place, _of_largest(others, factors, tau))
+    apart = largest_apart(attention, values, summed=summed, learned_sinks=learned_sinks)
+    place, weight, rest, others = apart
+    found = largest_error(others, weight, rest, place, values, factors, tau=tau)
+    errors = reconstruction_error(attention, values, found.output, factors, tau=tau)
+    return errors.scatter_(-1, place, found.error)
 
 
 def checked_sum(
@@ -55,17 +58,3 @@ def checked_sum(
     summed = length if summed is None else summed
     require(0 <= summed <= length, f"summed must be in 0 ... {length}, the positions, not {summed}")
     return summed
-
-
-def _of_largest(
-    others: Others, factors: Float[Tensor, "H R D"] | None, tau: float
-) -> Float32[Tensor, "B H 1"]:
-    """Return a (1 - a)^(tau - 1) ||R_h (mean - v)||^tau."""
-    missing = (others.mean - others.value).float()
-    if factors is not None:
-        missing = (factors.float() @ missing[..., None])[..., 0]
-    norm: Tensor = torch.linalg.vector_norm(missing, dim=-1, keepdim=True)
-    error: Tensor = others.weight.float() * (norm if tau == 1 else norm**tau)
-    if tau != 1:
-        error = error * others.rest.float().clamp_min(2.0**-60) ** (tau - 1)
-    return error

@@ -47,21 +47,53 @@ def without_largest(
     >>> without_largest(attention, torch.tensor([[[[1.0], [5.0]]]]), summed=2).mean
     tensor([[[5.]]])
     """
+    split = largest_apart(attention, values, summed=summed, learned_sinks=learned_sinks)
+    value = values_at(values, split.place)[..., 0, :].to(split.others.dtype)
+    return Others(
+        place=split.place,
+        weight=split.weight,
+        rest=split.rest,
+        value=value,
+        output=torch.addcmul(split.others, split.weight.to(value.dtype), value),
+        mean=mean_of(split.others, split.rest),
+    )
+
+
+class Apart(NamedTuple):
+    """The largest weight of each head, its place, what the others sum to, and their output."""
+
+    place: Int[Tensor, "B H 1"]
+    weight: Float[Tensor, "B H 1"]
+    rest: Float[Tensor, "B H 1"]
+    others: Float[Tensor, "B H D"]
+
+
+def largest_apart(
+    attention: Float[Tensor, "B H S"],
+    values: Float[Tensor, "B N S D"],
+    *,
+    summed: int,
+    learned_sinks: bool = False,
+) -> Apart:
+    """Return the largest weight among the first `summed`, and the output of the others.
+
+    >>> found = largest_apart(torch.tensor([[[0.75, 0.25]]]), torch.tensor([[[[1.0], [5.0]]]]),
+    ...                       summed=2)
+    >>> found.weight.item(), found.rest.item(), found.others.item()
+    (0.75, 0.25, 1.25)
+    """
     weight, place = attention[..., :summed].max(-1, keepdim=True)
     others = attention.scatter(-1, place, 0.0)
     rest = others.sum(-1, keepdim=True)
     if learned_sinks:
         rest = rest + (1 - rest - weight).clamp_min(0)
     output = _sum(others[..., :summed], values[:, :, :summed])
-    value = values_at(values, place)[..., 0, :].to(output.dtype)
-    return Others(
-        place=place,
-        weight=weight,
-        rest=rest,
-        value=value,
-        output=torch.addcmul(output, weight.to(output.dtype), value),
-        mean=output / rest.clamp_min(torch.finfo(rest.dtype).tiny),
-    )
+    return Apart(place=place, weight=weight, rest=rest, others=output)
+
+
+def mean_of(others: Float[Tensor, "B H D"], rest: Float[Tensor, "B H 1"]) -> Float[Tensor, "B H D"]:
+    """Return the output of the others with their weights scaled up to 1."""
+    return others / rest.clamp_min(torch.finfo(rest.dtype).tiny)
 
 
 def values_at(
