@@ -17,7 +17,7 @@ def as_users_run_it():
 
 
 # caote had 23 before the error of a head's largest weight came from the others.
-@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 19), ("restkv", 39), ("h2o", 23)])
+@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 18), ("restkv", 30), ("h2o", 18)])
 def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
     found = costs(recipe, BATCHES[0])
     for phase in found.values():
@@ -27,30 +27,30 @@ def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
 
 
 BOUNDS = {
-    "adakv": ((39, 1), (5, 0)),
-    "cam": ((49, 0), (49, 0)),
-    "caote": ((32, 0), (2, 0)),
-    "chunkkv": ((31, 0), (2, 0)),
-    "criticalkv": ((38, 0), (2, 0)),
-    "defensivekv": ((64, 1), (4, 0)),
+    "adakv": ((36, 1), (5, 0)),
+    "cam": ((22, 0), (22, 0)),
+    "caote": ((24, 0), (2, 0)),
+    "chunkkv": ((29, 0), (2, 0)),
+    "criticalkv": ((37, 0), (2, 0)),
+    "defensivekv": ((60, 1), (4, 0)),
     "expectedattention": ((51, 0), (2, 0)),
-    "h2o": ((21, 0), (23, 0)),
+    "h2o": ((17, 0), (18, 0)),
     "keydiff": ((20, 0), (18, 0)),
     "knorm": ((15, 0), (2, 0)),
-    "lacache": ((30, 1), (49, 2)),
+    "lacache": ((20, 1), (29, 2)),
     "lagkv": ((39, 0), (3, 0)),
-    "lava": ((39, 0), (4, 0)),
-    "layerdefensivekv": ((55, 0), (4, 0)),
-    "lookm": ((49, 0), (53, 0)),
-    "pyramidkv": ((19, 0), (2, 0)),
+    "lava": ((37, 0), (4, 0)),
+    "layerdefensivekv": ((53, 0), (4, 0)),
+    "lookm": ((24, 0), (25, 0)),
+    "pyramidkv": ((18, 0), (2, 0)),
     "random": ((13, 0), (2, 0)),
-    "replay": ((151, 0), (2, 0)),
-    "restkv": ((39, 0), (2, 0)),
+    "replay": ((115, 0), (2, 0)),
+    "restkv": ((30, 0), (2, 0)),
     "rkv": ((46, 0), (3, 0)),
-    "snapkv": ((19, 0), (2, 0)),
-    "streamingllm": ((14, 0), (22, 0)),
-    "think": ((45, 0), (2, 0)),
-    "tova": ((17, 0), (15, 0)),
+    "snapkv": ((18, 0), (2, 0)),
+    "streamingllm": ((13, 0), (19, 0)),
+    "think": ((44, 0), (2, 0)),
+    "tova": ((15, 0), (13, 0)),
 }
 """By recipe: the launches and waits of a layer in a prompt, and in a decoded token.
 
@@ -58,8 +58,15 @@ A token of adakv takes 4, and 5 now and then; it is not known why.
 """
 
 
-def test_every_recipe_has_a_bound():
+MORE_IN_A_PROMPT = {"replay": 115}
+"""It asks another scorer four times."""
+
+
+def test_every_recipe_has_a_bound_within_the_targets():
     assert set(BOUNDS) == set(recipes())
+    for recipe, ((of_prompt, _), (of_token, _)) in BOUNDS.items():
+        assert of_prompt <= MORE_IN_A_PROMPT.get(recipe, 60)
+        assert of_token <= 30
 
 
 @pytest.mark.sampled(8, "recipe")
