@@ -9,14 +9,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.query_statistics import query_statistics, rotary_for
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import as_float, at_most, boolean, count, natural, share
-from kvpolicy_expectedattention.rotation import MeanRotation
-from kvpolicy_expectedattention.statistics import query_statistics
 from kvpolicy_kernels import gaussian_logits, rows_per_block, spans
 
 FARTHEST = 2**17
@@ -59,13 +57,9 @@ class ExpectedAttentionScorer:
 
         Raises UnsupportedModelError if the rotary embedding is not known.
         """
-        if observation.rotary is None:
-            raise UnsupportedModelError(
-                "scorer 'expectedattention' turns queries to positions still to come, but the "
-                "rotary embedding of this model is not known. Use another scorer, such as 'snapkv'."
-            )
+        rotary = rotary_for(observation, "scorer 'expectedattention'")
         sinks = observation.positions < self.sinks
-        scores = self._attention(observation, observation.rotary, sinks).add_(self.epsilon)
+        scores = self._attention(observation, rotary, sinks).add_(self.epsilon)
         if self.values:
             scores *= _norms(observation.values)[:, :, None]
         # Of equal scores the earlier position is kept, so sinks are kept before other positions.
@@ -74,15 +68,12 @@ class ExpectedAttentionScorer:
     def _attention(
         self, observation: Observation, rotary: Rotary, sinks: Bool[Tensor, "B N S"]
     ) -> Float[Tensor, "B N G S"]:
-        statistics = query_statistics(
-            observation, rotary, sinks=self.sinks, covariance=self.covariance
+        keys, seen = observation.keys, observation.seen
+        ahead = torch.arange(seen, seen + self.future, device=keys.device)
+        found = query_statistics(
+            observation, rotary, ahead, sinks=self.sinks, covariance=self.covariance
         )
-        turned = statistics.turned(
-            MeanRotation.of_next(self.future, observation.seen, rotary, observation.keys.device)
-        )
-        logits = gaussian_logits(
-            observation.keys, turned.mean, turned.covariance, scaling=observation.scaling
-        )
+        logits = gaussian_logits(keys, found.mean, found.covariance, scaling=observation.scaling)
         by_group = logits.unflatten(1, (sinks.shape[1], -1))
         # Not -inf: a sequence may have only sinks, and the softmax would then be NaN.
         by_group.masked_fill_(sinks[:, :, None], torch.finfo(logits.dtype).min)
