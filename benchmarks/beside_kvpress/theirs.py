@@ -23,6 +23,7 @@ def press_of(method: str) -> Any:
     snapkv = kvpress.SnapKVPress(window_size=WINDOW, **half)
     presses: dict[str, Any] = {
         "adakv": lambda: kvpress.AdaKVPress(snapkv),
+        "capkv": lambda: kvpress.CapPress(**half),
         "chunkkv": lambda: kvpress.ChunkKVPress(press=snapkv, chunk_length=10),
         "criticalkv": lambda: kvpress.CriticalKVPress(snapkv),
         "expectedattention": lambda: kvpress.ExpectedAttentionPress(**half),

@@ -42,6 +42,7 @@ from kvpolicy_kernels.select import select, unselected
 from kvpolicy_kernels.similar_keys import SimilarKeys, similar_keys
 from kvpolicy_kernels.summed_rows import summed_rows
 from kvpolicy_kernels.unrotated_sums import UnrotatedSums, unrotated_sums
+from kvpolicy_kernels.weighted_products import weighted_products
 from kvpolicy_kernels.weighted_values import weighted_values
 from kvpolicy_kernels.window_attention import WindowAttention, window_attention
 from kvpolicy_kernels.windowed_reconstruction_error import windowed_reconstruction_error
@@ -94,6 +95,7 @@ __all__ = [
     "sums_dtype",
     "unrotated_sums",
     "unselected",
+    "weighted_products",
     "weighted_values",
     "window_attention",
     "windowed_reconstruction_error",

@@ -33,7 +33,7 @@ class MeanRotation:
         size = self.cosines.shape[-1]
         turned = vectors[..., :size]
         quarter = rotate_half(turned, interleaved=self.interleaved)
-        turned = turned * self.cosines.mean(0) + quarter * self.sines.mean(0)
+        turned = torch.addcmul(turned * self.cosines.mean(0), quarter, self.sines.mean(0))
         if size == vectors.shape[-1]:
             return turned
         return torch.cat([turned, vectors[..., size:]], dim=-1)

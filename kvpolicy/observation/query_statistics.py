@@ -10,7 +10,7 @@ from torch import Tensor
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.mean_rotation import MeanRotation
 from kvpolicy.observation.observation import Observation
-from kvpolicy.observation.rotary import Rotary
+from kvpolicy.observation.rotary import Rotary, pair_sizes
 from kvpolicy_kernels import UnrotatedSums, unrotated_sums
 
 NEAR = 512
@@ -25,13 +25,13 @@ class QueryStatistics:
 
     - `mean` and `covariance` are those before rotary embedding, turned to positions still to come.
     - `covariance` is None if it was not asked for.
-    - `sizes` are the mean of sqrt(x^2 + y^2) for each channel x and the other channel y of its
-      pair, and of |x| for a channel that is not rotated. None if they were not asked for.
+    - `dispersion` is E|q| - |E q| for each of the P channel pairs that rotary embedding rotates, as
+      a complex number q. It is 0 if all queries are alike; None if it was not asked for.
     """
 
     mean: Float32[Tensor, "B H D"]
     covariance: Float32[Tensor, "B H D D"] | None = None
-    sizes: Float32[Tensor, "B H D"] | None = None
+    dispersion: Float32[Tensor, "B H P"] | None = None
 
 
 def query_statistics(
@@ -41,7 +41,7 @@ def query_statistics(
     *,
     sinks: int = 0,
     covariance: bool = False,
-    sizes: bool = False,
+    dispersion: bool = False,
 ) -> QueryStatistics:
     """Return the statistics of the queries shown.
 
@@ -60,16 +60,17 @@ def query_statistics(
     count = observation.window - first
     queries = observation.queries[:, :, first:]
     tables = _Tables.of(earlier + first, count, ahead, rotary)
-    found = tables.sums(queries, sizes=sizes)
-    mean, lengths = found.sums / count, None if found.sizes is None else found.sizes / count
+    found = tables.sums(queries, sizes=dispersion)
+    mean = found.sums / count
+    apart = None if found.sizes is None else tables.dispersion(mean, found.sizes / count)
     if not covariance:
-        return QueryStatistics(mean=tables.rotation(mean), sizes=lengths)
+        return QueryStatistics(mean=tables.rotation(mean), dispersion=apart)
     products = tables.sums(queries, centre=mean).products
     assert products is not None  # there is a centre
     # The mean is one more row.
     both = tables.rotation(torch.cat([products / count, mean[:, :, None]], dim=2))
     spread = tables.rotation(both[:, :, :-1].mT).mT
-    return QueryStatistics(mean=both[:, :, -1], covariance=spread, sizes=lengths)
+    return QueryStatistics(mean=both[:, :, -1], covariance=spread, dispersion=apart)
 
 
 def rotary_for(observation: Observation, part: str) -> Rotary:
@@ -110,7 +111,10 @@ class _Tables:
         if blocks > 1:
             cosine, sine, more, less = cosines[0], sines[0], cosines[behind:], sines[behind:]
             # From the angle of `first` to that of each start.
-            further = more * cosine + less * sine, less * cosine - more * sine
+            further = (
+                torch.addcmul(more * cosine, less, sine),
+                torch.addcmul(less * cosine, more, sine, value=-1),
+            )
         return cls(near=(cosines[:size], sines[:size]), further=further, rotation=rotation)
 
     def sums(
@@ -129,3 +133,11 @@ class _Tables:
             centre=centre,
             sizes=sizes,
         )
+
+    def dispersion(
+        self, mean: Float32[Tensor, "B H D"], sizes: Float32[Tensor, "B H D"]
+    ) -> Float32[Tensor, "B H P"]:
+        """Return the mean size of each pair, which both channels have, minus the mean's size."""
+        size, interleaved = self.near[0].shape[-1], self.rotation.interleaved
+        of_pairs = sizes[..., :size:2] if interleaved else sizes[..., : size // 2]
+        return of_pairs - pair_sizes(mean, size // 2, interleaved=interleaved)

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 
 from kvpolicy_kernels import rotate_half
@@ -125,6 +125,22 @@ def unrotated(
     """
     cosines, sines = rotary.tables(positions)
     return _turned(vectors, cosines, -sines, rotary)
+
+
+def pair_sizes(
+    vectors: Float[Tensor, "*lead D"], pairs: int, *, interleaved: bool
+) -> Float32[Tensor, "*lead pairs"]:
+    """Return sqrt(x^2 + y^2) of each of the first pairs of channels (x, y); rotating keeps them.
+
+    >>> pair_sizes(torch.tensor([[3.0, 0.0, 4.0, 1.0]]), 2, interleaved=False)
+    tensor([[5., 1.]])
+    """
+    part = vectors[..., : 2 * pairs]
+    shape, axis = ((pairs, 2), -1) if interleaved else ((2, pairs), -2)
+    precision = torch.promote_types(vectors.dtype, torch.float32)
+    # It reads half precision and computes in float32, without a copy.
+    sizes: Tensor = torch.linalg.vector_norm(part.unflatten(-1, shape), dim=axis, dtype=precision)
+    return sizes.float()
 
 
 def _turned(

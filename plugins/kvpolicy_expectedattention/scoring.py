@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.norms import row_norms
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.query_statistics import query_statistics, rotary_for
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.observation.softmax import softmax
 from kvpolicy.options import as_float, at_most, boolean, count, natural, share
-from kvpolicy_kernels import gaussian_logits, rows_per_block, spans
+from kvpolicy_kernels import gaussian_logits
 
 FARTHEST = 2**17
 """The largest `future`: each future position needs a row of cosines and sines."""
@@ -61,7 +62,7 @@ class ExpectedAttentionScorer:
         sinks = observation.positions < self.sinks
         scores = self._attention(observation, rotary, sinks).add_(self.epsilon)
         if self.values:
-            scores *= _norms(observation.values)[:, :, None]
+            scores *= row_norms(observation.values)[:, :, None]
         # Of equal scores the earlier position is kept, so sinks are kept before other positions.
         return torch.where(sinks[:, :, None], scores.amax(-1, keepdim=True), scores).flatten(1, 2)
 
@@ -78,14 +79,3 @@ class ExpectedAttentionScorer:
         # Not -inf: a sequence may have only sinks, and the softmax would then be NaN.
         by_group.masked_fill_(sinks[:, :, None], torch.finfo(logits.dtype).min)
         return softmax(logits, observation.sink_logits).view_as(by_group)
-
-
-def _norms(values: Float[Tensor, "B N S Dv"]) -> Float[Tensor, "B N S"]:
-    """Return the norms of the values, in blocks: a float32 copy of all values would be large."""
-    if values.device.type == "cuda":
-        # It reads half precision and adds in float32, without a copy.
-        norms: Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
-        return norms
-    rows = rows_per_block(values[:, :, 0].numel(), values.device)
-    blocks = (values[:, :, block].float() for block in spans(0, values.shape[2], rows))
-    return torch.cat([block.norm(dim=-1) for block in blocks], -1)

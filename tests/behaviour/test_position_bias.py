@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 RECIPES = [part.name for part in kvpolicy.installed("recipe")]
-REFUSED = ("streamingllm", "lacache", "lagkv", "expectedattention", "replay", "rkv")
+REFUSED = ("streamingllm", "lacache", "lagkv", "expectedattention", "capkv", "replay", "rkv")
 CROPS = ("after crop",)
 
 

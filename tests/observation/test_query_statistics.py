@@ -4,7 +4,7 @@ import torch
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.query_statistics import NEAR, query_statistics, rotary_for
-from kvpolicy.observation.rotary import DisplacedRotary, PlainRotary, rotated, unrotated
+from kvpolicy.observation.rotary import DisplacedRotary, PlainRotary, pair_sizes, rotated, unrotated
 from kvpolicy.testing import observation
 
 ROTARIES = {
@@ -16,19 +16,6 @@ ROTARIES = {
 AHEAD = torch.tensor([1601, 1602, 1604])
 
 
-def pair_sizes(vectors, rotary):
-    """The size of each channel's pair, channel by channel."""
-    size = rotary.tables(torch.tensor([0]))[0].shape[-1]
-    sizes = vectors.abs()
-    for channel in range(size):
-        if rotary.interleaved:
-            other = channel + 1 if channel % 2 == 0 else channel - 1
-        else:
-            other = (channel + size // 2) % size
-        sizes[..., channel] = (vectors[..., channel] ** 2 + vectors[..., other] ** 2).sqrt()
-    return sizes
-
-
 @pytest.mark.parametrize("window", [1, 40, NEAR, NEAR + 1, 3 * NEAR - 5])
 @pytest.mark.parametrize("rotary", ROTARIES.values(), ids=ROTARIES)
 def test_statistics_are_those_before_rotary_embedding_turned_ahead(rotary, window):
@@ -37,13 +24,16 @@ def test_statistics_are_those_before_rotary_embedding_turned_ahead(rotary, windo
     turn = torch.stack([rotated(torch.eye(8), at, rotary) for at in AHEAD]).mean(0).double().T
     apart = (plain - plain.mean(2, keepdim=True)) @ turn.T
 
-    found = query_statistics(layer, rotary, AHEAD, covariance=True, sizes=True)
+    found = query_statistics(layer, rotary, AHEAD, covariance=True, dispersion=True)
 
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(found.mean.double(), plain.mean(2) @ turn.T, **close)
     torch.testing.assert_close(found.covariance.double(), apart.mT @ apart / window, **close)
-    sizes = pair_sizes(plain, rotary).mean(2)
-    torch.testing.assert_close(found.sizes.double(), sizes, **close)
+    pairs = rotary.tables(AHEAD)[0].shape[-1] // 2
+    sizes, centre = (
+        pair_sizes(each, pairs, interleaved=rotary.interleaved) for each in (plain, plain.mean(2))
+    )
+    torch.testing.assert_close(found.dispersion, sizes.mean(2) - centre, **close)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +50,7 @@ def test_only_what_is_asked_for_is_computed():
     layer = observation(positions=9, window=9)
     found = query_statistics(layer, layer.rotary, AHEAD)
     assert found.covariance is None
-    assert found.sizes is None
+    assert found.dispersion is None
 
 
 def test_a_part_without_a_known_rotary_embedding_is_named():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvpolicy.observation.rotary import PlainRotary, rotated, unrotated
+from kvpolicy.observation.rotary import PlainRotary, pair_sizes, rotated, unrotated
 from kvpolicy.testing.samples import normal
 from kvpolicy_kernels import rotate_half
 
@@ -50,3 +50,16 @@ def test_products_of_rotated_vectors_depend_on_distance_alone():
 
     torch.testing.assert_close(product(30, 20), product(510, 500), rtol=1e-4, atol=1e-4)
     assert (product(30, 20) - product(31, 20)).abs() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_sizes_of_pairs_are_those_of_complex_numbers_and_rotating_keeps_them(interleaved, dtype):
+    rotary = PlainRotary(dim=8, interleaved=interleaved)
+    raw = normal(0, 2, 3, 20, 12).to(dtype)
+    parts = (raw[..., :8:2], raw[..., 1:8:2]) if interleaved else raw[..., :8].chunk(2, -1)
+    expected = torch.complex(*(part.double() for part in parts)).abs().float()
+    found = pair_sizes(raw, 4, interleaved=interleaved)
+    torch.testing.assert_close(found, expected)
+    turned = rotated(raw, torch.arange(20), rotary)
+    torch.testing.assert_close(pair_sizes(turned, 4, interleaved=interleaved), expected)

@@ -53,6 +53,7 @@ ENTRANTS: Mapping[str, Entrant] = {
     **FEW,
     "oracle_single": _oracle("oracle_single"),
     "random": _recipe("random"),
+    "capkv": _recipe("capkv"),
     "rkv": _recipe("rkv"),
     "layerdefensivekv": _recipe("layerdefensivekv"),
     "h2o": _recipe("h2o"),

@@ -70,6 +70,7 @@ SPACE: Mapping[str, Mapping[str, Options]] = {
         "restkv": _reconstruction,
         "jointrestkv": _reconstruction,
         "criticalkv": _window,
+        "capkv": _none,
         "expectedattention": _none,
         "knorm": _none,
         "lava": _window,

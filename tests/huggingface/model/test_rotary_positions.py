@@ -12,7 +12,9 @@ from kvpolicy.exactness.usages.inputs import tokens
 from kvpolicy.testing.models import tiny_model
 
 IMAGE, VIDEO, BEGIN, END = 7, 8, 5, 6
-NEEDING = pytest.mark.parametrize("recipe", ["streamingllm", "lacache", "expectedattention"])
+NEEDING = pytest.mark.parametrize(
+    "recipe", ["streamingllm", "lacache", "expectedattention", "capkv"]
+)
 REFUSAL = "do not count up by one"
 
 
