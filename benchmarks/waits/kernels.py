@@ -41,8 +41,6 @@ def _counted_and_computed(module: ModuleType, door: Callable[..., Any]) -> Calla
     reference = _function(import_module(f"{door.__module__}.reference"), door)
 
     def both(*args: Any, **kwargs: Any) -> Any:
-        # The launcher would use up an iterator.
-        args = tuple(list(each) if isinstance(each, Iterator) else each for each in args)
         function(*args, **kwargs)
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
             found = reference(*numbers_of(args), **numbers_of(kwargs))
