@@ -30,20 +30,27 @@ class TableRotary:
     ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
         """Return float32 cosines and sines, behind the end of the model's table too."""
         table = self.module.cos_sin_cache
-        flat = positions.reshape(-1).to(table.device)
-        last = table.shape[0] - 1
-        cosines, sines = _unit(table, flat.clamp(max=last))
-        # Angles add: position p behind the table is its last position, turned by the rest.
-        beyond = (flat - last).clamp(min=0)
-        if int(beyond.max() if beyond.numel() else 0):
-            more, less = _unit(table, beyond)
-            cosines, sines = cosines * more - sines * less, sines * more + cosines * less
+        cosines, sines = _turned_on(table, positions.reshape(-1).to(table.device))
         spread = (
             each.repeat_interleave(2, -1) if self.interleaved else torch.cat([each, each], -1)
             for each in (cosines, sines)
         )
         found = [each.view(*positions.shape, -1).to(positions.device) for each in spread]
         return found[0], found[1]
+
+
+def _turned_on(table: Tensor, positions: Int[Tensor, " P"]) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of positions, which may be behind the end of the table.
+
+    Angles add: a position behind the end is the last one, turned by the rest.
+    """
+    last = table.shape[0] - 1
+    cosines, sines = _unit(table, positions.clamp(max=last))
+    beyond = (positions - last).clamp(min=0)
+    if not int(beyond.max() if beyond.numel() else 0):
+        return cosines, sines
+    more, less = _turned_on(table, beyond)
+    return cosines * more - sines * less, sines * more + cosines * less
 
 
 def _unit(table: Tensor, rows: Int[Tensor, " P"]) -> tuple[Tensor, Tensor]:

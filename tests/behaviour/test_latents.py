@@ -13,7 +13,7 @@ from kvpolicy.stages.compaction import GatherCompactor
 TYPES = ("deepseek_v2", "deepseek_v3", "minicpm3")
 APART = ("adakv", "defensivekv", "layerdefensivekv")
 CHANGING = ("cam", "lookm", "think")
-ROTATING = ("streamingllm", "lacache", "expectedattention", "capkv")
+ROTATING = ("streamingllm", "lacache", "expectedattention", "capkv", "triattention")
 SERVED = [
     part.name
     for part in kvpolicy.installed("recipe")

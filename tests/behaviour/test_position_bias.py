@@ -28,7 +28,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 RECIPES = [part.name for part in kvpolicy.installed("recipe")]
-REFUSED = ("streamingllm", "lacache", "lagkv", "expectedattention", "capkv", "replay", "rkv")
+REFUSED = (
+    "streamingllm",
+    "lacache",
+    "lagkv",
+    "expectedattention",
+    "capkv",
+    "replay",
+    "rkv",
+    "triattention",
+)
 CROPS = ("after crop",)
 
 

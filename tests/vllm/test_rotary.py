@@ -32,7 +32,7 @@ def _attention(is_neox_style=True, **parameters):
 @pytest.mark.parametrize("is_neox_style", [True, False])
 def test_the_tables_are_those_of_the_formula_also_behind_the_models_table(is_neox_style):
     rotary = rotary_of(_attention(is_neox_style), HEADS, DIM)
-    positions = torch.tensor([[0, 1, 127], [128, 200, 254]])
+    positions = torch.tensor([[0, 1, 127], [128, 200, 254], [255, 300, 500]])
     want = PlainRotary(dim=DIM, interleaved=not is_neox_style).tables(positions)
     for own, other in zip(rotary.tables(positions), want, strict=True):
         torch.testing.assert_close(own, other, atol=2e-5, rtol=0)

@@ -54,6 +54,7 @@ ENTRANTS: Mapping[str, Entrant] = {
     "oracle_single": _oracle("oracle_single"),
     "random": _recipe("random"),
     "capkv": _recipe("capkv"),
+    "triattention": _recipe("triattention"),
     "rkv": _recipe("rkv"),
     "layerdefensivekv": _recipe("layerdefensivekv"),
     "h2o": _recipe("h2o"),

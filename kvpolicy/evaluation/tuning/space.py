@@ -75,6 +75,7 @@ SPACE: Mapping[str, Mapping[str, Options]] = {
         "knorm": _none,
         "lava": _window,
         "replay": _replay,
+        "triattention": _none,
     },
     "smoother": {"mean": _none, "pooling": _pooling, "spatiotemporal": _spatiotemporal},
     "allocator": {

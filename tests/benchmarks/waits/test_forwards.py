@@ -52,6 +52,7 @@ BOUNDS = {
     "streamingllm": ((13, 0), (19, 0)),
     "think": ((44, 0), (2, 0)),
     "tova": ((15, 0), (13, 0)),
+    "triattention": ((42, 0), (3, 0)),
 }
 """By recipe: the launches and waits of a layer in a prompt, and in a decoded token.
 
