@@ -17,22 +17,18 @@ from torch import Tensor
 from kvpolicy_kernels.common.pytorch.sums import sums_dtype
 from kvpolicy_kernels.common.triton import launch
 from kvpolicy_kernels.common.triton.search import first_of
-from kvpolicy_kernels.summed_rows.kernel import BLOCK_NUMBERS, in_order
+from kvpolicy_kernels.summed_rows.kernel import in_order
+
+BLOCK_NUMBERS = 512
+"""Numbers of the rows that a program adds at once, in float64."""
+WARPS = 2
+"""With these two no variant spills registers."""
 
 
 def unsupported(*tensors: Tensor) -> str | None:
     """Return why the kernel cannot take these tensors; None if it can."""
     tables = [tensor for tensor in tensors if tensor.dim() == 4]
     return launch.refusal(*tables) or launch.refusal(*tensors, largest_dim=2**30)
-
-
-@triton.jit
-def _share(shares, of_all, place, inside, FLOAT: tl.constexpr):
-    """Return the shares of some rows: their own, or one for all."""
-    if shares is None:
-        return tl.where(inside, of_all, 0.0).to(FLOAT)
-    else:  # noqa: RET505
-        return tl.load(shares + place, mask=inside, other=0).to(FLOAT)
 
 
 @triton.jit
@@ -50,8 +46,8 @@ def _merged_rows_kernel(
     stop = first_of(ordered, slot + 1, E, STEPS)
     d = tl.arange(0, BLOCK_D).to(tl.int64)
     total = tl.zeros([BLOCK_D], FLOAT)
-    own = tl.zeros([BLOCK_E], FLOAT)
-    number = tl.zeros([BLOCK_E], FLOAT)
+    shared = tl.zeros([], FLOAT)
+    number = tl.zeros([], FLOAT)
     for first in range(start, stop, BLOCK_E):
         e = first + tl.arange(0, BLOCK_E)
         inside = e < stop
@@ -60,18 +56,26 @@ def _merged_rows_kernel(
             place = head * E + tl.load(order + place, mask=inside, other=0)
         row = tl.load(rows + place, mask=inside, other=S).to(tl.int64)
         readable = inside & (row >= 0) & (row < S)
-        share = _share(shares, of_all, place, readable, FLOAT)
         source = table + b * table_b + n * table_n + row[:, None] * table_s + d[None, :] * table_d
         some = tl.load(source, mask=readable[:, None] & (d < D)[None, :], other=0)
-        total += tl.sum(some.to(tl.float32).to(FLOAT) * share[:, None], 0)
-        own += share
+        some = some.to(tl.float32).to(FLOAT)
+        if shares is None:
+            total += tl.sum(some, 0)
+            shared += tl.sum(readable.to(FLOAT), 0)
+        else:
+            share = tl.load(shares + place, mask=readable, other=0).to(FLOAT)
+            total += tl.sum(some * share[:, None], 0)
+            shared += tl.sum(share, 0)
         if counts is not None:
-            number += tl.load(counts + place, mask=readable, other=0).to(FLOAT)
-    shared = tl.sum(own, 0)
-    number_of_all = shared * counted if counts is None else tl.sum(number, 0)
+            number += tl.sum(tl.load(counts + place, mask=readable, other=0).to(FLOAT), 0)
+    if shares is None:
+        total *= of_all
+        shared *= of_all
+    if counts is None:
+        number = shared * counted
     x = kept + b * kept_b + n * kept_n + slot * kept_k + d * kept_d
     x = tl.load(x, mask=d < D, other=0).to(tl.float32).to(FLOAT)
-    mean = (x * (1 + repeated * shared) + total) / (1 + number_of_all)
+    mean = (x * (1 + repeated * shared) + total) / (1 + number)
     tl.store(merged + (head * K + slot) * D + d, mean.to(tl.float32), mask=d < D)
 
 
@@ -119,6 +123,6 @@ def _merged(
             heads, table.shape[2], chosen, count, chosen.bit_length(),
             *kept.stride(), *table.stride(),
             D=dim, BLOCK_D=block, BLOCK_E=max(1, BLOCK_NUMBERS // block),
-            FLOAT=tl.float64 if dtype == torch.float64 else tl.float32,
+            FLOAT=tl.float64 if dtype == torch.float64 else tl.float32, num_warps=WARPS,
         )  # fmt: skip
     return merged.to(kept.dtype)

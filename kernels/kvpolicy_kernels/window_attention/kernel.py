@@ -28,6 +28,15 @@ def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
 
 
 @triton.jit
+def _to_base_e(totals, logsums, valid, r, W, BLOCK_W: tl.constexpr, BLOCK_G: tl.constexpr):
+    """Store the logarithms of all queries. It comes last, when the registers are free."""
+    for tile in range(0, W, BLOCK_W):
+        w = tile + r // BLOCK_G
+        inside = valid & (w < W)
+        tl.store(logsums + w, tl.load(totals + w, mask=inside, other=0) * LN_2, mask=inside)
+
+
+@triton.jit
 def _fold_kernel(
     queries, keys, weights, totals, attention, logsums,
     N, G, W, S, PAST, GROUP_BLOCKS, scale, softcap,
@@ -56,8 +65,6 @@ def _fold_kernel(
         valid = (g < G) & (w < W)
         rows = queries + b * queries_b + h * queries_h + w * queries_w
         total = tl.load(totals + (b * N * G + h) * W + w, mask=valid, other=0)
-        if start == 0:
-            tl.store(logsums + (b * N * G + h) * W + w, total * LN_2, mask=valid)
         if CHANNELS == BLOCK_D:
             block = load_rows(rows, valid, d, queries_d, D, UP)
             product = tl.dot(block, tl.trans(seen), input_precision=PRECISION)
@@ -75,9 +82,13 @@ def _fold_kernel(
             weight = tl.load(weights + w * weights_w, mask=w < W, other=0).to(tl.float32)
             folded += share * weight[:, None]
     by_head = tl.sum(tl.reshape(folded, [BLOCK_W, BLOCK_G, BLOCK_S]), 0)
-    g = place % GROUP_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
-    target = attention + (b * N * G + n * G + g) * S
-    tl.store(target[:, None] + s[None, :], by_head, mask=(g < G)[:, None] & (s < S)[None, :])
+    own = place % GROUP_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
+    target = attention + (b * N * G + n * G + own) * S
+    tl.store(target[:, None] + s[None, :], by_head, mask=(own < G)[:, None] & (s < S)[None, :])
+    if start == 0:
+        # This block sees all queries.
+        of_head = (b * N * G + h) * W
+        _to_base_e(totals + of_head, logsums + of_head, g < G, r, W, BLOCK_W, BLOCK_G)
 
 
 def window_attention(

@@ -24,4 +24,5 @@ def variants():
             },
             floats=("of_all", "repeated", "counted"),
             unaligned=("N", "S", "E", "K", "STEPS"),
+            warps=kernel.WARPS,
         )  # fmt: skip
