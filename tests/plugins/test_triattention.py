@@ -8,7 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import kvpolicy
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
-from kvpolicy.exactness.usages import small_policy
+from kvpolicy.exactness.limits import LIMIT
+from kvpolicy.exactness.usages import USAGES, small_policy
 from kvpolicy.observation.rotary import PlainRotary, rotated, unrotated
 from kvpolicy.stages.grouping import reduce_groups
 from kvpolicy.testing import contract, observation
@@ -202,6 +203,13 @@ def test_while_decoding_it_evicts_by_the_queries_since_the_last_eviction():
         model(torch.tensor([[token]]), past_key_values=cache)
         assert cache.policy_layers[0].held <= 16 + 7
     assert shown == [(40, 40), (8, 24), (8, 24)]
+
+
+@pytest.mark.sampled(4, "usage")
+@pytest.mark.parametrize("usage", USAGES)
+@torch.no_grad()
+def test_every_usage_is_exact_while_it_evicts_every_four_tokens(usage):
+    assert USAGES[usage](tiny_model(), small_policy("triattention", every=4)) <= LIMIT
 
 
 def test_a_model_without_known_rotary_embedding_is_refused():
