@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from kvpolicy import Policy
 from kvpolicy.errors import UnsupportedModelError
@@ -36,7 +37,10 @@ def adapters_of_peft(model: PreTrainedModel, policy: Policy) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # Weights that are not zero at the beginning, so that the adapter changes the logits.
-        lora = partial(LoraConfig, r=2, lora_alpha=1, init_lora_weights=False)
+        turned = any(isinstance(module, Conv1D) for module in model.modules())
+        lora = partial(
+            LoraConfig, r=2, lora_alpha=1, init_lora_weights=False, fan_in_fan_out=turned
+        )
         linears = _linears(model)
         try:
             adapted: Any = get_peft_model(deepcopy(model), lora(target_modules=linears))
@@ -62,12 +66,15 @@ def adapters_of_peft(model: PreTrainedModel, policy: Policy) -> float:
 
 
 def _linears(model: PreTrainedModel) -> list[str]:
-    """Return the names of linear layers; routers are more, and return more than a product."""
+    """Return the names of linear layers, those of GPT-2 included.
+
+    Routers are more, and return more than a product.
+    """
     head = model.get_output_embeddings()
     return [
         name
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not head
+        if type(module) in (nn.Linear, Conv1D) and module is not head
     ]
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from kvpolicy.errors import InvalidValueError
+from kvpolicy.exactness.architectures import tiny_architecture
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.usages import BITWISE, WAYS, small_policy
+from kvpolicy.exactness.usages.people import adapters_of_peft
 from kvpolicy.testing.models import tiny_model
 
 
@@ -20,6 +22,14 @@ def test_each_way_is_exact(recipe, way):
     names = [name for name, _ in model.named_modules()]
     assert WAYS[way](model, small_policy(recipe)) <= (0 if way in BITWISE else LIMIT)
     assert [name for name, _ in model.named_modules()] == names
+
+
+# PEFT asks transformers for an attribute by its old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@torch.no_grad()
+def test_layers_whose_weights_are_turned_are_adapted():
+    model = tiny_architecture("gpt2")
+    assert adapters_of_peft(model, small_policy("restkv")) <= LIMIT
 
 
 @torch.no_grad()
