@@ -113,7 +113,8 @@ def memory_efficient_attention(
     for each head. Here attention with sinks runs in PyTorch's fused kernels, and attention with a
     soft cap looks at a block of queries at a time. Same numbers, up to rounding. A mask that is not
     causal, and a static cache of transformers, still take eager attention. The model is left as
-    found.
+    found. Leave the block when no thread uses the model any more: a forward that began inside has
+    no mask for eager attention.
 
     >>> import torch
     >>> from kvpolicy.testing import tiny_model
@@ -122,8 +123,8 @@ def memory_efficient_attention(
     >>> with memory_efficient_attention(model):
     ...     torch.testing.assert_close(model(prompt).logits, expected, atol=1e-4, rtol=1e-4)
 
-    Raises UnsupportedModelError for a model that needs no eager attention, and for one that does
-    not use it.
+    Raises UnsupportedModelError for a model that needs no eager attention, for one that does not
+    use it, and for one whose layers read their mask, as those of DeepSeek V4 do.
     """
     from kvpolicy.huggingface.attention.memory_efficient import memory_efficient_attention as inside
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,7 +11,8 @@ from typing import Any
 
 import attrs
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import causal_mask_function
@@ -34,8 +36,8 @@ _SINKS, _CAP, _WINDOW = "s_aux", "softcap", "sliding_window"
 def memory_efficient_attention(model: nn.Module) -> AbstractContextManager[None]:
     """Return a context in which a model's eager attention makes no tensor of L x L.
 
-    Raises UnsupportedModelError for a model whose attention is not eager, or has neither soft caps
-    nor learned sinks.
+    Raises UnsupportedModelError for a model whose attention is not eager, has neither soft caps nor
+    learned sinks, or reads its mask.
     """
     model = model_inside(model)
     if not isinstance(model, PreTrainedModel):
@@ -83,6 +85,12 @@ def _check(model: PreTrainedModel, config: PreTrainedConfig) -> None:
             "memory-efficient attention needs. Use the model without "
             "kvpolicy.memory_efficient_attention."
         )
+    if any(map(_reads_its_mask, modules)):
+        raise UnsupportedModelError(
+            f"layers of {name} read the mask that they give their attention, and "
+            "memory-efficient attention has none for them to read. Use the model without "
+            "kvpolicy.memory_efficient_attention."
+        )
 
 
 def _needs_eager(module: nn.Module) -> bool:
@@ -95,6 +103,16 @@ def _gives(module: nn.Module, name: str) -> bool:
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     tuples = (each for each in getattr(code, "co_consts", ()) if isinstance(each, tuple))
     return any(name in each for each in tuples)
+
+
+def _reads_its_mask(module: nn.Module) -> bool:
+    """Whether a module's forward does more with its mask than to hand it on."""
+    uses = [
+        each
+        for each in dis.get_instructions(inspect.unwrap(type(module).forward))
+        if "FAST" in each.opname and "attention_mask" in each.argrepr.split(", ")
+    ]
+    return len(uses) > 1
 
 
 def _attention(config: PreTrainedConfig, own: Function) -> Function:
@@ -147,10 +165,16 @@ def _mask(config: PreTrainedConfig, build: Function) -> Function:
         padding = kwargs.get("attention_mask")
         if padding is None:
             return None
-        columns = padding[:, -kwargs["kv_length"] :].bool()
+        columns = _columns(padding, int(kwargs["kv_offset"]), kwargs["kv_length"])
         return None if bool(columns.all()) else columns
 
     return mask
+
+
+def _columns(padding: Tensor, first: int, count: int) -> Bool[Tensor, "B S"]:
+    """Return the columns of `count` keys; tokens behind a mask are padding, as in transformers."""
+    missing = max(0, first + count - padding.shape[1])
+    return F.pad(padding, (0, missing))[:, first : first + count].bool()
 
 
 def _is_causal(asked: dict[str, Any]) -> bool:

@@ -173,6 +173,30 @@ def test_gradients_are_those_of_eager_attention(model):
         torch.testing.assert_close(mine, theirs, atol=1e-2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("columns", [40, 70])
+@torch.no_grad()
+def test_a_mask_of_another_length_is_read_as_in_eager_attention(model, columns):
+    """The first columns are those of the text, and what a mask does not reach is padding."""
+    mask = torch.ones(2, columns).long()
+    mask[0, :5] = mask[:, 50:] = 0
+    expected = model(ids(model, 60, 2), attention_mask=mask).logits
+    with kvpolicy.memory_efficient_attention(model):
+        found = model(ids(model, 60, 2), attention_mask=mask).logits
+    # Queries of padding may see nothing. Then their logits mean nothing.
+    torch.testing.assert_close(found[:, 5:40], expected[:, 5:40], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v4", "hy_v4"])
+def test_models_that_read_their_mask_are_refused(model_type):
+    """Without a mask the first would compute other logits, and the second would fail inside."""
+    try:
+        model = tiny_architecture(model_type, attn_implementation="eager")
+    except (KeyError, ValueError):
+        pytest.skip(f"this transformers has no {model_type}")
+    with pytest.raises(UnsupportedModelError, match="read the mask that they give"):
+        kvpolicy.memory_efficient_attention(model)
+
+
 def test_models_that_need_none_are_refused(model):
     with pytest.raises(
         UnsupportedModelError, match=r"replaces eager attention, but .* uses 'sdpa'"
