@@ -59,11 +59,14 @@ def rotaries(
     """Return the rotary embedding of each of these attention layers.
 
     None where a layer has none, or one that is not understood: learned or other positions, tables
-    that depend on what was read, pairs of another kind. Looked for once per model.
+    that depend on what was read, pairs of another kind. Looked for once per model, and anew where
+    the model's rotary module was replaced.
     """
     known = _known.setdefault(model, {})
+    present = set(model.modules())
     for layer in layers:
-        if layer not in known:
+        last = known.get(layer)
+        if layer not in known or (last is not None and last.module not in present):
             found = _rotary_of(model, config, layer)
             # Layers that share a module share its tables.
             known[layer] = next((each for each in known.values() if each == found), found)
