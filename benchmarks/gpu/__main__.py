@@ -74,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         for cell in plan.cells(scale_of(options))
         if any(cell.key.startswith(start) for start in options.only)
     ]
+    if not cells:
+        raise SystemExit(f"no cell begins with {' or '.join(options.only)}; --list prints all")
     if options.list:
         print(*(f"{cell.key}  {cell.seconds:.0f} s" for cell in cells), sep="\n")
         return
@@ -97,7 +99,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def earlier(path: Path) -> list[rows.Row]:
     """Return the rows of an earlier call, without those of cells that it had no time for."""
-    return [row for row in rows.read(path) if row.failure != worker.NO_TIME]
+    try:
+        found = rows.read(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(
+            f"--resume needs the rows of an earlier call, and {path} has others: {error}. Take a "
+            "line out that is not whole, or leave out --resume."
+        ) from error
+    return [row for row in found if row.failure != worker.NO_TIME]
 
 
 def try_out(bench: Bench[Scale], cells: Sequence[Cell[Scale]]) -> None:

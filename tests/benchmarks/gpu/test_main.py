@@ -169,3 +169,26 @@ def test_without_a_gpu_only_the_toy_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="there is no GPU here; --toy"):
         program.main([])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nothing"], "no cell begins with nothing; --list"),
+        (["--resume", "{}/missing"], "missing has others"),
+        (["--resume", "{}/cut"], "cut has others: Unterminated string"),
+        (
+            ["--resume", "{}/foreign"],
+            "foreign has others: .* unexpected keyword argument 'name of'",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_before_rows_are_overwritten(arguments, message, tmp_path):
+    (tmp_path / "cut").write_text('{"benchmark": "gp')
+    (tmp_path / "foreign").write_text('{"name of": 1}')
+    kept = tmp_path / "rows"
+    kept.write_text("measured before")
+    given = [each.format(tmp_path) for each in arguments]
+    with pytest.raises(SystemExit, match=message):
+        program.main(["--toy", "--output", str(kept), *given])
+    assert kept.read_text() == "measured before"
