@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         bench.known = rows.read(bench.path)
         raise SystemExit(worker.run(bench, cells, options.worker, options.deadline))
     deadline = time.time() + options.time_limit
-    bench.known = earlier(options.resume) if options.resume else []
+    bench.known = earlier(options.resume, bench.card) if options.resume else []
     measured = {row.name for row in bench.known if row.benchmark == "gpu.cell"}
     cells = [cell for cell in cells if cell.key not in measured]
     bench.path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     show(rows.read(bench.path))
 
 
-def earlier(path: Path) -> list[rows.Row]:
+def earlier(path: Path, card: str) -> list[rows.Row]:
     """Return the rows of an earlier call, without those of cells that it had no time for."""
     try:
         found = rows.read(path)
@@ -106,6 +106,11 @@ def earlier(path: Path) -> list[rows.Row]:
             f"--resume needs the rows of an earlier call, and {path} has others: {error}. Take a "
             "line out that is not whole, or leave out --resume."
         ) from error
+    if others := {row.device for row in found} - {card}:
+        raise SystemExit(
+            f"--resume needs rows of this device, {card}, but {path} has those of "
+            f"{', '.join(sorted(others))}. Leave out --resume."
+        )
     return [row for row in found if row.failure != worker.NO_TIME]
 
 

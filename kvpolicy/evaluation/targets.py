@@ -127,7 +127,9 @@ def main(
     recipes: Annotated[str, typer.Option(help="Names of recipes.")] = RECIPES,
     targets: Annotated[str, typer.Option(help="Error targets.")] = TARGETS,
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each bed.")] = 16,
-    length: Annotated[int, typer.Option(help="Tokens of a stretch, for another model.")] = 512,
+    length: Annotated[
+        int, typer.Option(min=64, help="Tokens of a stretch, for another model.")
+    ] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Measure each recipe at each target, and print a table for each bed."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import typer
 
 from kvpolicy.evaluation.beds.__main__ import main
 
@@ -34,3 +35,18 @@ def test_another_needle_model_is_found_by_its_folder(variant, capsys):
     printed = capsys.readouterr().out
     assert f"## {variant}, visible (2 prompts)" in printed
     assert f"## {variant}, hidden (2 prompts)" in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"entrants": "restvk"}, "no entrant 'restvk'. Did you mean 'restkv'"),
+        ({"budgets": "40,x"}, "but not 'x'"),
+        ({"budgets": "0"}, "1 or more, but not '0'"),
+        ({"only": "prose"}, "no bed 'prose'. Beds: needle, visible; needle, hidden"),
+    ],
+)
+def test_what_is_not_there_is_named(given, message):
+    with pytest.raises(typer.BadParameter) as caught:
+        main(prompts=2, **given)
+    assert message in str(caught.value)

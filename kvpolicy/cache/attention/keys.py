@@ -28,11 +28,13 @@ Tables: TypeAlias = tuple[Tensor, Tensor]
 
 REMEMBERED = 8192
 """The most slots whose cosines and sines are kept for the next layer and token."""
-_known: weakref.WeakKeyDictionary[Rotary, tuple[tuple[int, int, torch.device], Tables]] = (
+_known: weakref.WeakKeyDictionary[Rotary, tuple[tuple[object, ...], Tables]] = (
     weakref.WeakKeyDictionary()
 )
 
-_last: weakref.WeakKeyDictionary[Rotary, tuple[Tensor, Tables]] = weakref.WeakKeyDictionary()
+_last: weakref.WeakKeyDictionary[Rotary, tuple[Tensor, object, Tables]] = (
+    weakref.WeakKeyDictionary()
+)
 """The rotary positions that were looked up last on a CPU, and their cosines and sines."""
 
 
@@ -102,17 +104,22 @@ def _old_tables(old: Int[Tensor, "#B #N S"], rotary: Rotary) -> Tables:
         return rotary.tables(old.clamp(min=0))
     if torch.equal(old, old[:, :1].expand_as(old)):
         old = old[:, :1]
-    known = _last.get(rotary)
-    if known is None or not torch.equal(known[0], old):
+    known, version = _last.get(rotary), _version_of(rotary)
+    if known is None or known[1] != version or not torch.equal(known[0], old):
         # Padding has no position; any will do, since no token sees it.
-        known = old.clone(), rotary.tables(old.clamp(min=0))
+        known = old.clone(), version, rotary.tables(old.clamp(min=0))
         _last[rotary] = known
-    return known[1]
+    return known[2]
+
+
+def _version_of(rotary: Rotary) -> object:
+    """Return what changes when a rotary embedding is written to, if it can be."""
+    return getattr(rotary, "version", None)
 
 
 def _slot_tables(first: int, count: int, device: torch.device, rotary: Rotary) -> Tables:
     """Return the cosines and sines of slots; every layer and every decoded token needs the same."""
-    key = (first, count, device)
+    key = (first, count, device, _version_of(rotary))
     known = _known.get(rotary)
     if known is None or known[0] != key:
         places = torch.arange(first, first + count, device=device)[None, None]

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import attrs
 import typer
 from transformers.utils.logging import disable_progress_bar
 
+from kvpolicy.errors import suggest
 from kvpolicy.evaluation.beds.answers import Answered, answered
+from kvpolicy.evaluation.beds.bed import Bed
 from kvpolicy.evaluation.beds.entrants import ENTRANTS, FEW
 from kvpolicy.evaluation.beds.measurement import Measured, measured
 from kvpolicy.evaluation.beds.prompts import beds
@@ -36,7 +39,9 @@ def main(
     ),
     budgets: Annotated[str, typer.Option(help="Positions of each head.")] = "40,64,128",
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each bed.")] = 16,
-    length: Annotated[int, typer.Option(help="Tokens of a stretch, for another model.")] = 512,
+    length: Annotated[
+        int, typer.Option(min=64, help="Tokens of a stretch, for another model.")
+    ] = 512,
     only: Annotated[str | None, typer.Option("--bed", help="Only this bed, as prose.")] = None,
     answers: Annotated[
         bool, typer.Option("--answers", help="Count right answers, for a needle model.")
@@ -47,14 +52,12 @@ def main(
     disable_progress_bar()
     rows: list[Measured] = []
     full: dict[str, list[Answered]] = {}
-    names = list(ENTRANTS) if entrants == "all" else [each.strip() for each in entrants.split(";")]
-    for bed in beds(model, prompts, length):
-        if only is not None and bed.name != only:
-            continue
+    names, sizes = _entrants(entrants), _positions(budgets)
+    for bed in _chosen(beds(model, prompts, length), only):
         if answers:
             full[bed.name] = [answered(bed.model, None, x, bed.answer) for x in bed.recordings]
         for name in names:
-            for budget in map(int, budgets.split(",")):
+            for budget in sizes:
                 rows.append(measured(bed, name, budget, answers=answers))
                 if as_json:
                     typer.echo(json.dumps(attrs.asdict(rows[-1])))
@@ -68,6 +71,39 @@ def main(
         )
         said = note(full, rows) if answers else ""
         typer.echo(table(rows, model or "the needle model", options=options, note=said))
+
+
+def _entrants(text: str) -> list[str]:
+    names = list(ENTRANTS) if text == "all" else [each.strip() for each in text.split(";")]
+    for name in names:
+        if name not in ENTRANTS:
+            raise typer.BadParameter(
+                f"there is no entrant {name!r}.{suggest(name, ENTRANTS)} Entrants, between "
+                f"semicolons: {'; '.join(ENTRANTS)}; or all."
+            )
+    return names
+
+
+def _positions(text: str) -> list[int]:
+    found = [each.strip() for each in text.split(",")]
+    for each in found:
+        if not each.isdecimal() or int(each) < 1:
+            raise typer.BadParameter(
+                f"a budget is a number of positions of each head, 1 or more, but not {each!r}. "
+                "Write as many as you want between commas: 40,64,128."
+            )
+    return [int(each) for each in found]
+
+
+def _chosen(found: Iterable[Bed], only: str | None) -> Iterator[Bed]:
+    """Yield all beds, or the one of this name."""
+    names = []
+    for bed in found:
+        names.append(bed.name)
+        if only in (None, bed.name):
+            yield bed
+    if only not in (None, *names):
+        raise typer.BadParameter(f"there is no bed {only!r}. Beds: {'; '.join(names)}.")
 
 
 if __name__ == "__main__":

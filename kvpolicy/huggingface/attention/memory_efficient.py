@@ -85,6 +85,16 @@ def _check(model: PreTrainedModel, config: PreTrainedConfig) -> None:
             "memory-efficient attention needs. Use the model without "
             "kvpolicy.memory_efficient_attention."
         )
+    if getattr(config, _WINDOW, None) == 1:
+        raise UnsupportedModelError(
+            f"{name} has a sliding window of 1 token, of which transformers' caches keep all. Use "
+            "the model without kvpolicy.memory_efficient_attention."
+        )
+    if any(getattr(module, "config", None) is not config for module in modules):
+        raise UnsupportedModelError(
+            f"layers of {name} have another config than the model, so that they would get its "
+            "masks and another attention. Give all layers the model's config."
+        )
     if any(map(_reads_its_mask, modules)):
         raise UnsupportedModelError(
             f"layers of {name} read the mask that they give their attention, and "

@@ -34,6 +34,12 @@ class ModelRotary:
     spread: bool = False
     """Whether the attention spreads a table of the other layout over its interleaved pairs."""
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """A number for each buffer, and one that grows when it is written to."""
+        found = (each for each in self.module.buffers() if not each.is_inference())
+        return tuple(number for each in found for number in (id(each), each._version))
+
     def tables(
         self, positions: Int[Tensor, "*shape"]
     ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:

@@ -79,6 +79,14 @@ def test_the_same_call_is_timed_twice(measured):
     assert all(row.spread_seconds is not None for row in rows)
 
 
+def test_rows_of_another_device_are_not_gone_on_with(measured, tmp_path):
+    earlier, later = tmp_path / "earlier.jsonl", tmp_path / "later.jsonl"
+    rows.write(earlier, [attrs.evolve(measured[0], device="H200")])
+    with pytest.raises(SystemExit, match=r"rows of this device, cpu, but .* has those of H200"):
+        program.main(["--toy", "--resume", str(earlier), "--output", str(later)])
+    assert not later.exists()
+
+
 def test_a_second_call_goes_on_with_the_rows_of_the_first(file, measured, tmp_path):
     earlier, later = tmp_path / "earlier.jsonl", tmp_path / "later.jsonl"
     copied = [row for row in measured if "ceilings" in row.benchmark or row.name.startswith("ceil")]

@@ -1,5 +1,6 @@
 """Models with soft caps or learned sinks read long prompts without a tensor of L x L."""
 
+import copy
 import inspect
 import pickle
 
@@ -211,6 +212,20 @@ def test_models_that_need_none_are_refused(model):
         kvpolicy.memory_efficient_attention(model),
     ):
         model(ids(model, 9), output_attentions=True)
+
+
+def test_layers_with_another_config_are_refused():
+    model = tiny_model("gemma2", attn_implementation="eager")
+    attention = model.model.layers[1].self_attn
+    attention.config = copy.copy(attention.config)
+    with pytest.raises(UnsupportedModelError, match="another config than the model"):
+        kvpolicy.memory_efficient_attention(model)
+
+
+def test_a_window_of_one_token_is_refused():
+    model = tiny_model("gemma2", attn_implementation="eager", sliding_window=1)
+    with pytest.raises(UnsupportedModelError, match="a sliding window of 1 token"):
+        kvpolicy.memory_efficient_attention(model)
 
 
 def test_it_keeps_its_former_name():

@@ -17,3 +17,15 @@ def test_a_rotary_module_that_replaced_another_is_found():
     found = read(used, policy.cache(used), turns)
     expected = read(fresh, policy.cache(fresh), turns)
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_angles_that_are_written_to_are_read_anew():
+    policy, turns = small_policy("streamingllm"), (60, 1, 7)
+    used, fresh = tiny_model("llama"), tiny_model("llama")
+    read(used, policy.cache(used), turns)
+    for model in (used, fresh):
+        model.model.rotary_emb.inv_freq.mul_(0.5)
+    found = read(used, policy.cache(used), turns)
+    expected = read(fresh, policy.cache(fresh), turns)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
