@@ -15,6 +15,7 @@ from triton.runtime.jit import KernelInterface
 import kvpolicy_kernels.backend as backend
 from benchmarks.waits.counts import Counts
 from benchmarks.waits.pretended import numbers_of, pretended
+from kvpolicy_kernels.common.triton import launch
 
 _function = backend._function
 
@@ -28,6 +29,8 @@ def kernels_counted(counts: Counts) -> Iterator[None]:
 
     with (
         patch.object(KernelInterface, "__getitem__", launched),
+        # Rounding is an operation of its own only where kernels are interpreted.
+        patch.object(launch, "INTERPRETED", False),
         patch.object(backend, "_function", _counted_and_computed),
     ):
         yield
