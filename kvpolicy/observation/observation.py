@@ -27,7 +27,8 @@ class Observation:
     An observation has no padding. Rows of unequal length are shown one by one, and so are heads
     that hold different numbers of positions. The W queries belong to the last W tokens, which hold
     the last W of the S positions. So query w attends to positions 0 ... S - W + w. If they are
-    `ahead`, they stand at the next position of the text, and each attends to all S positions.
+    `ahead`, they stand at the next position of the text, or at the next W positions if they are
+    `consecutive` too, and each attends to all S positions.
 
     - `state` is the scorer's running state; None if it has none.
     - `positions` are the true positions of the keys, and `seen` counts the tokens read so far.
@@ -70,6 +71,7 @@ class Observation:
     kept_together: bool = False
     shard: Shard | None = attrs.field(default=None, repr=False)
     ahead: bool = False
+    consecutive: bool = False
 
     @scaling.default
     def _one_over_root_dim(self) -> float:
@@ -140,9 +142,11 @@ class Observation:
 
     @property
     def query_positions(self) -> Int[Tensor, " W"]:
-        """The true positions of the queries shown: the last W seen, or the next for each."""
-        last = torch.arange(self.seen - self.window, self.seen, device=self.keys.device)
-        return torch.full_like(last, self.seen) if self.ahead else last
+        """The true positions of the queries shown: the last W seen, the next W, or the next."""
+        first = self.seen if self.ahead else self.seen - self.window
+        positions = torch.arange(first, first + self.window, device=self.keys.device)
+        apart = self.consecutive or not self.ahead
+        return positions if apart else torch.full_like(positions, self.seen)
 
     @property
     def output_factors(self) -> Float[Tensor, "H R Dv"] | None:
@@ -159,8 +163,7 @@ class Observation:
     def group_factors(self) -> Float[Tensor, "N R GDv"] | None:
         """R of a QR of each group's columns of the output projection; None without one.
 
-        ||R_g x|| = ||sum_h W_h x_h||, where x holds the x_h of the group's G query heads one after
-        another.
+        ||R_g x|| = ||sum_h W_h x_h||, where x holds the x_h of the group's G query heads in order.
         """
         if self.output_weight is None:
             return None
@@ -190,8 +193,7 @@ class Observation:
         """Return the tensor that has, for all heads of the layer, what `of_shown` has for some.
 
         A part that compares heads calls this. All processes must call it in the same order.
-        Returns `of_shown` itself if one process has the whole model, and for a head that is shown
-        alone.
+        Returns `of_shown` itself if one process has the whole model, or if a head is shown alone.
 
         >>> from kvpolicy.testing import observation
         >>> observation().of_all_heads(torch.ones(1, 4, 3)).shape

@@ -1,7 +1,8 @@
-"""Replay: queries of a prompt's tokens, turned to the next position, instead of its last queries.
+"""Replay: queries of a prompt's tokens, turned to next positions, instead of its last queries.
 
 Attention to a token makes a model say what stands there. What it asks then, at the next position,
 is nearly what that token has asked before: so a prompt's own queries stand in for those to come.
+`replayed` turns them all to the next position, `continued` each to its own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ from torch import Tensor
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.observation import Observation
 from kvpolicy_kernels import rerotate_keys, select
-
-OLD, NEW = slice(None, -1), slice(-1, None)
 
 
 class Tokens(NamedTuple):
@@ -39,23 +38,55 @@ def replayed(observation: Observation, places: Int[Tensor, "B M"]) -> Observatio
 
     Raises UnsupportedModelError if the model's rotary embedding is not known.
     """
-    rotary, heads = observation.rotary, observation.queries.shape[1]
+    turns = torch.nn.functional.pad(places, (0, 1), value=observation.window)
+    return attrs.evolve(observation, queries=_turned(observation, turns, 1), ahead=True)
+
+
+def continued(observation: Observation, places: Int[Tensor, "B M"]) -> Observation:
+    """Show the queries at `places` as if their tokens came next, one after another.
+
+    Rotary embedding is changed to that of positions `seen`, `seen` + 1 ... `seen` + M - 1, in the
+    order of `places`. The queries are `ahead` and `consecutive`.
+
+    >>> from kvpolicy.testing import observation
+    >>> layer = observation(positions=9, window=9)
+    >>> continued(layer, torch.tensor([[2, 5]])).query_positions
+    tensor([ 9, 10])
+
+    Raises UnsupportedModelError if the model's rotary embedding is not known.
+    """
+    window, tokens = observation.window, places.shape[1]
+    new = torch.arange(window, window + tokens, device=places.device)
+    turns = torch.cat([places, new.expand(places.shape)], 1)
+    shown = _turned(observation, turns, tokens)
+    return attrs.evolve(observation, queries=shown, ahead=True, consecutive=True)
+
+
+def _turned(
+    observation: Observation, turns: Int[Tensor, "B places"], new: int
+) -> Float[Tensor, "B H M D"]:
+    """Return the queries at M places, turned to other places.
+
+    `turns` has the M places, and then `new` others: M, or one for all. Place W is that of the next
+    token. Both are rows of one table, since a call of the model's rotary embedding is not cheap.
+    """
+    rotary = observation.rotary
     if rotary is None:
         raise UnsupportedModelError(
             "queries cannot be turned to the next position, because the rotary embedding of this "
             "model is not known. Use a policy that does not replay queries."
         )
-    channels = observation.queries.shape[-1]
-    rows = places[:, None, :, None].expand(-1, heads, -1, channels)
+    _, heads, _, channels = observation.queries.shape
+    rows = turns[:, None, :-new, None].expand(-1, heads, -1, channels)
     shown = observation.queries.gather(2, rows)
-    if not observation.ahead:
-        # One call of the model's rotary embedding for the old positions and the new one.
-        positions = places + (observation.seen - observation.window)
-        both = torch.nn.functional.pad(positions, (0, 1), value=observation.seen)
-        cosines, sines = (table[:, None] for table in rotary.tables(both))
-        old, new = ((cosines[:, :, part], sines[:, :, part]) for part in (OLD, NEW))
-        shown = rerotate_keys(shown, old, new, interleaved=rotary.interleaved)
-    return attrs.evolve(observation, queries=shown, ahead=True)
+    if observation.ahead:
+        return shown
+    positions = turns + (observation.seen - observation.window)
+    cosines, sines = (table[:, None] for table in rotary.tables(positions))
+    before, after = (
+        (cosines[:, :, part], sines[:, :, part]) for part in (slice(-new), slice(-new, None))
+    )
+    return rerotate_keys(shown, before, after, interleaved=rotary.interleaved)
 
 
 def most_attended(

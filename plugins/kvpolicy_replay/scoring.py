@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar
 
 import attrs
@@ -11,47 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.errors import InvalidValueError, shown
-from kvpolicy.named import Named, resolved
+from kvpolicy.asking import AskingScorer, askable, own_copy
 from kvpolicy.observation.fold import Fold, Reduce
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.replay import most_attended, replayed
 from kvpolicy.options import count, natural
-from kvpolicy.pipeline.capabilities import (
-    ChecksModel,
-    ModelFacts,
-    across_heads,
-    counts_budget,
-    is_replayable,
-    needs_of,
-)
-from kvpolicy.pipeline.checks import at_work, checked_scores
-from kvpolicy.stages.scoring import Scorer
-
-
-def _own(given: Any) -> Any:
-    """Copy a mapping, which its owner may change."""
-    return dict(given) if isinstance(given, Mapping) else given
-
-
-def _askable(instance: object, option: attrs.Attribute[Any], value: Any) -> None:
-    """Accept the name of a scorer that can be asked, or a mapping with it, as a validator."""
-    name = value.get("name") if isinstance(value, Mapping) else value
-    if not isinstance(name, str):
-        raise InvalidValueError(
-            f"{option.name!r} must be the name of a scorer, or a mapping with a 'name', but is "
-            f"{shown(value)}."
-        )
-    part, title = resolved("scorer", value)
-    if not is_replayable(part):
-        raise InvalidValueError(
-            f"{option.name!r} must be a scorer that can be shown replayed queries, but {title} "
-            "does not say `replayable`. Use 'snapkv', 'restkv', 'jointrestkv' or 'windowedrestkv'."
-        )
 
 
 @attrs.frozen(kw_only=True)
-class ReplayScorer:
+class ReplayScorer(AskingScorer):
     """Adds up the scores that another scorer gives for the last queries, and for replayed ones.
 
     s = u_0 + u_1 + ... + u_hops
@@ -80,43 +47,13 @@ class ReplayScorer:
 
     scorer: str | Mapping[str, Any] = attrs.field(
         default="restkv",
-        converter=_own,
-        validator=_askable,
+        converter=own_copy,
+        validator=askable,
         hash=False,  # A mapping has no hash.
     )
     hops: int = attrs.field(default=3, validator=natural)
     tokens: int = attrs.field(default=64, validator=count)
     near: int = attrs.field(default=4, validator=natural)
-
-    @cached_property
-    def asked(self) -> Scorer:
-        """The other scorer."""
-        scorer: Scorer = self._named.part
-        return scorer
-
-    @cached_property
-    def _named(self) -> Named:
-        return resolved("scorer", self.scorer)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What the model must show: its rotary embedding, and what the other scorer needs."""
-        return ("rotary", *needs_of(self.asked))
-
-    @property
-    def across_heads(self) -> bool:
-        """Whether the other scorer needs all heads to hold the same positions."""
-        return across_heads(self.asked)
-
-    @property
-    def counts_budget(self) -> bool:
-        """Whether the other scorer computes with the budget."""
-        return counts_budget(self.asked)
-
-    def check_model(self, model: ModelFacts) -> None:
-        """Raise what the other scorer raises for this model."""
-        if isinstance(self.asked, ChecksModel):
-            self.asked.check_model(model)
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return the sum of the scores. `reduce` folds the last queries.
@@ -130,22 +67,16 @@ class ReplayScorer:
     def _of_row(self, row: Observation, reduce: Reduce) -> Float[Tensor, "1 H S"]:
         window = min(self.asked.window or row.window, row.window)
         last = attrs.evolve(row, queries=row.queries[:, :, row.window - window :])
-        scores = total = self._ask(last, reduce)
+        scores = total = self.ask(last, reduce)
         for _ in range(self.hops):
             chosen = most_attended(row, scores, tokens=self.tokens, near=self.near)
             if chosen is None:
                 break
             del scores  # A long prompt's are large.
             shown = replayed(row, chosen.places)
-            scores = self._ask(shown, _weighted_by(chosen.shares[0]))
+            scores = self.ask(shown, _weighted_by(chosen.shares[0]))
             total = total + scores
         return total
-
-    def _ask(self, shown: Observation, reduce: Reduce) -> Float[Tensor, "1 H S"]:
-        title = self._named.title
-        with at_work(title, shown):
-            scores = self.asked.score(shown, reduce)
-        return checked_scores(title, scores, shown)
 
 
 def _weighted_by(shares: Float[Tensor, " M"]) -> Fold:

@@ -13,7 +13,15 @@ from kvpolicy.stages.compaction import GatherCompactor
 TYPES = ("deepseek_v2", "deepseek_v3", "minicpm3")
 APART = ("adakv", "defensivekv", "layerdefensivekv")
 CHANGING = ("cam", "lookm", "think")
-ROTATING = ("streamingllm", "lacache", "expectedattention", "capkv", "triattention")
+ROTATING = (
+    "streamingllm",
+    "lacache",
+    "expectedattention",
+    "capkv",
+    "dapq",
+    "replay",
+    "triattention",
+)
 SERVED = [
     part.name
     for part in kvpolicy.installed("recipe")
@@ -123,7 +131,7 @@ def test_recipes_that_change_what_is_kept_are_refused_by_name(model, recipe):
 
 
 @pytest.mark.parametrize("recipe", ROTATING)
-def test_recipes_that_turn_keys_are_refused_by_name(model, recipe):
+def test_recipes_that_turn_keys_or_queries_are_refused_by_name(model, recipe):
     with pytest.raises(UnsupportedModelError, match=r"slot_positions=False|rotary embedding"):
         small_policy(recipe).cache(model)
 

@@ -34,6 +34,7 @@ REFUSED = (
     "lagkv",
     "expectedattention",
     "capkv",
+    "dapq",
     "replay",
     "rkv",
     "triattention",

@@ -6,7 +6,7 @@ import torch
 
 import kvpolicy
 from kvpolicy.errors import UnsupportedModelError
-from kvpolicy.observation.replay import most_attended, replayed
+from kvpolicy.observation.replay import continued, most_attended, replayed
 from kvpolicy.observation.rotary import DisplacedRotary, PlainRotary, rotated
 from kvpolicy.testing import observation
 from kvpolicy.testing.models import tiny_model
@@ -53,6 +53,25 @@ def test_a_replayed_query_is_what_the_first_layer_asks_if_the_token_comes_again(
     assert torch.equal(found.keys, first.keys)
 
 
+@pytest.mark.parametrize("slot_positions", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "gemma"])
+def test_continued_queries_are_what_the_first_layer_asks_if_the_tokens_come_again_in_turn(
+    family, slot_positions
+):
+    model, ids = tiny_model(family), torch.arange(10, 40)[None]
+    first = shown(model, ids, slot_positions=slot_positions)[0]
+    places = torch.tensor([[3, 28, 17, 17]])
+
+    found = continued(first, places)
+
+    again = torch.cat([ids, ids[:, places[0]]], 1)
+    expected = shown(model, again, slot_positions=slot_positions)[0]
+    torch.testing.assert_close(found.queries, expected.queries[:, :, -4:], rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.query_positions, expected.query_positions[-4:])
+    assert found.ahead
+    assert torch.equal(found.keys, first.keys)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dim", [4, 8])
 @pytest.mark.parametrize("by", [0, -7])
@@ -70,12 +89,12 @@ def test_each_row_has_tokens_of_its_own(interleaved, dim, by):
     )
     places = torch.tensor([[0, 5], [2, 2]])
 
-    queries = replayed(layer, places).queries
-
-    next_position = torch.tensor(earlier + 6 + by)
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        expected = rotated(plain[row, :, places[row, column]], next_position, rotary)
-        torch.testing.assert_close(queries[row, :, column], expected, rtol=1e-4, atol=1e-4)
+    for turn, step in ((replayed, 0), (continued, 1)):
+        queries = turn(layer, places).queries
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            position = torch.tensor(earlier + 6 + by + step * column)
+            expected = rotated(plain[row, :, places[row, column]], position, rotary)
+            torch.testing.assert_close(queries[row, :, column], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_stays_half_precision():
@@ -84,8 +103,9 @@ def test_half_precision_stays_half_precision():
 
 
 def test_without_rotary_embedding_nothing_can_be_turned():
-    with pytest.raises(UnsupportedModelError, match="rotary embedding of this model is not known"):
-        replayed(observation(rotary=None), torch.tensor([[1]]))
+    for turn in (replayed, continued):
+        with pytest.raises(UnsupportedModelError, match="embedding of this model is not known"):
+            turn(observation(rotary=None), torch.tensor([[1]]))
 
 
 def test_shares_are_squares_of_the_mean_over_heads():

@@ -6,11 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import kvpolicy
-from kvpolicy.errors import (
-    InvalidValueError,
-    UnknownComponentError,
-    UnsupportedModelError,
-)
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.rotary import PlainRotary, rotated
@@ -128,56 +124,6 @@ def test_the_recipe_goes_through_json():
     data = json.loads(json.dumps(policy.to_dict()))
     assert kvpolicy.Policy.from_dict(data) == policy
     assert data["scorer"]["scorer"] == {"name": "snapkv", "window": 8}
-
-
-def test_equal_policies_have_equal_hashes():
-    options = {"scorer": {"name": "snapkv", "window": 8}}
-    policies = {kvpolicy.recipe("replay", scorer=options) for _ in range(2)}
-    assert len(policies | {kvpolicy.recipe("replay", scorer={"scorer": "snapkv"})}) == 2
-
-
-def test_options_of_the_other_scorer_belong_to_the_policy():
-    component = {"name": "snapkv", "window": 8}
-    scorer = ReplayScorer(scorer=component)
-    component["window"] = 4
-    assert scorer.scorer == {"name": "snapkv", "window": 8}
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ("h2o", InvalidValueError, "'scorer' must be .* scorer 'h2o' .* not say `replayable`"),
-        ("replay", InvalidValueError, "scorer 'replay' .* does not say `replayable`"),
-        ("expectedattention", InvalidValueError, "does not say `replayable`"),
-        ("restkw", UnknownComponentError, "restkv"),
-        ({"window": 8}, InvalidValueError, "'scorer' must .* a mapping with a 'name'"),
-        (7, InvalidValueError, "'scorer' must be the name of a scorer"),
-    ],
-)
-def test_what_cannot_be_asked_again_is_refused(given, error, message):
-    with pytest.raises(error, match=message):
-        ReplayScorer(scorer=given)
-
-
-def test_a_scorer_that_is_an_object_is_refused():
-    """It could not be written down."""
-    scorer = kvpolicy.recipe("snapkv").scorer
-    with pytest.raises(InvalidValueError, match="'scorer' must be the name of a scorer"):
-        ReplayScorer(scorer=scorer)
-
-
-def test_it_needs_what_the_other_scorer_needs():
-    assert ReplayScorer(scorer="restkv").needs == ("rotary", "output_weight")
-    assert ReplayScorer(scorer="snapkv").needs == ("rotary",)
-
-
-def test_it_refuses_models_that_the_other_scorer_refuses():
-    facts = kvpolicy.pipeline.capabilities.ModelFacts(
-        name="Some", layers=2, heads=4, kv_heads=2, has_rotary=True, readers=2
-    )
-    ReplayScorer(scorer="restkv").check_model(facts)
-    with pytest.raises(UnsupportedModelError, match="'jointrestkv'"):
-        ReplayScorer(scorer="jointrestkv").check_model(facts)
 
 
 def test_it_does_not_judge_while_decoding():

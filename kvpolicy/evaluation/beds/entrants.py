@@ -27,6 +27,11 @@ def _recipe(name: str, **options: object) -> Entrant:
     return lambda future, budget: recipe(name, budget=budget, scorer=options)
 
 
+def _protecting(name: str, recent: int) -> Entrant:
+    """Return a recipe that always keeps the last `recent` tokens."""
+    return lambda future, budget: recipe(name, recent=recent, budget=budget)
+
+
 def _forward(**options: object) -> Entrant:
     """Return forward selection with the other parts of recipe `replay`."""
     scorer = {"name": "forward", **options}
@@ -54,6 +59,10 @@ ENTRANTS: Mapping[str, Entrant] = {
     "oracle_single": _oracle("oracle_single"),
     "random": _recipe("random"),
     "capkv": _recipe("capkv"),
+    "dapq": _recipe("dapq"),
+    "dapq, spread": _recipe("dapq", content="spread"),
+    "dapq, recent 32": _protecting("dapq", 32),
+    "snapkv, recent 0": _protecting("snapkv", 0),
     "triattention": _recipe("triattention"),
     "rkv": _recipe("rkv"),
     "layerdefensivekv": _recipe("layerdefensivekv"),

@@ -60,6 +60,14 @@ def _replay(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _pseudo(trial: Trial) -> dict[str, Any]:
+    return {
+        "scorer": trial.suggest_categorical("pseudo", ("snapkv", "restkv")),
+        "tokens": trial.suggest_categorical("tokens", (8, 16, 32, 64)),
+        "content": trial.suggest_categorical("content", ("last", "spread")),
+    }
+
+
 def _none(trial: Trial) -> dict[str, Any]:
     return {}
 
@@ -71,6 +79,7 @@ SPACE: Mapping[str, Mapping[str, Options]] = {
         "jointrestkv": _reconstruction,
         "criticalkv": _window,
         "capkv": _none,
+        "dapq": _pseudo,
         "expectedattention": _none,
         "knorm": _none,
         "lava": _window,

@@ -13,7 +13,7 @@ from kvpolicy.testing.models import tiny_model
 
 IMAGE, VIDEO, BEGIN, END = 7, 8, 5, 6
 NEEDING = pytest.mark.parametrize(
-    "recipe", ["streamingllm", "lacache", "expectedattention", "capkv", "triattention"]
+    "recipe", ["streamingllm", "lacache", "expectedattention", "capkv", "dapq", "triattention"]
 )
 REFUSAL = "do not count up by one"
 
