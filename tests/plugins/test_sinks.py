@@ -11,8 +11,10 @@ from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing import observation
 from kvpolicy_restkv import WindowedReconstructionScorer
 
-BLIND = {"keydiff", "knorm", "lacache", "lagkv", "random", "streamingllm"}
-"""Scorers that do not look at attention."""
+BLIND = {
+    *("capkv", "keydiff", "knorm", "lacache", "lagkv", "random", "streamingllm", "triattention"),
+}
+"""Scorers that do not look at attention: no softmax is in their scores."""
 
 
 class Repeats:
