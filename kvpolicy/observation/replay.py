@@ -18,6 +18,9 @@ from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.observation import Observation
 from kvpolicy_kernels import rerotate_keys, select
 
+MOST_HOPS = 32
+"""How often queries may be replayed at most: each time takes as long as the first scores."""
+
 
 class Tokens(NamedTuple):
     """M tokens whose queries are shown, by their places among these, and the share of each."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.observation import Observation
-from kvpolicy.options import count, natural, odd_count
+from kvpolicy.observation.replay import MOST_HOPS
+from kvpolicy.options import at_most, count, natural, odd_count
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_forward.queries import asked
 from kvpolicy_kernels import forward_selection
@@ -49,7 +50,7 @@ class ForwardScorer:
     rounds: int = attrs.field(default=4, validator=count)
     width: int = attrs.field(default=3, validator=odd_count)
     last: int = attrs.field(default=32, validator=count)
-    hops: int = attrs.field(default=3, validator=natural)
+    hops: int = attrs.field(default=3, validator=[natural, at_most(MOST_HOPS)])
     tokens: int = attrs.field(default=64, validator=count)
     near: int = attrs.field(default=4, validator=natural)
 
@@ -102,5 +103,7 @@ class ForwardScorer:
         """Return how many positions are held after each step, the first by attention."""
         free = max(0, budget - self.near)
         first = min(free, max(4, free // (self.rounds + 1)))
-        later = [first + (free - first) * step // self.rounds for step in range(self.rounds + 1)]
+        # With more rounds than positions, each adds one or none.
+        rounds = min(self.rounds, max(1, free - first))
+        later = [first + (free - first) * step // rounds for step in range(rounds + 1)]
         return sorted({min(budget, self.near) + each for each in later})

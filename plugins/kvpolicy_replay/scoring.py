@@ -13,8 +13,8 @@ from torch import Tensor
 from kvpolicy.asking import AskingScorer, askable, own_copy
 from kvpolicy.observation.fold import Fold, Reduce
 from kvpolicy.observation.observation import Observation
-from kvpolicy.observation.replay import most_attended, replayed
-from kvpolicy.options import count, natural
+from kvpolicy.observation.replay import MOST_HOPS, most_attended, replayed
+from kvpolicy.options import at_most, count, natural
 
 
 @attrs.frozen(kw_only=True)
@@ -51,7 +51,7 @@ class ReplayScorer(AskingScorer):
         validator=askable,
         hash=False,  # A mapping has no hash.
     )
-    hops: int = attrs.field(default=3, validator=natural)
+    hops: int = attrs.field(default=3, validator=[natural, at_most(MOST_HOPS)])
     tokens: int = attrs.field(default=64, validator=count)
     near: int = attrs.field(default=4, validator=natural)
 

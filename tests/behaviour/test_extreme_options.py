@@ -62,6 +62,8 @@ def _ends(default):
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(extreme(), st.data())
 @example({"scorer": {"name": "rkv", "width": WIDEST}, "budget": 12}, None)
+@example({"scorer": {"name": "forward", "rounds": 2**53}, "budget": 12}, None)
+@example({"scorer": {"name": "replay", "hops": 32}, "budget": 12}, None)
 @example({"scorer": "snapkv", "smoother": {"name": "pooling", "width": WIDEST}}, None)
 def test_an_option_that_is_accepted_works_however_extreme_it_is(arguments, data):
     """Options may not fit a layer, which a part says; it never fails or gives what it must not."""

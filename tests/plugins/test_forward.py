@@ -179,3 +179,17 @@ def test_heads_and_layers_can_be_compared(allocator):
     cache = policy.cache(model)
     model(normal(0, 1, 100).abs().mul(30).long() + 1, past_key_values=cache)
     assert cache.report().held <= 24 * (1 if allocator == "uniform" else 4)
+
+
+def test_more_rounds_than_positions_add_one_at_a_time():
+    layer = observation(positions=30, window=30, budget=14)
+    few, many = (
+        ForwardScorer(hops=0, rounds=rounds).score(layer, lambda rows: rows.mean(-2))
+        for rounds in (14, 2**53)
+    )
+    assert torch.equal(few, many)
+
+
+def test_hops_have_a_limit():
+    with pytest.raises(InvalidValueError, match="'hops' must be at most 32"):
+        ForwardScorer(hops=33)
