@@ -23,6 +23,9 @@ LEAST = 1e-12
 FARTHEST = 2**17
 """The largest `future`: each future position needs a row of cosines and sines."""
 
+SHARPEST = 1e6
+"""The largest `tau`: what differs in float32 differs fully by then, and larger ones overflow."""
+
 
 @attrs.frozen(kw_only=True)
 class CapacityScorer:
@@ -44,7 +47,9 @@ class CapacityScorer:
     True
     """
 
-    tau: float = attrs.field(default=5.0, converter=as_float, validator=positive)
+    tau: float = attrs.field(
+        default=5.0, converter=as_float, validator=[positive, at_most(SHARPEST)]
+    )
     future: int = attrs.field(default=512, validator=[count, at_most(FARTHEST)])
     sinks: int = attrs.field(default=4, validator=natural)
     cosine: bool = attrs.field(default=True, validator=boolean)

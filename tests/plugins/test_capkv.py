@@ -199,3 +199,9 @@ def test_a_model_without_known_rotary_embedding_is_refused():
 def test_mistakes_are_named(option, value, message):
     with pytest.raises(InvalidValueError, match=f"scorer 'capkv': {message}"):
         kvpolicy.compose(scorer={"name": "capkv", option: value})
+
+
+def test_a_tau_that_overflows_is_refused():
+    with pytest.raises(InvalidValueError, match="'tau' must be at most"):
+        CapacityScorer(tau=1e39)
+    assert CapacityScorer(tau=1e6).score(observation(), mean).isfinite().all()
