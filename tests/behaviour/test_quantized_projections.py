@@ -80,6 +80,7 @@ def kind(request):
         importlib.import_module(package)
     except ImportError:
         # They have an environment of their own: transformers imports hqq wherever it is installed.
+        # They have an environment of their own, in which `make quantizers` runs this.
         pytest.skip(f"{package} is not installed: `make quantizers` installs it")
     return quantized
 

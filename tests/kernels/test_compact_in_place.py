@@ -143,6 +143,7 @@ def test_the_kernel_touches_nothing_outside_the_positions(device):
 
 # Triton's interpreter runs programs one after another. So without a GPU no program meets another,
 # and each of the 200 runs would say the same. The tests above try the reversed order of programs.
+# It repeats a call to catch programs that race: the interpreter runs them one after another.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the interpreter has no races")
 @pytest.mark.usefixtures("triton_kernels")
 def test_the_kernel_gives_the_same_bits_every_time(device):

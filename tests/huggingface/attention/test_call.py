@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from model_types import needs_type
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import kvpolicy
 from kvpolicy.errors import CacheStateError, UnsupportedModelError
@@ -153,9 +153,7 @@ class SeenAttention:
     ],
 )  # fmt: skip
 def test_the_attention_shown_is_the_models_own_eager_attention(model_type):
-    if model_type not in CONFIG_MAPPING:
-        # The oldest transformers that is allowed has fewer types; `make oldest` runs this too.
-        pytest.skip(f"this transformers has no {model_type}")
+    needs_type(model_type)
     model = tiny_architecture(model_type, attn_implementation="eager")
     for name, parameter in model.named_parameters():
         if name.endswith(".sinks"):

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from model_types import needs_type
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -190,10 +191,8 @@ def test_a_mask_of_another_length_is_read_as_in_eager_attention(model, columns):
 @pytest.mark.parametrize("model_type", ["deepseek_v4", "hy_v4"])
 def test_models_that_read_their_mask_are_refused(model_type):
     """Without a mask the first would compute other logits, and the second would fail inside."""
-    try:
-        model = tiny_architecture(model_type, attn_implementation="eager")
-    except (KeyError, ValueError):
-        pytest.skip(f"this transformers has no {model_type}")
+    needs_type(model_type)
+    model = tiny_architecture(model_type, attn_implementation="eager")
     with pytest.raises(UnsupportedModelError, match="read the mask that they give"):
         kvpolicy.memory_efficient_attention(model)
 

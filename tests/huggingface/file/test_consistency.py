@@ -65,6 +65,7 @@ def load(wholes, monkeypatch):
 
     def loaded(kind, change):
         if kind not in wholes:
+            # The oldest that is allowed does not, and saves no such cache. `make oldest` runs this.
             pytest.skip("this transformers does not say how many states a layer has")
         model, text, tensors = wholes[kind]
         text, tensors = copy.deepcopy(text), {name: each.clone() for name, each in tensors.items()}
@@ -89,6 +90,7 @@ def test_an_unchanged_file_is_loaded(kind, load):
 )
 def test_a_contradiction_is_refused_in_one_sentence(kind, change, load, wholes):
     if kind not in wholes:
+        # As in `load`: there is no such file to change.
         pytest.skip("this transformers does not say how many states a layer has")
     model = wholes[kind][0]
     found, attributes = dict(ALL_ATTENTION_FUNCTIONS), _attributes(model)
