@@ -166,16 +166,16 @@ class PolicyCache(Cache):
             checks.check_observed(self.layers, self._last_updated)
         else:
             self._attachment.check(self)
-            self.session.begin(patient=key_states.shape[-2] == 1)
+            self.session.begin(self.layers, patient=key_states.shape[-2] == 1)
             checks.check_whole(self.layers)
         try:
             keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
             if self.session.storage is not None:
                 prefetch_behind(self.layers, layer_idx)
-        except InvalidValueError:
-            raise  # before anything was written
         except BaseException as error:
-            self.session.guard.failed(error)
+            # An InvalidValueError is raised before the layer is written to.
+            first = self.layers[layer_idx] is self.policy_layers[0]
+            self.session.failed(error, unchanged=first and isinstance(error, InvalidValueError))
             raise
         self._last_updated = layer_idx
         return keys, values

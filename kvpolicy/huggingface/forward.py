@@ -80,10 +80,10 @@ class Forward:
 
     def failed(self, error: BaseException) -> None:
         """Learn that the call failed: the cache refuses to go on, unless nothing was changed."""
-        if self.undo is not None and isinstance(error, REFUSALS):
-            self.undo()
-        else:
-            self.session.guard.failed(error)
+        undo = self.undo if isinstance(error, REFUSALS) else None
+        if undo is not None:
+            undo()
+        self.session.failed(error, unchanged=undo is not None)
 
     def mask_for(self, module: nn.Module, mask: Any, query: Float[Tensor, "B H Q D"]) -> Any:
         """Return the mask that all layers share, as it fits this layer's slots.
@@ -172,6 +172,7 @@ class Forward:
         Once all layers that attend with these keys have done so, evict where the policy says so.
         """
         session, keys, self.undo = self.session, self._attended(), None
+        session.others.forget()
         contents, runs = self._own(), session.policy.running_scorer is not None
         last = None if runs or self.readers == 1 else session.policy.window
         kept = (query if last is None else query[:, :, -last:]).detach()
@@ -231,10 +232,9 @@ class Forward:
         self.memory.put_away(evicted=self._hold(found))
 
     def _hold(self, found: Contents | None) -> bool:
-        if found is None:
-            return False
-        self.memory.contents = found
-        return True
+        if found is not None:
+            self.memory.contents = found
+        return found is not None
 
     def _own(self) -> Contents:
         if self.contents is None:

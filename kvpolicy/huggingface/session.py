@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from kvpolicy.huggingface.drafts import Drafts
 from kvpolicy.huggingface.guard import Guard
 from kvpolicy.huggingface.model.ranks import Ranks
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
+from kvpolicy.huggingface.other_layers import OtherLayers
 from kvpolicy.huggingface.readings import JoinedWeights, queries_to_keep
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.pipeline.pipeline import Pipeline
@@ -59,6 +60,7 @@ class Session:
     guard: Guard = attrs.field(factory=Guard)
     masks: MaskMemo = attrs.field(factory=MaskMemo)
     drafts: Drafts = attrs.field(factory=Drafts)
+    others: OtherLayers = attrs.field(factory=OtherLayers)
     rotary_positions: RotaryPositions | None = attrs.field()
     """None where no part of the policy computes with rotary positions."""
     together: Together = attrs.field()
@@ -86,6 +88,7 @@ class Session:
             guard=Guard(),
             masks=MaskMemo(),
             drafts=Drafts(),
+            others=OtherLayers(),
             spans=None if self.spans is None else self.spans.copied(),
             rotary_positions=RotaryPositions.of(self.policy, self.rotaries),
             together=Together(self.policy, self.num_layers),
@@ -93,10 +96,19 @@ class Session:
         twin.guard.failure = self.guard.failure
         return twin
 
-    def begin(self, *, patient: bool) -> None:
-        """Begin a forward. Raises what `Guard.check` raises."""
+    def begin(self, layers: Iterable[Any], *, patient: bool) -> None:
+        """Begin a forward through these layers. Raises what `Guard.check` raises."""
         self.guard.check(patient=patient)
         self.masks.begin()
+        self.others.note(layers)
+
+    def failed(self, error: BaseException, *, unchanged: bool) -> None:
+        """Learn that a forward failed: the cache refuses to go on, unless it is as it was before.
+
+        `unchanged` says whether the layers that evict are. Others are given back what they held.
+        """
+        if not (unchanged and self.others.bring_back()):
+            self.guard.failed(error)
 
     def clear(self) -> None:
         """Forget the conversation; what never changes stays."""
