@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import textwrap
+import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +20,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+try:
+    from hypothesis.internal.conjecture import providers
+except ImportError:  # An older Hypothesis draws no such numbers.
+    providers = types.SimpleNamespace()
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(folder.name for folder in (ROOT / "plugins").glob("kvpolicy_*"))
@@ -75,9 +81,14 @@ MARKERS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers."""
+    """Register the markers, and let Hypothesis draw the same examples in any order of tests."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    if config.getoption("--hypothesis-profile", None) != "deep":
+        # Hypothesis also draws numbers that stand in the source of the modules that are loaded.
+        # Which are depends on the tests that the same process ran before.
+        no_constants = getattr(providers, "_local_constants", None)
+        providers._get_local_constants = lambda: no_constants
 
 
 @pytest.hookimpl(tryfirst=True)

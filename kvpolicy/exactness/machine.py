@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kvpolicy import Policy
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.exactness.conversation import Conversation
+from kvpolicy.exactness.conversation import Conversation, check_equal, contents_of
 from kvpolicy.exactness.limits import LIMIT
 from kvpolicy.exactness.strategies import models, policies
 from kvpolicy.exactness.told import Told, told
@@ -62,12 +62,7 @@ class CacheMachine(RuleBasedStateMachine):
             mask[row, : data.draw(st.integers(0, length - 1), label="padding")] = 0
         self._tell(talk, data.draw(told(mask.sum(1).tolist()), label="spans"))
         tokens = _tokens(seed, batch, length) * mask
-        try:
-            self._read(talk, tokens, mask)
-        except InvalidValueError:
-            # The share of a short prompt does not hold what is protected.
-            if not talk.protected:
-                raise
+        if not self._read(talk, tokens, mask):
             self._tell(talk, None)
             self._read(talk, tokens, mask)
 
@@ -89,8 +84,8 @@ class CacheMachine(RuleBasedStateMachine):
         mask = torch.ones(talk.rows, length, dtype=torch.long)
         for row in range(1, talk.rows):
             mask[row, : data.draw(st.integers(0, length - 1), label="padding")] = 0
-        self._read(talk, _tokens(seed, talk.rows, length) * mask, mask)
-        self.done["padded questions"] += bool((mask == 0).any())
+        if self._read(talk, _tokens(seed, talk.rows, length) * mask, mask):
+            self.done["padded questions"] += bool((mask == 0).any())
 
     @rule(data=st.data(), count=st.integers(1, 6), seed=SEEDS)
     @precondition(lambda self: self._used())
@@ -175,6 +170,8 @@ class CacheMachine(RuleBasedStateMachine):
     def _tell(self, talk: Conversation, spans: Told | None) -> None:
         """Tell an empty cache of spans. One that was told of others is replaced."""
         if spans is None and talk.cache.session.spans is None:
+            # Rows that had spans may be gone, and the file of the others names none.
+            talk.protected = []
             return
         try:
             talk.tell(self.policy, spans)
@@ -187,13 +184,23 @@ class CacheMachine(RuleBasedStateMachine):
         talk: Conversation,
         tokens: Int[Tensor, "B Q"],
         mask: Int[Tensor, "B Q"] | None = None,
-    ) -> None:
-        talk.read(tokens, mask)
+    ) -> bool:
+        """Read a turn. Return False if its share cannot hold what is protected."""
+        before = contents_of(talk.cache)
+        try:
+            talk.read(tokens, mask)
+        except InvalidValueError:
+            if not talk.protected:
+                raise
+            check_equal(before, contents_of(talk.cache))
+            self.done["refused turns"] += 1
+            return False
         self.done["turns"] += 1
         talk.check_protected()
         # With a budget for each turn, the sum over turns has no bound here.
         if (tokens.shape[1] > 1 or talk.length == 1) and not self.policy.per_turn:
             _check_budget(talk, self.policy)
+        return True
 
     def _check(self, talk: Conversation) -> None:
         difference = talk.difference()
