@@ -167,7 +167,7 @@ class PolicyCache(Cache):
         else:
             self._attachment.check(self)
             self.session.begin(self.layers, patient=key_states.shape[-2] == 1)
-            checks.check_whole(self.layers)
+            checks.check_whole(self.layers, key_states.shape[0])
         try:
             keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
             if self.session.storage is not None:

@@ -44,14 +44,18 @@ def check_observed(layers: Sequence[Any], index: int) -> None:
         )
 
 
-def check_whole(layers: Sequence[Any]) -> None:
-    """Raise CacheStateError if an earlier forward stopped before all layers were through."""
+def check_whole(layers: Sequence[Any], rows: int) -> None:
+    """Raise CacheStateError if an earlier forward stopped before all layers were through.
+
+    Raises InvalidValueError if the next one has another number of sequences.
+    """
     counts = {layer.get_seq_length() for layer in layers if isinstance(layer, CacheLayerMixin)}
     if len(counts) > 1 or any(map(_is_unobserved, layers)):
         raise CacheStateError(
             f"an earlier forward stopped on its way: layers have seen {min(counts)} to "
             f"{max(counts)} tokens. Call cache.reset() and start over."
         )
+    next(layer for layer in layers if isinstance(layer, PolicyLayer)).memory.check_batch(rows)
 
 
 def check_crop(layers: Sequence[Any], tokens_to_remove: Any) -> None:

@@ -211,6 +211,17 @@ def test_a_mask_that_hides_older_tokens_from_a_step_is_refused(recipe, model):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("recipe", ["knorm", "adakv", "streamingllm"])
+def test_a_step_of_another_batch_is_refused_before_it_is_read(recipe, model):
+    cache, undisturbed = (static(small_policy(recipe), model) for _ in range(2))
+    for each in (cache, undisturbed):
+        read(model, each, (60, 1))
+    with pytest.raises(InvalidValueError, match="has 1 rows, but 3 rows were given"):
+        model(tokens(1, 1, 3), past_key_values=cache)
+    expected = model(tokens(1, 1), past_key_values=undisturbed).logits
+    assert torch.equal(model(tokens(1, 1), past_key_values=cache).logits, expected)
+
+
 def test_a_closed_cache_refuses_a_step(model):
     cache = static(small_policy("snapkv"), model)
     read(model, cache, (60, 1))

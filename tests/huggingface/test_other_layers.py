@@ -37,6 +37,18 @@ def test_the_conversation_goes_on_behind_a_refused_turn(model_type):
     assert torch.equal(model(tokens(1, 7), past_key_values=cache).logits, expected)
 
 
+@pytest.mark.parametrize("length", [1, 7])
+def test_another_batch_is_refused_before_a_window_reads_it(length):
+    model = tiny_architecture("gemma3_text")
+    cache, undisturbed = (small_policy("snapkv").cache(model) for _ in range(2))
+    for each in (cache, undisturbed):
+        model(tokens(0), past_key_values=each)
+    with pytest.raises(InvalidValueError, match="has 1 rows, but 2 rows were given"):
+        model(tokens(1, length, 2), past_key_values=cache)
+    expected = model(tokens(1, 7), past_key_values=undisturbed).logits
+    assert torch.equal(model(tokens(1, 7), past_key_values=cache).logits, expected)
+
+
 def test_a_cache_that_refused_its_first_prompt_is_empty():
     model = tiny_architecture("gemma3_text")
     policy = small_policy("snapkv", budget=0.5)

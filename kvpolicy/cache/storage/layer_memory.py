@@ -51,7 +51,7 @@ class LayerMemory:
 
         Raises InvalidValueError, before anything is written, for tensors that do not fit.
         """
-        self._check_new(keys, values)
+        self.check_new(keys, values)
         contents = self.loaded()
         if contents is None:
             contents = Contents.of(keys, values)
@@ -60,7 +60,18 @@ class LayerMemory:
         self.contents = contents
         return contents
 
-    def _check_new(self, keys: Tensor, values: Tensor) -> None:
+    def check_batch(self, rows: int) -> None:
+        """Raise InvalidValueError for a forward with another number of sequences than are held."""
+        layout = self.layout
+        if layout is not None and rows != layout.slots.batch:
+            raise InvalidValueError(
+                f"this conversation has {layout.slots.batch} rows, but {rows} rows were given. Use "
+                "cache.batch_repeat_interleave(n) or cache.batch_select_indices(rows), or make a "
+                "new cache."
+            )
+
+    def check_new(self, keys: Tensor, values: Tensor) -> None:
+        """Raise InvalidValueError for keys and values of new tokens that do not fit."""
         layout = self.layout
         if keys.dim() != 4 or values.dim() != 4 or keys.shape[:3] != values.shape[:3]:
             raise InvalidValueError(
@@ -71,12 +82,7 @@ class LayerMemory:
         if layout is None:
             return
         slots, (rows, heads) = layout.slots, keys.shape[:2]
-        if rows != slots.batch:
-            raise InvalidValueError(
-                f"this conversation has {slots.batch} rows, but {rows} rows were given. Use "
-                "cache.batch_repeat_interleave(n) or cache.batch_select_indices(rows), or make a "
-                "new cache."
-            )
+        self.check_batch(rows)
         if heads != slots.heads:
             raise InvalidValueError(
                 f"a layer has {slots.heads} key/value heads in this cache, but {heads} heads were "

@@ -114,7 +114,8 @@ class StaticPolicyCache(PolicyCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Add the new tokens of one layer: of a prompt, or of a step."""
-        step = self._static_layers[layer_idx].memory.step
+        memory = self._static_layers[layer_idx].memory
+        step = memory.step
         if step is None or key_states.shape[2] > 1:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if not self.is_observed:
@@ -123,8 +124,10 @@ class StaticPolicyCache(PolicyCache):
             self._check_mask()
         if torch.is_grad_enabled() and key_states.requires_grad:
             raise InvalidValueError(NO_GRADIENTS)
-        if not torch.compiler.is_compiling() and key_states.device.type == "cpu":
-            self._check_left(step)
+        if not torch.compiler.is_compiling():
+            memory.check_new(key_states, value_states)
+            if key_states.device.type == "cpu":
+                self._check_left(step)
         return handed_out(step, key_states, value_states)
 
     def _check_given(self, mask: Tensor) -> None:
