@@ -1,12 +1,13 @@
 """Counts what each recipe makes the host of a GPU do, and prints it; no GPU is needed.
 
 python -m benchmarks.waits
+python -m benchmarks.waits --recipe cam --output benchmarks/results/waits.jsonl
 python -m benchmarks.waits --recipe cam --operations
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -77,6 +78,17 @@ def by_length(recipe: str) -> Iterator[rows.Row]:
         )
 
 
+def replace(path: Path, found: Sequence[rows.Row]) -> None:
+    """Write rows to a file, in place of all that it has of the same recipes."""
+    names = {row.name for row in found}
+    others = rows.read(path) if path.exists() else []
+    kept = [row for row in others if row.name not in names]
+    path.unlink(missing_ok=True)
+    # Evictions by length come last.
+    ordered = sorted([*kept, *found], key=lambda row: (row.benchmark == "waits.eviction", row.name))
+    rows.write(path, ordered)
+
+
 def print_operations(names: list[str]) -> None:
     """Print which lines call for what, in a prompt and in a token of one row."""
     table = Table(*HEADER)
@@ -88,7 +100,9 @@ def print_operations(names: list[str]) -> None:
 
 def main(
     recipe: Annotated[list[str] | None, typer.Option(help="Which recipes.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where rows go, if anywhere.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where rows go; those of other recipes stay there.")
+    ] = None,
     list_operations: Annotated[
         bool, typer.Option("--operations", help="Print which lines call for what instead.")
     ] = False,
@@ -101,8 +115,7 @@ def main(
     found = [row for name in names for batch in BATCHES for row in counted(name, batch)]
     long = [row for name in names for row in by_length(name)]
     if output is not None:
-        output.unlink(missing_ok=True)
-        rows.write(output, [*found, *long])
+        replace(output, [*found, *long])
     table = Table("recipe", *(f"{phase}, {batch}" for phase, batch in COLUMNS))
     for line in cells(found):
         table.add_row(*line)

@@ -41,6 +41,7 @@ from kvpolicy_kernels.row_statistics import row_statistics
 from kvpolicy_kernels.select import select, unselected
 from kvpolicy_kernels.similar_keys import SimilarKeys, similar_keys
 from kvpolicy_kernels.summed_rows import summed_rows
+from kvpolicy_kernels.token_shares import TokenShares, token_shares
 from kvpolicy_kernels.unrotated_sums import UnrotatedSums, unrotated_sums
 from kvpolicy_kernels.weighted_products import weighted_products
 from kvpolicy_kernels.weighted_values import weighted_values
@@ -54,6 +55,7 @@ __all__ = [
     "NearestKeys",
     "Queries",
     "SimilarKeys",
+    "TokenShares",
     "UnrotatedSums",
     "WindowAttention",
     "adaptive_pooling",
@@ -93,6 +95,7 @@ __all__ = [
     "spans",
     "summed_rows",
     "sums_dtype",
+    "token_shares",
     "unrotated_sums",
     "unselected",
     "weighted_products",

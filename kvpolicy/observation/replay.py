@@ -7,8 +7,6 @@ is nearly what that token has asked before: so a prompt's own queries stand in f
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import attrs
 import torch
 from jaxtyping import Float, Int
@@ -16,17 +14,10 @@ from torch import Tensor
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.observation.observation import Observation
-from kvpolicy_kernels import rerotate_keys, select
+from kvpolicy_kernels import TokenShares, rerotate_keys, token_shares
 
 MOST_HOPS = 32
 """How often queries may be replayed at most: each time takes as long as the first scores."""
-
-
-class Tokens(NamedTuple):
-    """M tokens whose queries are shown, by their places among these, and the share of each."""
-
-    places: Int[Tensor, "B M"]
-    shares: Float[Tensor, "B M"]
 
 
 def replayed(observation: Observation, places: Int[Tensor, "B M"]) -> Observation:
@@ -79,27 +70,30 @@ def _turned(
             "queries cannot be turned to the next position, because the rotary embedding of this "
             "model is not known. Use a policy that does not replay queries."
         )
-    _, heads, _, channels = observation.queries.shape
-    rows = turns[:, None, :-new, None].expand(-1, heads, -1, channels)
-    shown = observation.queries.gather(2, rows)
+    places = turns[:, :-new]
     if observation.ahead:
-        return shown
+        _, heads, _, channels = observation.queries.shape
+        rows = places[:, None, :, None].expand(-1, heads, -1, channels)
+        return observation.queries.gather(2, rows)
     positions = turns + (observation.seen - observation.window)
     cosines, sines = (table[:, None] for table in rotary.tables(positions))
     before, after = (
         (cosines[:, :, part], sines[:, :, part]) for part in (slice(-new), slice(-new, None))
     )
-    return rerotate_keys(shown, before, after, interleaved=rotary.interleaved)
+    return rerotate_keys(
+        observation.queries, before, after, interleaved=rotary.interleaved, rows=places
+    )
 
 
 def most_attended(
     observation: Observation, scores: Float[Tensor, "B H S"], *, tokens: int, near: int
-) -> Tokens | None:
+) -> TokenShares | None:
     """Return those of the tokens whose queries are shown that have the largest scores.
 
-    At most `tokens` are returned; none is the first of the text, or one of its last `near`. None
-    if no other is shown. The share of a token is its squared score, the mean over all heads of the
-    layer, as a part of the sum. All processes that share a layer must call this.
+    Places are counted from the first query that is shown. At most `tokens` are returned; none is
+    the first of the text, or one of its last `near`. None if no other is shown. The share of a
+    token is its squared score, the mean over all heads of the layer, as a part of the sum. All
+    processes that share a layer must call this.
 
     >>> from kvpolicy.testing import observation
     >>> layer = observation(positions=4, window=4)
@@ -112,14 +106,5 @@ def most_attended(
     if stop <= first:
         return None
     held = observation.length - observation.window
-    of_layer = observation.of_all_heads(scores[..., held + first : held + stop]).mean(1)
-    shares = (of_layer / _not_zero(of_layer.amax(-1, keepdim=True))).square()
-    count = min(tokens, stop - first)
-    budgets = torch.full((len(shares), 1), count, dtype=torch.long, device="cpu")
-    places = select(shares[:, None], budgets, count=count)[:, 0]
-    shares = shares.gather(-1, places)
-    return Tokens(places + first, shares / _not_zero(shares.sum(-1, keepdim=True)))
-
-
-def _not_zero(numbers: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
-    return numbers.clamp_min(torch.finfo(numbers.dtype).tiny)
+    of_layer = observation.of_all_heads(scores[..., held : held + stop])
+    return token_shares(of_layer, min(tokens, stop - first), first=first)

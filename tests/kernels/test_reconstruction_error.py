@@ -82,3 +82,7 @@ def test_shapes_that_do_not_fit_are_an_error(refused):
         reconstruction_error(attention, values, output[:, :1], None)
     with refused("tau must be above 0, not 0"):
         reconstruction_error(attention, values, output, None, tau=0)
+    with refused("known must have a position and an error of each head"):
+        reconstruction_error(
+            attention, values, output, None, known=(torch.zeros(1, 1, 1).long(), output[..., :1])
+        )

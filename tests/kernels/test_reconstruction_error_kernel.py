@@ -64,6 +64,17 @@ def test_the_error_matches_the_definition(
     torch.testing.assert_close(actual.cpu().double(), expected, **tolerance(dtype))
 
 
+@pytest.mark.parametrize("tau", [1.0, 0.7])
+@pytest.mark.usefixtures("program_order")
+def test_what_is_known_better_stands_at_its_position(tau, device):
+    given = [*on(device, *example(2, 6, 2, 300, 8, 3))]
+    place = torch.randint(0, 300, (2, 6, 1)).to(device)
+    better = torch.rand(2, 6, 1).to(device)
+    expected = reconstruction_error(*given, tau=tau).scatter(-1, place, better)
+    actual = reconstruction_error(*given, tau=tau, known=(place, better))
+    assert torch.equal(actual, expected)
+
+
 def test_any_layout_is_taken(layout, device):
     attention, values, output, factors = example(2, 4, 2, 40, 24, 24)
     strided = attention.mT.contiguous().mT.to(device), layout(values).to(device)

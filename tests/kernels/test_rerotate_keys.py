@@ -108,3 +108,27 @@ def test_a_turn_to_the_same_position_loses_nothing_in_the_kernel(device):
     keys, old, _ = example(1, 2, 50, 64, 64, False, torch.bfloat16)
     actual = rerotate_keys(keys.to(device), on(device, old), on(device, old))
     torch.testing.assert_close(actual.cpu(), keys, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("form", "program_order")
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_chosen_rows_are_rotated_alone_and_in_their_order(interleaved, layout, device):
+    keys, old, new = example(2, 3, 40, 80, 32, interleaved)
+    rows = torch.stack([torch.randperm(40)[:19], torch.tensor([39] * 19)])
+    of_rows = rows[:, None, :].expand(-1, 3, -1)
+    near, far = (
+        tuple(table.gather(2, of_rows[..., None].expand(-1, -1, -1, 32)) for table in tables)
+        for tables in (old, new)
+    )
+    whole = reference.rerotate_keys(keys, old, new, interleaved=interleaved)
+    expected = whole.gather(2, of_rows[..., None].expand(-1, -1, -1, 80))
+
+    actual = rerotate_keys(
+        layout(keys).to(device),
+        on(device, near),
+        on(device, far),
+        interleaved=interleaved,
+        rows=rows.to(device),
+    )
+
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-6, atol=1e-6)

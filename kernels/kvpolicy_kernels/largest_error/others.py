@@ -101,7 +101,7 @@ def values_at(
 ) -> Float[Tensor, "B H n D"]:
     """Return the values at some positions of each query head."""
     kv_heads, dim = values.shape[1], values.shape[-1]
-    flat = places.reshape(places.shape[0], kv_heads, -1, 1)
+    flat = places.unflatten(1, (kv_heads, -1)).flatten(2)[..., None]
     found: Tensor = values.gather(2, flat.expand(-1, -1, -1, dim)).view(*places.shape, dim)
     return found
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from kvpolicy_kernels.checks import require, require_attention
 from kvpolicy_kernels.largest_error import largest_error
-from kvpolicy_kernels.largest_error.others import largest_apart
 from kvpolicy_kernels.reconstruction_error import reconstruction_error
 
 __all__ = ["leave_one_out_error"]
@@ -42,11 +41,10 @@ def leave_one_out_error(
     if summed == 0:
         nothing = attention.new_zeros(*attention.shape[:2], values.shape[-1], dtype=torch.float32)
         return reconstruction_error(attention, values, nothing, factors, tau=tau)
-    apart = largest_apart(attention, values, summed=summed, learned_sinks=learned_sinks)
-    place, weight, rest, others = apart
-    found = largest_error(others, weight, rest, place, values, factors, tau=tau)
-    errors = reconstruction_error(attention, values, found.output, factors, tau=tau)
-    return errors.scatter_(-1, place, found.error)
+    place, output, error = largest_error(
+        attention, values, factors, summed=summed, tau=tau, learned_sinks=learned_sinks
+    )
+    return reconstruction_error(attention, values, output, factors, tau=tau, known=(place, error))
 
 
 def checked_sum(

@@ -7,7 +7,7 @@ ranks positions by the size of this leave-one-out error.
 
 from __future__ import annotations
 
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
@@ -23,13 +23,15 @@ def reconstruction_error(
     factors: Float[Tensor, "H R D"] | None,
     *,
     tau: float = 1.0,
+    known: tuple[Int64[Tensor, "B H 1"], Float32[Tensor, "B H 1"]] | None = None,
 ) -> Float32[Tensor, "B H S"]:
     """Return odds(attention_i) ||R_h (output_h - v_i)|| ** tau for each query head and position.
 
     A weight near 1 loses its digits here: `leave_one_out_error` is exact for it too.
 
     `output` is each head's output o_h. `factors` are those of `head_factors`; None measures in
-    value space, without R_h. `tau` is above 0.
+    value space, without R_h. `tau` is above 0. `known` has a position of each head and its error,
+    which is known better.
 
     Raises ValueError if the shapes do not fit, or for a `tau` of 0 or below.
 
@@ -47,7 +49,11 @@ def reconstruction_error(
         f"output {tuple(output.shape)} does not fit attention {tuple(attention.shape)} "
         f"and values {tuple(values.shape)}",
     )
+    require(
+        known is None or known[0].shape == known[1].shape == (*attention.shape[:2], 1),
+        f"known must have a position and an error of each head of {tuple(attention.shape[:2])}",
+    )
     tensors = (values, output) if factors is None else (values, output, factors)
     return implementation(reconstruction_error, *tensors)(
-        attention, values, output, factors, tau=tau
+        attention, values, output, factors, tau=tau, known=known
     )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from kvpolicy_kernels.common.pytorch import odds
@@ -90,7 +90,7 @@ def _squares_by_channels(
 
 @triton.jit
 def _error_kernel(
-    attention, values, output, factors, errors, N, G, R, S, tau,
+    attention, values, output, factors, errors, known, known_errors, N, G, R, S, tau,
     attention_b, attention_h, attention_s,
     values_b, values_n, values_s, values_d,
     output_b, output_h, output_d, factors_h, factors_r, factors_d,
@@ -125,8 +125,11 @@ def _error_kernel(
             norm = tl.where(norm == 0, 0.0, power)
         a = attention + b * attention_b + h * attention_h + s * attention_s
         a = tl.load(a, mask=inside, other=0).to(tl.float32)
-        odds = a / tl.maximum(1 - a, LEAST_REST)
-        tl.store(errors + (b * N * G + h) * S + s, norm * odds, mask=inside)
+        error = norm * (a / tl.maximum(1 - a, LEAST_REST))
+        head = b * N * G + h
+        if known is not None:
+            error = tl.where(s == tl.load(known + head), tl.load(known_errors + head), error)
+        tl.store(errors + head * S + s, error, mask=inside)
 
 
 def reconstruction_error(
@@ -136,6 +139,7 @@ def reconstruction_error(
     factors: Float[Tensor, "H R D"] | None,
     *,
     tau: float = 1.0,
+    known: tuple[Int64[Tensor, "B H 1"], Float32[Tensor, "B H 1"]] | None = None,
 ) -> Float32[Tensor, "B H S"]:
     """Launch one program for each block of positions of a key/value head."""
     batch, heads, positions = attention.shape
@@ -147,7 +151,7 @@ def reconstruction_error(
     rank, strides = (0, (0, 0, 0)) if factors is None else (factors.shape[1], factors.stride())
     with torch.cuda.device_of(values):
         _error_kernel[(triton.cdiv(positions, tile.positions), batch * kv_heads)](
-            attention, values, output, factors, errors,
+            attention, values, output, factors, errors, *(known or (None, None)),
             kv_heads, heads // kv_heads, rank, positions, None if tau == 1 else tau,
             *attention.stride(), *values.stride(), *output.stride(), *strides,
             D=dim, BLOCK_D=block_dim, BLOCK_S=tile.positions, CHANNELS=tile.channels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
@@ -21,6 +21,7 @@ def reconstruction_error(
     factors: Float[Tensor, "H R D"] | None,
     *,
     tau: float = 1.0,
+    known: tuple[Int64[Tensor, "B H 1"], Float32[Tensor, "B H 1"]] | None = None,
 ) -> Float32[Tensor, "B H S"]:
     """Compute block by block, so that the values stay in the CPU's cache for the whole group.
 
@@ -42,4 +43,4 @@ def reconstruction_error(
                     missing = transposed_product(missing, factors[h].float())
                 norm = torch.linalg.vector_norm(missing, dim=-1).pow_(tau)
                 errors[b, h, s] = norm.mul_(odds(attention[b, h, s].float()))
-    return errors
+    return errors if known is None else errors.scatter_(-1, *known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
@@ -13,14 +13,20 @@ __all__ = ["rerotate_keys", "rotate_half"]
 
 
 def rerotate_keys(
-    keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
-) -> Float[Tensor, "B N S D"]:
+    keys: Float[Tensor, "B N S D"],
+    old: Tables,
+    new: Tables,
+    *,
+    interleaved: bool = False,
+    rows: Int[Tensor, "B K"] | None = None,
+) -> Float[Tensor, "B N K D"]:
     """Return keys that were rotated by `old` as if they had been rotated by `new`.
 
     `old` and `new` are the model's own cosines and sines at the two positions. Angles are never
     subtracted: cos(new - old) = cos new cos old + sin new sin old. Channels beyond R stay as they
     are. A pair of channels is 2j and 2j + 1 if `interleaved`, else j and j + R/2. The result is
-    computed in float32 and rounded once.
+    computed in float32 and rounded once. `rows` says which keys of each sequence are rotated, in
+    this order; None: all, and K is S. Tables have K positions.
 
     Raises ValueError if the tables differ in width, or do not fit the keys.
 
@@ -39,4 +45,5 @@ def rerotate_keys(
             f"tables of {table.shape[-1]} and {size} channels do not fit keys {tuple(keys.shape)}: "
             "they must have the same even number of channels, at most that of the keys",
         )
-    return implementation(rerotate_keys, keys, *old, *new)(keys, old, new, interleaved=interleaved)
+    given = (keys, *old, *new) if rows is None else (keys, *old, *new, rows)
+    return implementation(rerotate_keys, *given)(keys, old, new, interleaved=interleaved, rows=rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy_kernels.common.triton import launch
@@ -32,17 +32,17 @@ def _table(table, b, n, s, d, inside, stride_b, stride_n, stride_s, stride_d):
 
 @triton.jit
 def _rerotate_keys_kernel(
-    keys, old_cos, old_sin, new_cos, new_sin, rotated,
-    N, S,
+    keys, rows, old_cos, old_sin, new_cos, new_sin, rotated,
+    N, K, rows_b, rows_k,
     keys_b, keys_n, keys_s, keys_d,
     old_b, old_n, old_s, old_d,
     new_b, new_n, new_s, new_d,
     D: tl.constexpr, R: tl.constexpr, INTERLEAVED: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0).to(tl.int64)
     b, n = head // N, head % N
-    s = (tl.program_id(1).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S))[:, None]
+    k = (tl.program_id(1).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K))[:, None]
     d = tl.arange(0, BLOCK_D).to(tl.int64)[None, :]
     # The other channel of the pair, and its sign: a quarter turn takes (x, y) to (-y, x).
     if INTERLEAVED:
@@ -51,39 +51,48 @@ def _rerotate_keys_kernel(
     else:
         other = tl.where(d < R // 2, d + R // 2, d - R // 2)
         sign = tl.where(d < R // 2, -1.0, 1.0)
-    rotary = (s < S) & (d < R)
-    cos_o = _table(old_cos, b, n, s, d, rotary, old_b, old_n, old_s, old_d)
-    sin_o = _table(old_sin, b, n, s, d, rotary, old_b, old_n, old_s, old_d)
-    cos_n = _table(new_cos, b, n, s, d, rotary, new_b, new_n, new_s, new_d)
-    sin_n = _table(new_sin, b, n, s, d, rotary, new_b, new_n, new_s, new_d)
-    inside = (s < S) & (d < D)
+    s = k if rows is None else tl.load(rows + b * rows_b + k * rows_k, mask=k < K, other=0)
+    rotary = (k < K) & (d < R)
+    cos_o = _table(old_cos, b, n, k, d, rotary, old_b, old_n, old_s, old_d)
+    sin_o = _table(old_sin, b, n, k, d, rotary, old_b, old_n, old_s, old_d)
+    cos_n = _table(new_cos, b, n, k, d, rotary, new_b, new_n, new_s, new_d)
+    sin_n = _table(new_sin, b, n, k, d, rotary, new_b, new_n, new_s, new_d)
+    inside = (k < K) & (d < D)
     key = _table(keys, b, n, s, d, inside, keys_b, keys_n, keys_s, keys_d)
     pair = _table(keys, b, n, s, other, rotary, keys_b, keys_n, keys_s, keys_d)
     turn = key * (cos_n * cos_o + sin_n * sin_o) + pair * (sin_n * cos_o - cos_n * sin_o) * sign
-    tl.store(rotated + (head * S + s) * D + d, tl.where(d < R, turn, key), mask=inside)
+    tl.store(rotated + (head * K + k) * D + d, tl.where(d < R, turn, key), mask=inside)
 
 
 def rerotate_keys(
-    keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
-) -> Float[Tensor, "B N S D"]:
+    keys: Float[Tensor, "B N S D"],
+    old: Tables,
+    new: Tables,
+    *,
+    interleaved: bool = False,
+    rows: Int[Tensor, "B K"] | None = None,
+) -> Float[Tensor, "B N K D"]:
     """Rotate by the difference of the two angles, in one launch."""
-    batch, heads, positions, dim = keys.shape
+    batch, heads, length, dim = keys.shape
+    count = length if rows is None else rows.shape[1]
     # The interpreter truncates where a GPU rounds: round in PyTorch.
     dtype = torch.float32 if launch.INTERPRETED else keys.dtype
-    rotated = torch.empty(keys.shape, dtype=dtype, device=keys.device)
+    rotated = torch.empty(batch, heads, count, dim, dtype=dtype, device=keys.device)
     if rotated.numel() == 0:
         return rotated.to(keys.dtype)
     size = old[0].shape[-1]
     (old_cos, old_sin), (new_cos, new_sin) = (
-        _alike(*(table.expand(*keys.shape[:3], size) for table in tables)) for tables in (old, new)
+        _alike(*(table.expand(batch, heads, count, size) for table in tables))
+        for tables in (old, new)
     )
     block = triton.next_power_of_2(dim)
-    rows = max(1, BLOCK_NUMBERS // block)
+    at_once = max(1, BLOCK_NUMBERS // block)
     with torch.cuda.device_of(keys):
-        _rerotate_keys_kernel[(batch * heads, triton.cdiv(positions, rows))](
-            keys, old_cos, old_sin, new_cos, new_sin, rotated, heads, positions,
+        _rerotate_keys_kernel[(batch * heads, triton.cdiv(count, at_once))](
+            keys, rows, old_cos, old_sin, new_cos, new_sin, rotated, heads, count,
+            *(rows.stride() if rows is not None else (0, 0)),
             *keys.stride(), *old_cos.stride(), *new_cos.stride(),
-            D=dim, R=size, INTERLEAVED=interleaved, BLOCK_S=rows, BLOCK_D=block,
+            D=dim, R=size, INTERLEAVED=interleaved, BLOCK_K=at_once, BLOCK_D=block,
         )  # fmt: skip
     return rotated.to(keys.dtype)
 

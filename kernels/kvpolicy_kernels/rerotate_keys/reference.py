@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
-Tables: TypeAlias = tuple[Float32[Tensor, "#B #N #S R"], Float32[Tensor, "#B #N #S R"]]
+Tables: TypeAlias = tuple[Float32[Tensor, "#B #N #K R"], Float32[Tensor, "#B #N #K R"]]
 """Cosines and sines of norm 1, for the first R channels.
 
 Sequences, heads and positions may share them.
@@ -33,9 +33,17 @@ def rotate_half(
 
 
 def rerotate_keys(
-    keys: Float[Tensor, "B N S D"], old: Tables, new: Tables, *, interleaved: bool = False
-) -> Float[Tensor, "B N S D"]:
+    keys: Float[Tensor, "B N S D"],
+    old: Tables,
+    new: Tables,
+    *,
+    interleaved: bool = False,
+    rows: Int[Tensor, "B K"] | None = None,
+) -> Float[Tensor, "B N K D"]:
     """Rotate by the difference of the two angles."""
+    if rows is not None:
+        places = rows[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
+        keys = keys.gather(2, places)
     (old_cos, old_sin), (new_cos, new_sin) = old, new
     cosines = new_cos * old_cos + new_sin * old_sin
     sines = new_sin * old_cos - new_cos * old_sin

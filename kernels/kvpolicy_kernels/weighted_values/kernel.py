@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from kvpolicy_kernels.common.triton import launch
@@ -45,7 +45,7 @@ def sum_tile(group: int, exact: bool) -> SumTile:
 
 @triton.jit
 def _weighted_values_kernel(
-    attention, values, partials, N, G, S, GROUP_BLOCKS, SPAN,
+    attention, values, without, partials, N, G, S, GROUP_BLOCKS, SPAN,
     attention_b, attention_h, attention_s,
     values_b, values_n, values_s, values_d, partials_split,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -64,6 +64,9 @@ def _weighted_values_kernel(
         block = load_rows(value_rows, s < S, d, values_d, D, True)
         attention_rows = attention + b * attention_b + h * attention_h
         a = load_rows(attention_rows, g < G, s, attention_s, S, True)
+        if without is not None:
+            left_out = tl.load(without + b * N * G + h, mask=g < G, other=-1)
+            a = tl.where(s[None, :] == left_out[:, None], 0.0, a)
         sums = tl.dot(a, block, sums, input_precision=PRECISION)
     rows = partials + split * partials_split + (b * N * G + h) * D
     tl.store(rows[:, None] + d[None, :], sums, mask=(g < G)[:, None] & (d < D)[None, :])
@@ -73,6 +76,16 @@ def weighted_values(
     attention: Float[Tensor, "B H S"], values: Float[Tensor, "B N S D"]
 ) -> Float32[Tensor, "B H D"]:
     """Sum parts of the positions in one launch, then add up the parts."""
+    return partial_sums(attention, values).sum(0)
+
+
+def partial_sums(
+    attention: Float[Tensor, "B H S"],
+    values: Float[Tensor, "B N S D"],
+    *,
+    without: Int64[Tensor, "B H 1"] | None = None,
+) -> Float32[Tensor, "parts B H D"]:
+    """Sum parts of the positions, in one launch; `without` is one of each head that is left out."""
     batch, heads, positions = attention.shape
     kv_heads, dim = values.shape[1], values.shape[-1]
     group = heads // kv_heads
@@ -86,10 +99,10 @@ def weighted_values(
     partials = torch.empty(splits, batch, heads, dim, dtype=torch.float32, device=values.device)
     with torch.cuda.device_of(values):
         _weighted_values_kernel[(splits, batch * places)](
-            attention, values, partials, kv_heads, group, positions, group_blocks, span,
+            attention, values, without, partials, kv_heads, group, positions, group_blocks, span,
             *attention.stride(), *values.stride(), partials.stride(0),
             D=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
             BLOCK_G=tile.heads, BLOCK_S=tile.positions,
             PRECISION=tile.precision, num_warps=tile.warps,
         )  # fmt: skip
-    return partials.sum(0)
+    return partials

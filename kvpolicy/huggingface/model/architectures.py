@@ -56,6 +56,9 @@ ATTENTION = "Attention"
 ROTARY_EMBEDDING = "RotaryEmbedding"
 """The end of the class names of rotary modules."""
 
+ROTARY_SCALE = "attention_scaling"
+"""The attribute of rotary modules that says by what they multiply cosines and sines."""
+
 ROTATION = "apply_rotary_pos_emb"
 """The function of a model's module that turns queries and keys to their rotary positions."""
 

@@ -13,7 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.cache_argument import handed
-from kvpolicy.huggingface.model.architectures import ROTARY_EMBEDDING, VARYING_ROTARY
+from kvpolicy.huggingface.model.architectures import (
+    ROTARY_EMBEDDING,
+    ROTARY_SCALE,
+    VARYING_ROTARY,
+)
 from kvpolicy.huggingface.model.config import decoder_attentions
 from kvpolicy.huggingface.model.devices import device_of
 from kvpolicy.huggingface.model.rotary_positions import not_noted
@@ -55,6 +59,8 @@ class ModelRotary:
                 table[..., : table.shape[-1] // 2].repeat_interleave(2, -1)
                 for table in (cosines, sines)
             )
+        if getattr(self.module, ROTARY_SCALE, None) == 1:
+            return cosines, sines
         norm = torch.hypot(cosines, sines)
         return cosines / norm, sines / norm
 

@@ -17,7 +17,7 @@ def as_users_run_it():
 
 
 # caote had 23 before the error of a head's largest weight came from the others.
-@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 18), ("restkv", 30), ("h2o", 18)])
+@pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 18), ("restkv", 26), ("h2o", 18)])
 def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
     found = costs(recipe, BATCHES[0])
     for phase in found.values():
@@ -30,30 +30,30 @@ BOUNDS = {
     "adakv": ((36, 1), (5, 0)),
     "cam": ((22, 0), (22, 0)),
     "caote": ((24, 0), (2, 0)),
-    "capkv": ((52, 0), (2, 0)),
+    "capkv": ((49, 0), (2, 0)),
     "chunkkv": ((29, 0), (2, 0)),
     "criticalkv": ((37, 0), (2, 0)),
-    "dapq": ((26, 0), (2, 0)),
+    "dapq": ((22, 0), (2, 0)),
     "defensivekv": ((60, 1), (4, 0)),
-    "expectedattention": ((49, 0), (2, 0)),
+    "expectedattention": ((46, 0), (2, 0)),
     "h2o": ((17, 0), (18, 0)),
     "keydiff": ((20, 0), (18, 0)),
     "knorm": ((15, 0), (2, 0)),
-    "lacache": ((20, 1), (29, 2)),
+    "lacache": ((20, 1), (26, 2)),
     "lagkv": ((39, 0), (3, 0)),
     "lava": ((37, 0), (4, 0)),
     "layerdefensivekv": ((53, 0), (4, 0)),
     "lookm": ((24, 0), (25, 0)),
     "pyramidkv": ((18, 0), (2, 0)),
     "random": ((13, 0), (2, 0)),
-    "replay": ((115, 0), (2, 0)),
-    "restkv": ((30, 0), (2, 0)),
+    "replay": ((60, 0), (2, 0)),
+    "restkv": ((26, 0), (2, 0)),
     "rkv": ((46, 0), (3, 0)),
     "snapkv": ((18, 0), (2, 0)),
-    "streamingllm": ((13, 0), (19, 0)),
+    "streamingllm": ((13, 0), (16, 0)),
     "think": ((44, 0), (2, 0)),
     "tova": ((15, 0), (13, 0)),
-    "triattention": ((42, 0), (3, 0)),
+    "triattention": ((39, 0), (3, 0)),
 }
 """By recipe: the launches and waits of a layer in a prompt, and in a decoded token.
 
@@ -61,14 +61,10 @@ A token of adakv takes 4, and 5 now and then; it is not known why.
 """
 
 
-MORE_IN_A_PROMPT = {"replay": 115}
-"""It asks another scorer four times."""
-
-
 def test_every_recipe_has_a_bound_within_the_targets():
     assert set(BOUNDS) == set(recipes())
-    for recipe, ((of_prompt, _), (of_token, _)) in BOUNDS.items():
-        assert of_prompt <= MORE_IN_A_PROMPT.get(recipe, 60)
+    for (of_prompt, _), (of_token, _) in BOUNDS.values():
+        assert of_prompt <= 60
         assert of_token <= 30
 
 

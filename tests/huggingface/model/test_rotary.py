@@ -1,8 +1,10 @@
 """A model's rotary embedding is the one that it uses now."""
 
+import pytest
 import torch
 
 from kvpolicy.exactness.usages.inputs import read, small_policy
+from kvpolicy.huggingface.model.rotary import ModelRotary
 from kvpolicy.testing.models import tiny_model
 
 
@@ -29,3 +31,13 @@ def test_angles_that_are_written_to_are_read_anew():
     found = read(used, policy.cache(used), turns)
     expected = read(fresh, policy.cache(fresh), turns)
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.2])
+def test_a_models_own_scale_is_taken_out_of_its_angles(scale):
+    module = tiny_model("llama").model.rotary_emb
+    plain = ModelRotary(module).tables(torch.arange(40))
+    module.attention_scaling = scale
+    found = ModelRotary(module).tables(torch.arange(40))
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(torch.hypot(*found), torch.ones_like(found[0]))
