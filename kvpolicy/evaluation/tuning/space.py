@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from kvpolicy.budget import Budget, plain
-from kvpolicy.discovery.registry import installed
+import attrs
 
-VERSION = 1
+from kvpolicy.budget import Budget, plain
+from kvpolicy.composition import compose, recipe
+from kvpolicy.discovery.registry import installed
+from kvpolicy.errors import KvpolicyError
+
+VERSION = 2
 """Of the space: a study goes on only if it is the same."""
+WIDTHS = (3, 5, 7, 13)
 
 
 class Trial(Protocol):
@@ -23,48 +28,48 @@ class Trial(Protocol):
 
 
 Options: TypeAlias = "Callable[[Trial], dict[str, Any]]"
+"""Suggests options of a part. Their names begin with the kind of the part and the option."""
 
 
 def _window(trial: Trial) -> dict[str, Any]:
-    return {"window": trial.suggest_categorical("window", (8, 16, 32, 64))}
+    return {"window": trial.suggest_categorical("scorer.window", (8, 16, 32, 64))}
 
 
 def _reconstruction(trial: Trial) -> dict[str, Any]:
-    inside = trial.suggest_categorical("o_includes_window", (False, True))
+    inside = trial.suggest_categorical("scorer.o_includes_window", (False, True))
     return {**_window(trial), "o_includes_window": inside}
 
 
 def _pooling(trial: Trial) -> dict[str, Any]:
     return {
-        "pooling": trial.suggest_categorical("pooling", ("avg", "max")),
-        "width": trial.suggest_categorical("width", (3, 5, 7, 13)),
+        "pooling": trial.suggest_categorical("smoother.pooling.plain", ("avg", "max")),
+        "width": trial.suggest_categorical("smoother.width", WIDTHS),
     }
 
 
 def _spatiotemporal(trial: Trial) -> dict[str, Any]:
-    pooling = trial.suggest_categorical("spatial", ("none", "avg", "max", "adaptive"))
-    width = (
-        {} if pooling == "none" else {"width": trial.suggest_categorical("width", (3, 5, 7, 13))}
-    )
-    return {"alpha": trial.suggest_float("alpha", 0.05, 1.0), "pooling": pooling, **width}
+    pooling = trial.suggest_categorical("smoother.pooling", ("none", "avg", "max", "adaptive"))
+    width = trial.suggest_categorical("smoother.width", WIDTHS)
+    alpha = trial.suggest_float("smoother.alpha", 0.05, 1.0)
+    return {"alpha": alpha, "pooling": pooling} | ({} if pooling == "none" else {"width": width})
 
 
 def _adaptive(trial: Trial) -> dict[str, Any]:
-    return {"floor": trial.suggest_float("floor", 0.0, 1.0)}
+    return {"floor": trial.suggest_float("allocator.floor", 0.0, 1.0)}
 
 
 def _replay(trial: Trial) -> dict[str, Any]:
     return {
-        "scorer": trial.suggest_categorical("replayed", ("snapkv", "restkv")),
-        "hops": trial.suggest_categorical("hops", (1, 2, 3)),
+        "scorer": trial.suggest_categorical("scorer.scorer", ("snapkv", "restkv")),
+        "hops": trial.suggest_categorical("scorer.hops", (1, 2, 3)),
     }
 
 
 def _pseudo(trial: Trial) -> dict[str, Any]:
     return {
-        "scorer": trial.suggest_categorical("pseudo", ("snapkv", "restkv")),
-        "tokens": trial.suggest_categorical("tokens", (8, 16, 32, 64)),
-        "content": trial.suggest_categorical("content", ("last", "spread")),
+        "scorer": trial.suggest_categorical("scorer.scorer", ("snapkv", "restkv")),
+        "tokens": trial.suggest_categorical("scorer.tokens", (8, 16, 32, 64)),
+        "content": trial.suggest_categorical("scorer.content", ("last", "spread")),
     }
 
 
@@ -109,7 +114,54 @@ def suggested(trial: Trial, budget: Budget) -> dict[str, Any]:
     return {
         **parts,
         "group": trial.suggest_categorical("group", ("mean", "max")),
-        "recent": trial.suggest_categorical("recent", (4, 8, 16, 32)),
+        "recent": trial.suggest_categorical("recent", (0, 4, 8, 16, 32)),
         "sinks": trial.suggest_categorical("sinks", (0, 4)),
         "budget": plain(budget),
     }
+
+
+@attrs.frozen
+class _Found:
+    """Suggests what a policy has, as plain data, and notes it in `values`."""
+
+    policy: Mapping[str, Any]
+    values: dict[str, Any] = attrs.field(factory=dict)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Return the policy's value. Raises LookupError unless it is one of `choices`."""
+        value = self._value(name)
+        if value not in choices:
+            raise LookupError(name)
+        self.values[name] = value
+        return value
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        """Return the policy's number. Raises LookupError unless it is from `low` to `high`."""
+        value = float(self._value(name))
+        if not low <= value <= high:
+            raise LookupError(name)
+        self.values[name] = value
+        return value
+
+    def _value(self, name: str) -> Any:
+        first, *option = name.split(".")
+        if first not in SPACE:
+            return self.policy[first]
+        return self.policy[first][option[0] if option else "name"]
+
+
+def beginnings(budget: Budget) -> list[dict[str, Any]]:
+    """Return for each installed recipe that the space has the values that suggest it.
+
+    A search that begins with them finds nothing worse than these recipes.
+    """
+    known = []
+    for name in sorted({part.name for part in installed("recipe")}):
+        try:
+            policy = recipe(name, budget=budget)
+            found = _Found(policy.to_dict())
+            if compose(**suggested(found, budget)) == policy:
+                known.append(found.values)
+        except (KvpolicyError, LookupError):
+            continue
+    return known

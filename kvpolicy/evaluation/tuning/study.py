@@ -12,7 +12,7 @@ import attrs
 from kvpolicy.budget import Budget
 from kvpolicy.composition import compose
 from kvpolicy.errors import KvpolicyError, MissingPackageError, ResultsError, shown
-from kvpolicy.evaluation.tuning.space import suggested
+from kvpolicy.evaluation.tuning.space import beginnings, suggested
 from kvpolicy.policy import Policy
 
 
@@ -37,11 +37,16 @@ def search(
 ) -> list[Tried]:
     """Try policies until there are `trials`, those of earlier calls included; the best first.
 
+    The first are the recipes that the space has.
+
     Arguments that make no policy, or one that the model cannot have, count as trials. Raises
     MissingPackageError without Optuna, and ResultsError for a file that is no journal of Optuna.
     """
     optuna = _optuna()
     study = _study(optuna, name, file, seed)
+    if not study.trials:
+        for values in beginnings(budget):
+            study.enqueue_trial(values)
 
     def objective(trial: Any) -> float:
         arguments = suggested(trial, budget)

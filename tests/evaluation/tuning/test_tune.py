@@ -9,7 +9,7 @@ import kvpolicy
 from kvpolicy.errors import DataError, InvalidValueError, MissingPackageError, ResultsError
 from kvpolicy.evaluation import needle
 from kvpolicy.evaluation.tuning import tune
-from kvpolicy.evaluation.tuning.space import SPACE, suggested
+from kvpolicy.evaluation.tuning.space import SPACE, beginnings, suggested
 
 pytest.importorskip("optuna")
 
@@ -25,6 +25,19 @@ class Chooses:
 
     def suggest_float(self, name, low, high):
         return high if self.place % 2 else low
+
+
+@attrs.frozen
+class Given:
+    """Suggests values by their names."""
+
+    values: dict
+
+    def suggest_categorical(self, name, choices):
+        return self.values[name]
+
+    def suggest_float(self, name, low, high):
+        return self.values[name]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +63,20 @@ def test_what_is_suggested_makes_a_policy(place):
     assert policy.budget == 0.25
     for kind, choices in SPACE.items():
         assert arguments[kind]["name"] in choices
+
+
+@pytest.mark.parametrize("name", ["snapkv", "restkv", "adakv", "replay", "expectedattention"])
+def test_a_search_begins_with_the_recipes_that_it_could_find(name):
+    wanted = kvpolicy.recipe(name, budget=64)
+    begun = [suggested(Given(values), 64) for values in beginnings(64)]
+    assert wanted in [kvpolicy.compose(**arguments) for arguments in begun]
+
+
+def test_what_is_found_is_no_worse_than_a_recipe_that_was_tried(model, data):
+    tuned, *others = found(
+        model, data, trials=len(beginnings(48)), recipes=["snapkv", "replay"]
+    ).lines
+    assert all(tuned.score > each.score or tuned.error <= each.error for each in others)
 
 
 def test_the_search_goes_on_where_it_stopped(model, data, tmp_path):
