@@ -35,11 +35,12 @@ class OtherLayers:
                 return
 
     def bring_back(self) -> bool:
-        """Make the layers as they were noted. Return False if one of them cannot be."""
-        for layer, attributes in self.before or []:
+        """Make the layers as they were noted, and let go. Return False if one cannot be."""
+        before, self.before = self.before, []
+        for layer, attributes in before or []:
             vars(layer).clear()
             vars(layer).update(attributes)
-        return self.before is not None
+        return before is not None
 
     def forget(self) -> None:
         """Let go of what was noted, since more is changed from here on."""

@@ -114,6 +114,7 @@ class Session:
         """Forget the conversation; what never changes stays."""
         self.together.clear()
         self.drafts.end = None
+        self.others.forget()
         if self.spans is not None:
             self.spans.clear()
 

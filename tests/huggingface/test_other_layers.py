@@ -1,5 +1,7 @@
 """A refused forward takes the new tokens back from layers that do not evict, too."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -56,6 +58,17 @@ def test_a_cache_that_refused_its_first_prompt_is_empty():
     with pytest.raises(InvalidValueError, match="Raise the budget"):
         model(tokens(0), past_key_values=cache)
     assert (cache.seen, cache.nbytes) == (0, 0)
+
+
+def test_behind_a_refused_turn_and_a_reset_no_window_is_kept_alive():
+    model = tiny_architecture("gemma3_text")
+    cache = small_policy("snapkv").cache(model)
+    model(tokens(0), past_key_values=cache)
+    refuse_a_turn(model, cache)
+    window = weakref.ref(cache.layers[0].keys)
+    assert window() is not None
+    cache.reset()
+    assert window() is None
 
 
 def test_layers_that_write_into_their_state_are_not_given_back():
