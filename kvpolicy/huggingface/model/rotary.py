@@ -60,6 +60,7 @@ class ModelRotary:
                 for table in (cosines, sines)
             )
         if getattr(self.module, ROTARY_SCALE, None) == 1:
+            # The norm is 1: to compute it takes three launches.
             return cosines, sines
         norm = torch.hypot(cosines, sines)
         return cosines / norm, sines / norm

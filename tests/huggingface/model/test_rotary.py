@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from kvpolicy.exactness.architectures import tiny_architecture
 from kvpolicy.exactness.usages.inputs import read, small_policy
 from kvpolicy.huggingface.model.rotary import ModelRotary
 from kvpolicy.testing.models import tiny_model
+from tests.model_types import needs_type
 
 
 @torch.no_grad()
@@ -41,3 +43,15 @@ def test_a_models_own_scale_is_taken_out_of_its_angles(scale):
     found = ModelRotary(module).tables(torch.arange(40))
     torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(torch.hypot(*found), torch.ones_like(found[0]))
+
+
+# Sections of three axes, parts of the channels, interleaved pairs, two modules.
+@pytest.mark.parametrize("model_type", ["gemma3_text", "glm", "phi3", "qwen3_5_text", "qwen3_next"])
+def test_the_angles_of_a_model_have_norm_one(model_type):
+    needs_type(model_type)
+    cache = small_policy("streamingllm").cache(tiny_architecture(model_type))
+    rotaries = [each for each in cache.session.rotaries if each is not None]
+    assert rotaries
+    for found in (each.tables(torch.arange(0, 300, 7)) for each in rotaries):
+        norms = torch.hypot(*(table.double() for table in found))
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-6)
