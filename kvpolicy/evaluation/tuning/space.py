@@ -15,6 +15,7 @@ from kvpolicy.errors import KvpolicyError
 VERSION = 2
 """Of the space: a study goes on only if it is the same."""
 WIDTHS = (3, 5, 7, 13)
+"""Of pooling, in positions."""
 
 
 class Trial(Protocol):
@@ -153,7 +154,7 @@ class _Found:
 def beginnings(budget: Budget) -> list[dict[str, Any]]:
     """Return for each installed recipe that the space has the values that suggest it.
 
-    A search that begins with them finds nothing worse than these recipes.
+    The smallest error of a search that tries them all is at most theirs.
     """
     known = []
     for name in sorted({part.name for part in installed("recipe")}):
