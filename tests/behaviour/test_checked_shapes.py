@@ -15,7 +15,7 @@ def test_a_tensor_of_another_shape_is_found():
         pool_scores(WRONG, 3)
 
 
-# `make deep` checks all calls.
+# `make deep` checks all calls, so there are no later ones that are not.
 @pytest.mark.skipif(shapes.EVERY_CALL, reason="all calls are checked here")
 def test_later_calls_of_a_test_are_not_checked():
     for _ in range(shapes.CALLS):

@@ -79,8 +79,8 @@ def kind(request):
     try:
         importlib.import_module(package)
     except ImportError:
-        # They have an environment of their own: transformers imports hqq wherever it is installed.
-        # They have an environment of their own, in which `make quantizers` runs this.
+        # `make quantizers` runs this in an environment of its own: transformers imports hqq
+        # wherever it is installed.
         pytest.skip(f"{package} is not installed: `make quantizers` installs it")
     return quantized
 

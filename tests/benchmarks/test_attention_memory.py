@@ -7,8 +7,8 @@ import pytest
 from benchmarks import attention_memory
 
 
-# The benchmark reads /proc, which only Linux has.
-# Other systems have no file that tells the peak of a process and can be reset.
+# The benchmark reads /proc. Other systems have no file that tells the peak of a process and can be
+# reset.
 @pytest.mark.skipif(sys.platform != "linux", reason="the pages of a process are read from /proc")
 @pytest.mark.parametrize("efficient", [False, True])
 @pytest.mark.parametrize("model_type", attention_memory.MODELS)

@@ -11,8 +11,8 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
-# The benchmark reads /proc, which only Linux has.
-# Other systems have no file that tells the peak of a process and can be reset.
+# The benchmark reads /proc. Other systems have no file that tells the peak of a process and can be
+# reset.
 @pytest.mark.skipif(sys.platform != "linux", reason="the pages of a process are read from /proc")
 def test_memory_that_a_call_gives_back_counts_at_its_peak():
     def call():

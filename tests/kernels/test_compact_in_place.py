@@ -141,9 +141,8 @@ def test_the_kernel_touches_nothing_outside_the_positions(device):
     assert torch.equal(room[:, 0, :2].cpu(), before[:, 0, :2])
 
 
-# Triton's interpreter runs programs one after another. So without a GPU no program meets another,
-# and each of the 200 runs would say the same. The tests above try the reversed order of programs.
-# It repeats a call to catch programs that race: the interpreter runs them one after another.
+# A call is repeated to catch programs that race. Triton's interpreter runs them one after another,
+# so that each of the 200 runs would say the same. The tests above try the reversed order.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the interpreter has no races")
 @pytest.mark.usefixtures("triton_kernels")
 def test_the_kernel_gives_the_same_bits_every_time(device):

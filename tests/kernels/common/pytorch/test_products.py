@@ -14,9 +14,8 @@ def asked(monkeypatch):
     product = products._by_onednn()
     if not torch.backends.mkldnn.is_available():
         # PyTorch is built without oneDNN for some processors, or by those who compile it so. Then
-        # it makes all products itself, and there are no calls to count. Where it has oneDNN, the
+        # another library multiplies, and there are no calls to count. Where it has oneDNN, the
         # tests do not skip: the next line fails if the operator is missing.
-        # Another library then multiplies, whose calls are not counted.
         pytest.skip("this PyTorch is built without oneDNN, which these tests count the calls of")
     assert product is not None, "PyTorch has oneDNN, but its float32 operator is not used"
 
