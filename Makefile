@@ -5,6 +5,7 @@ EXAMPLES ?= 1000
 STRETCHES ?= 2
 PROMPTS ?= 4
 SAMPLES ?= 16
+BATCH ?= 20
 TEXTS ?= 4
 BUDGETS ?= 64,128
 KINDS ?= prose
@@ -95,16 +96,16 @@ bed-chained: $(READY) ## The same on a model whose facts must be combined: docs/
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model examples/needle-model/chained --prompts 8 \
 	    --entrants all --answers > $(RESULTS)/bed-chained.md
 
-needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (minutes; SAMPLES=200: hours).
+needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (minutes; SAMPLES=200: a quarter of an hour).
 	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets 64,128,256 \
-	    --task needle --option num_samples=200 --limit $(SAMPLES) --question $$place --baseline snapkv \
+	    --task needle --option num_samples=200 --limit $(SAMPLES) --batch $(BATCH) --question $$place --baseline snapkv \
 	    --output $(RESULTS)/needle.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/needle.jsonl --baseline snapkv --markdown $(RESULTS)/needle.md
 
-needle-tasks: $(READY) ## All recipes on the needle model's other tasks: docs/results/needle-tasks.md (half an hour; SAMPLES=200: hours).
+needle-tasks: $(READY) ## All recipes on the needle model's other tasks: docs/results/needle-tasks.md (ten minutes; SAMPLES=200: two hours).
 	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets $(BUDGETS) \
 	    --task needles $$(test $$place = inside || echo --task needle_shared) --option num_samples=200 --limit $(SAMPLES) \
-	    --question $$place --baseline snapkv --output $(RESULTS)/needle-tasks.jsonl > /dev/null || exit 1; done
+	    --batch $(BATCH) --question $$place --baseline snapkv --output $(RESULTS)/needle-tasks.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/needle-tasks.jsonl --baseline snapkv --markdown $(RESULTS)/needle-tasks.md
 
 tuned: $(READY) ## What `kvpolicy tune` finds for the needle model's prompts: docs/results/tuned.md (minutes).

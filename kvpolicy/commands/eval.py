@@ -70,6 +70,9 @@ def evaluate(
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Let an oracle take part, which knows each answer.")
     ] = False,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Read so many prompts together, once for all recipes.")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     dtype: Dtype = "auto",
     device: Device = "auto",
@@ -113,6 +116,7 @@ def evaluate(
         "retry": retry,
         "references": references,
         "oracle": oracle,
+        "batch": batch,
     }
     if page is not None and page.suffix not in PAGES:
         raise InvalidValueError(

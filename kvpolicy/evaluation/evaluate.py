@@ -89,6 +89,7 @@ def evaluate(
     retry: bool = False,
     references: bool = True,
     oracle: bool = False,
+    batch: int = 1,
     on_start: Callable[[Grid], object] = lambda grid: None,
     on_row: Callable[[Row, bool], object] = lambda row, ran: None,
 ) -> Evaluation:
@@ -114,6 +115,8 @@ def evaluate(
     - `references`: let recipe `random` take part at each budget.
     - `oracle`: let the oracle take part at each budget. It keeps what the question and the full
       cache's own answer will need most, so no method can know it.
+    - `batch`: read so many prompts of one length together, and once for all recipes. Times are then
+      not known. It is for metrics of texts.
 
     >>> from kvpolicy.evaluation import needle
     >>> model, tokenizer = needle.load()
@@ -140,6 +143,7 @@ def evaluate(
         baseline=baseline,
         references=references,
         oracle=oracle,
+        batch=batch,
     )
     written = results_at(results)
     with engine_of(model, tokenizer, engine) as opened:
@@ -152,6 +156,7 @@ def evaluate(
             tasks=[with_samples(each, opened.tokenizer, limit) for each in tested],
             max_new_tokens=max_new_tokens,
             retry=retry,
+            batch=batch,
         )
         on_start(grid)
         return Evaluation(rows=tuple(grid.run(written, on_row)), baseline=baseline)
@@ -193,8 +198,8 @@ def _check_settings(**settings: Any) -> None:
         raise InvalidValueError(
             f"question must be 'inside' or 'outside', but is {shown(question)}."
         )
-    for name, least in (("max_new_tokens", 1), ("max_prompt_tokens", 2), ("limit", 1)):
-        value = settings.get(name)
+    for name in ("max_new_tokens", "max_prompt_tokens", "limit", "batch"):
+        value, least = settings.get(name), 2 if name == "max_prompt_tokens" else 1
         if value is not None and not (isinstance(value, int) and least <= value <= LARGEST):
             raise InvalidValueError(
                 f"{name} must be {least} or more, and at most {LARGEST}, but is {shown(value)}."

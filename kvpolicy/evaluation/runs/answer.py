@@ -84,7 +84,7 @@ class _Context:
 
     def answer(self, asked: Asked) -> dict[str, Any]:
         """Return the fields of a row that a run decides."""
-        _check_length(self.model, asked.prompt, asked.sample)
+        check_length(self.model, asked.prompt, asked.sample)
         with self._reading(asked) as reading:
             found = ASKS[asked.metric.asks](reading, asked._replace(full=self.full))
             return {
@@ -134,7 +134,8 @@ class _Context:
         return max(self.peak, torch.cuda.max_memory_allocated(self.model.device))
 
 
-def _check_length(model: PreTrainedModel, prompt: Prompt, sample: Sample) -> None:
+def check_length(model: PreTrainedModel, prompt: Prompt, sample: Sample) -> None:
+    """Raise InvalidValueError for a prompt that is too long for the model."""
     longest = getattr(decoder_config(model), "max_position_embeddings", None)
     if longest is not None and prompt.tokens > longest:
         raise InvalidValueError(

@@ -80,8 +80,13 @@ def _written(reading: Reading, asked: Asked) -> Mapping[str, Any]:
         ends=ends_of(reading.model, asked.tokenizer),
         least=sample.min_new_tokens,
     )
+    return written_fields(asked, tokens)
+
+
+def written_fields(asked: Asked, tokens: list[int]) -> Mapping[str, Any]:
+    """Return the fields of a row that come of the tokens that were written."""
     text = str(asked.tokenizer.decode(tokens, skip_special_tokens=True))
-    for stop in sample.stop:
+    for stop in asked.sample.stop:
         text = text.partition(stop)[0]
     return {
         "text": text,

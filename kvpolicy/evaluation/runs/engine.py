@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import attrs
 
 from kvpolicy.errors import InvalidValueError, told
 from kvpolicy.evaluation.runs.answer import answers
+from kvpolicy.evaluation.runs.batch import answered_together
 from kvpolicy.evaluation.runs.entrant import Entrant
 from kvpolicy.evaluation.runs.identity import model_identity
 from kvpolicy.evaluation.runs.oracle import foreseen
 from kvpolicy.evaluation.runs.prompt import Prompt
+from kvpolicy.evaluation.runs.read_once import ReadOnce
 from kvpolicy.evaluation.runs.row import Row
 from kvpolicy.task import Metric, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kvpolicy.policy import Policy
 
 Question: TypeAlias = tuple[Prompt | Exception, Sample]
 """A sample as tokens, or why there are none, and the sample."""
@@ -27,12 +31,16 @@ Question: TypeAlias = tuple[Prompt | Exception, Sample]
 
 @attrs.frozen(kw_only=True, eq=False)
 class Job:
-    """Questions on one context for one entrant; `starts` are their rows as they are before."""
+    """Questions for one entrant; `starts` are their rows as they are before.
+
+    They are on one context, or each on its own of one length if they are read `together`.
+    """
 
     metric: Metric
     entrant: Entrant
     questions: Sequence[Question]
     starts: Sequence[Row]
+    together: bool = False
 
 
 class Engine(AbstractContextManager["Engine"], Protocol):
@@ -71,6 +79,10 @@ class InProcess:
         """Do nothing: the model stays."""
 
     @cached_property
+    def _reader(self) -> ReadOnce:
+        return ReadOnce(self.model)
+
+    @cached_property
     def identity(self) -> Mapping[str, str]:
         """What `model_identity` says of the model."""
         return model_identity(self.model)
@@ -85,6 +97,8 @@ class InProcess:
         asked, entrant = (self.model, self.tokenizer, prompts, job.metric), job.entrant
         if entrant.is_oracle and entrant.budget is not None:
             found = foreseen(*asked, entrant.budget)
+        elif job.together:
+            found = self._together(*asked, entrant.policy)
         else:
             found = answers(*asked, entrant.policy)
         for (prompt, _), start in zip(job.questions, job.starts, strict=True):
@@ -96,6 +110,23 @@ class InProcess:
                 yield attrs.evolve(start, error=told(outcome))
             else:
                 yield attrs.evolve(start, **outcome)
+
+    def _together(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Sequence[tuple[Prompt, Sample]],
+        metric: Metric,
+        policy: Policy | None,
+    ) -> Iterator[dict[str, Any] | Exception]:
+        """Yield the fields of rows; each question alone where all together fail, for its error."""
+        try:
+            found = answered_together(self._reader, tokenizer, questions, metric, policy)
+        except Exception:  # noqa: BLE001 - whatever a policy raises is the error of its own row
+            for question in questions:
+                yield from answers(model, tokenizer, [question], metric, policy)
+        else:
+            yield from found
 
 
 def engine_of(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, compress, groupby
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, compress, groupby, islice
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 
@@ -20,6 +20,8 @@ from kvpolicy.evaluation.runs.row import Row
 from kvpolicy.evaluation.runs.stored import StoredResults
 from kvpolicy.task import Metric, Sample
 
+T = TypeVar("T")
+
 
 @attrs.frozen(kw_only=True)
 class Named:
@@ -31,10 +33,11 @@ class Named:
 
 
 class Group(NamedTuple):
-    """Questions of one task that have the same context."""
+    """Questions of one task that have the same context, or contexts that are read together."""
 
     task: Named
     questions: Sequence[Question]
+    together: bool = False
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -43,6 +46,9 @@ class Grid:
 
     Samples that follow each other and ask outside of the same context are a group: each entrant
     reads and evicts that context once, and answers every question from a copy of the cache.
+
+    With a `batch` above 1, so many prompts of one length that want a text are read together, and
+    once for all entrants; see `kvpolicy.evaluation.runs.batch`.
 
     `max_new_tokens` is for samples that set none. With `retry` a run that failed before is tried
     again; otherwise its row stays.
@@ -54,6 +60,7 @@ class Grid:
     tasks: Sequence[Named]
     max_new_tokens: int = 64
     retry: bool = False
+    batch: int = 1
     identity: Mapping[str, Any] = attrs.field(init=False, repr=False)
 
     @identity.default
@@ -105,15 +112,19 @@ class Grid:
                         entrant=entrant,
                         questions=list(compress(group.questions, missing)),
                         starts=list(compress(starts, missing)),
+                        together=group.together,
                     )
             order += chain.from_iterable(zip(*keys, strict=True))
 
     def _groups(self) -> Iterator[Group]:
-        """Yield questions that follow each other and have the same context outside."""
+        """Yield questions that follow each other, and have one context or are read together."""
         for task in self.tasks:
             asked = ((self._prompt(task, each), each) for each in map(self._limited, task.samples))
-            for _, group in groupby(asked, _context_of):
-                yield Group(task, list(group))
+            alone = (list(group) for _, group in groupby(asked, _context_of))
+            joins = self.batch > 1 and task.metric.asks == "text"
+            for shape, groups in groupby(alone, _shape_of if joins else lambda _: None):
+                for batch in _batched(groups, self.batch if shape else 1):
+                    yield Group(task, list(chain.from_iterable(batch)), together=len(batch) > 1)
 
     def _limited(self, sample: Sample) -> Sample:
         if sample.max_new_tokens is None:
@@ -186,6 +197,20 @@ def _context_of(question: Question) -> object:
     if isinstance(prompt, Exception) or not prompt.question.shape[1]:
         return object()
     return prompt.context.tolist()
+
+
+def _shape_of(group: Sequence[Question]) -> tuple[int, int] | None:
+    """Return the lengths of a prompt that can be read together with others; None if it cannot."""
+    prompt, _ = group[0]
+    if len(group) > 1 or isinstance(prompt, Exception):
+        return None
+    return prompt.context.shape[1], prompt.question.shape[1]
+
+
+def _batched(groups: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    waiting = iter(groups)
+    while batch := tuple(islice(waiting, size)):
+        yield batch
 
 
 def _other(

@@ -77,7 +77,9 @@ class Reading:
 
     def _forward(self, ids: Int[Tensor, "1 Q"], **options: Any) -> Float[Tensor, "kept V"]:
         before = [(layer.held, layer.seen) for layer in self.report().layers]
-        self._count(before, ids.shape[1])
+        entries, full = entries_of_forward(before, ids.shape[1])
+        self.footprint += entries
+        self.full_footprint += full
         output = self.model(
             input_ids=ids.to(self.model.device), **handed(self.cache, to=self.model), **options
         )
@@ -177,12 +179,18 @@ class Reading:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
-    def _count(self, before: Sequence[tuple[int, int]], new: int) -> None:
-        # Token i of a forward has the entries from before, and the i tokens up to itself.
-        triangle = new * (new + 1) // 2
-        layers = before or [(0, 0)]
-        self.footprint += sum(held * new + triangle for held, _ in layers)
-        self.full_footprint += sum(seen * new + triangle for _, seen in layers)
+
+def entries_of_forward(before: Sequence[tuple[int, int]], new: int) -> tuple[int, int]:
+    """Return how many entries the attention of `new` tokens has, and would have in a full cache.
+
+    `before` has the positions that each layer held and had seen, of a head on average. Token i has
+    those entries, and the i tokens up to itself.
+    """
+    triangle, layers = new * (new + 1) // 2, before or [(0, 0)]
+    return (
+        sum(held * new + triangle for held, _ in layers),
+        sum(seen * new + triangle for _, seen in layers),
+    )
 
 
 def _likeliest(logits: Float[Tensor, " V"], but: Collection[int]) -> int:

@@ -51,6 +51,8 @@ class Row:
     - `first_seconds`, `token_seconds`: the time to the first token, and of each later one. Where
       several questions share a context, it was read once; that time, and those entries, count
       for each of them. The time to copy the cache does not count.
+    - `together`: how many prompts were read at a time. If there were several, no times are known;
+      the bytes are an equal share of the cache's.
     - `run`: the model, the code, versions and the machine.
     """
 
@@ -82,6 +84,7 @@ class Row:
     full_footprint: int | None = None
     first_seconds: float | None = None
     token_seconds: float | None = None
+    together: int = 1
     run: Mapping[str, Any] = attrs.field(factory=dict, repr=False)
 
     @property

@@ -45,14 +45,15 @@ def noted_positions(own: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() or id(module) in _compiled:
-            _note(module, kwargs.get("position_ids", args[1] if len(args) > 1 else None))
+            note(module, kwargs.get("position_ids", args[1] if len(args) > 1 else None))
         return own(module, *args, **kwargs)
 
     return forward
 
 
 @between_graphs
-def _note(module: nn.Module, positions: Any) -> None:
+def note(module: nn.Module, positions: Any) -> None:
+    """Take a note of the positions that a rotary module is called with in this thread."""
     if isinstance(positions, Tensor) and not _notes.is_quiet:
         _notes.positions[module] = positions
 
