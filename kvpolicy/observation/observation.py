@@ -8,16 +8,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from kvpolicy.observation.fold import Reduce, weights_of
+from kvpolicy.observation.note import Notes
 from kvpolicy.observation.products import scaled_products
 from kvpolicy.observation.projection import output_factors
 from kvpolicy.observation.rotary import Rotary
+from kvpolicy.observation.shapes import shape_of
 from kvpolicy.observation.shard import Shard
 from kvpolicy.observation.softmax import softmax
 from kvpolicy_kernels import window_attention
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "None" if tensor is None else f"<{str(tensor.dtype)[6:]} {list(tensor.shape)}>"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -30,7 +28,7 @@ class Observation:
     `ahead`, they stand at the next position of the text, or at the next W positions if they are
     `consecutive` too, and each attends to all S positions.
 
-    - `state` is the scorer's running state; None if it has none.
+    - `state` is the scorer's running state, and `noted` its notes of rows; None if it has none.
     - `positions` are the true positions of the keys, and `seen` counts the tokens read so far.
     - `budget` is how many positions each key/value head may keep.
     - `output_weight` is that of the whole layer. The H heads shown are those from `first_head` on.
@@ -51,20 +49,21 @@ class Observation:
     (2, 9, 9)
     """
 
-    queries: Float[Tensor, "B H W D"] = attrs.field(repr=_shape)
-    keys: Float[Tensor, "B N S D"] = attrs.field(repr=_shape)
-    values: Float[Tensor, "B N S Dv"] = attrs.field(repr=_shape)
+    queries: Float[Tensor, "B H W D"] = attrs.field(repr=shape_of)
+    keys: Float[Tensor, "B N S D"] = attrs.field(repr=shape_of)
+    values: Float[Tensor, "B N S Dv"] = attrs.field(repr=shape_of)
     layer: int = 0
     num_layers: int = 1
     scaling: float = attrs.field()
     softcap: float | None = None
-    sink_logits: Float[Tensor, " H"] | None = attrs.field(default=None, repr=_shape)
-    position_bias: Float[Tensor, "B H W S"] | None = attrs.field(default=None, repr=_shape)
-    output_weight: Float[Tensor, "M columns"] | None = attrs.field(default=None, repr=_shape)
-    positions: Int[Tensor, "B N S"] = attrs.field(repr=_shape)
+    sink_logits: Float[Tensor, " H"] | None = attrs.field(default=None, repr=shape_of)
+    position_bias: Float[Tensor, "B H W S"] | None = attrs.field(default=None, repr=shape_of)
+    output_weight: Float[Tensor, "M columns"] | None = attrs.field(default=None, repr=shape_of)
+    positions: Int[Tensor, "B N S"] = attrs.field(repr=shape_of)
     seen: int = attrs.field()
     budget: int = attrs.field()
-    state: Float[Tensor, "B H S *rest"] | None = attrs.field(default=None, repr=_shape)
+    state: Float[Tensor, "B H S *rest"] | None = attrs.field(default=None, repr=shape_of)
+    noted: Notes = None
     first_head: int = 0
     readers: int = 1
     rotary: Rotary | None = attrs.field(default=None, repr=False)
@@ -223,6 +222,7 @@ class Observation:
             values=self.values[one],
             positions=self.positions[one],
             state=None if self.state is None else self.state[one],
+            noted=None if self.noted is None else self.noted[one],
             position_bias=None if self.position_bias is None else self.position_bias[one],
         )
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.note import Notes
 from kvpolicy.observation.observation import Observation
 
 
@@ -43,6 +44,27 @@ class RunningScorer(Scorer, Protocol):
 
         The observation shows all queries of that forward. Its `state` is the state before it: 0 for
         new positions, and None at the start of a sequence.
+        """
+        ...
+
+
+@runtime_checkable
+class NotingScorer(RunningScorer, Protocol):
+    """A scorer whose running state decides how many positions are kept.
+
+    The host has to know that number, and to read it from a state waits for the device. So the
+    scorer notes for each row what it will have to know. The cache keeps the notes beside the state,
+    and shows them with it. It forgets them where tokens are taken back, and in files. It asks for
+    none where others change the scores: a smoother that pools, spans, or a budget for each turn.
+    """
+
+    def accumulate_noted(
+        self, observation: Observation, *, sinks: int = 0, recent: int = 0
+    ) -> tuple[Float[Tensor, "B H S *rest"], Notes]:
+        """Return what `accumulate` returns, and a list with a note for each row.
+
+        None stands for notes that are not known. The first `sinks` and the last `recent` rows are
+        kept whatever their scores.
         """
         ...
 

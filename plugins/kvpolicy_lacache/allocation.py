@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.observation import Observation
+from kvpolicy_lacache.noting import counts_of
 from kvpolicy_lacache.scoring import LadderScorer
 
 
@@ -46,6 +48,9 @@ class LadderAllocator:
     def allocate(
         self, scores: Float[Tensor, "B N S"], observation: Observation, budget: int
     ) -> Int[Tensor, "B N"]:
-        """Return the counts on the CPU. To read them waits for the device."""
+        """Return the counts on the CPU. They are read from the device if they were not noted."""
+        if (noted := counts_of(observation)) is not None:
+            planned = torch.tensor(noted, dtype=torch.long, device="cpu").clamp(max=budget)
+            return planned[:, None].expand(scores.shape[:2])
         counts = (scores >= 0).sum(-1).cpu().clamp(max=budget)
         return counts.amax(1, keepdim=True).expand_as(counts)

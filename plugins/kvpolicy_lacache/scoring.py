@@ -13,11 +13,13 @@ from torch import Tensor
 
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.fold import Reduce
+from kvpolicy.observation.note import Note
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, natural, one_of
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy_lacache.ladder import Ladder
-from kvpolicy_lacache.planning import Planner
+from kvpolicy_lacache.noting import known_cursors, noted_of
+from kvpolicy_lacache.planning import Plan, Planner
 
 DROPPED = -1.0  # in the plan; 1 is compacted and kept, 0 is unchanged
 
@@ -84,12 +86,27 @@ class LadderScorer:
 
     def accumulate(self, observation: Observation) -> Float[Tensor, "B H S 2"]:
         """Return which rows are compacted, and the plan for an eviction of the layer now."""
+        return self.accumulate_noted(observation)[0]
+
+    def accumulate_noted(
+        self, observation: Observation, *, sinks: int = 0, recent: int = 0
+    ) -> tuple[Float[Tensor, "B H S 2"], list[Note] | None]:
+        """Return what `accumulate` returns, and how many rows it plans to keep.
+
+        Nothing is noted if a plan drops one of the first `sinks` or of the last `recent` rows.
+        """
         planner = self.planner(observation.num_layers, observation.budget)
+        cursors, noted = known_cursors(observation, planner.start), None
         if observation.length > planner.budget:
-            state = _planned(planner, _cursors(planner, observation), observation)
+            if cursors is None:
+                cursors = _read_cursors(observation, planner.start)
+            state, plans = _planned(planner, cursors, observation)
+            noted = noted_of(plans, cursors, observation, sinks=sinks, recent=recent)
         else:
-            state = _unchanged(planner, observation)
-        return state[:, None].expand(-1, observation.queries.shape[1], -1, -1)
+            state = _unchanged(planner, cursors, observation)
+            if cursors is not None:
+                noted = noted_of({}, cursors, observation)
+        return state[:, None].expand(-1, observation.queries.shape[1], -1, -1), noted
 
     def score(self, observation: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
         """Return scores in the order of the rows, lower for dropped rows. Queries are not used."""
@@ -103,50 +120,60 @@ class LadderScorer:
         return scores.expand(-1, observation.queries.shape[1], -1)
 
 
-def _cursors(planner: Planner, observation: Observation) -> list[int]:
-    """Return how many rows of each sequence are compacted; they come first.
+def _read_cursors(observation: Observation, start: int) -> list[int]:
+    """Return how many rows of each sequence are compacted; they come first. Waits for the device.
 
-    The host must know these numbers, which decide how many rows are left. To read them waits for
-    the device, unless nothing is compacted yet.
+    The host must know these numbers, which decide how many rows are left.
     """
     if observation.state is None:
-        return [planner.start] * len(observation.keys)
-    return _places(planner, observation.state[:, 0].cpu()).flatten().tolist()
+        raise TypeError("a layer without state has nothing compacted")
+    cursors: list[int] = _places(observation.state[:, 0].cpu(), start).flatten().tolist()
+    return cursors
 
 
-def _places(planner: Planner, state: Float[Tensor, "B S 2"]) -> Int[Tensor, "B 1"]:
-    return _compacted(state).sum(-1, keepdim=True).clamp(min=planner.start)
+def _places(state: Float[Tensor, "B S 2"], start: int) -> Int[Tensor, "B 1"]:
+    return _compacted(state).sum(-1, keepdim=True).clamp(min=start)
 
 
-def _unchanged(planner: Planner, observation: Observation) -> Float[Tensor, "B S 2"]:
+def _unchanged(
+    planner: Planner, cursors: Sequence[int] | None, observation: Observation
+) -> Float[Tensor, "B S 2"]:
     """Return the state of a layer that is not evicted now."""
     rows = torch.arange(observation.length, device=observation.keys.device)
-    if observation.state is None:
-        before = (rows < planner.start).float().expand(len(observation.keys), -1)
+    if cursors is not None and len(set(cursors)) == 1:
+        before = (rows < cursors[0]).float().expand(len(cursors), -1)
+    elif observation.state is not None:
+        before = (rows < _places(observation.state[:, 0], planner.start)).float()
     else:
-        before = (rows < _places(planner, observation.state[:, 0])).float()
+        raise TypeError("a layer without state has the same cursor in all rows")
     return before[..., None].expand(-1, -1, 2)
 
 
 def _planned(
     planner: Planner, cursors: Sequence[int], observation: Observation
-) -> Float[Tensor, "B S 2"]:
-    """Return which rows are compacted, and the plan for each sequence, from the host."""
+) -> tuple[Float[Tensor, "B S 2"], dict[int, Plan]]:
+    """Return which rows are compacted, and the plan for each sequence and each cursor."""
     device, length = observation.keys.device, observation.length
+    plans = {
+        cursor: planner.plan(cursor, length=length, layer=observation.layer)
+        for cursor in dict.fromkeys(cursors)
+    }
+    # Sequences with the same cursor have the same plan.
+    apart = cursors if len(plans) > 1 else cursors[:1]
     state = torch.zeros(
-        (len(cursors), length, 2),
+        (len(apart), length, 2),
         dtype=torch.float32,
         device="cpu",
         pin_memory=device.type == "cuda",
     )
-    for of_row, cursor in zip(state, cursors, strict=True):
+    for of_row, cursor in zip(state, apart, strict=True):
         before, planned = of_row.unbind(-1)
-        plan = planner.plan(cursor, length=length, layer=observation.layer)
+        plan = plans[cursor]
         before[:cursor] = 1.0
         planned.fill_(DROPPED)
         planned[plan.rows] = 0.0
         planned[plan.rows[: plan.cursor]] = 1.0
-    return state.to(device, non_blocking=True)
+    return state.to(device, non_blocking=True).expand(len(cursors), -1, -1), plans
 
 
 def _compacted(state: Float[Tensor, "B S 2"]) -> Bool[Tensor, "B S"]:

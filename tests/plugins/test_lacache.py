@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 from itertools import accumulate, pairwise
 
 import attrs
@@ -8,11 +9,12 @@ import torch
 import kvpolicy
 from kvpolicy.cache.eviction.one_layer import selected
 from kvpolicy.errors import InvalidValueError
-from kvpolicy.exactness.usages import USAGES, small_policy, tokens
+from kvpolicy.exactness.usages import OF_PLAIN_DATA, USAGES, small_policy, tokens
 from kvpolicy.pipeline.capabilities import ModelFacts
 from kvpolicy.testing import contract, observation
 from kvpolicy.testing.models import tiny_model
 from kvpolicy_lacache import Ladder, LadderAllocator, LadderScorer, Planner
+from kvpolicy_lacache.noting import known_cursors
 
 test_contract = contract(plugin="lacache")
 
@@ -239,6 +241,86 @@ def test_a_model_holds_the_plan_of_every_layer(every):
 def test_every_usage_is_exact(usage):
     model = tiny_model("llama", num_hidden_layers=4)
     assert USAGES[usage](model, small_policy("lacache")) <= 1e-4
+
+
+@attrs.frozen(kw_only=True)
+class Comparing(LadderScorer):
+    """Compares what the host knows of a plan with what the state says."""
+
+    known: Counter = attrs.field(factory=Counter, eq=False)
+
+    def accumulate_noted(self, observation, *, sinks=0, recent=0):
+        unknown = attrs.evolve(observation, noted=None)
+        expected, _ = super().accumulate_noted(unknown, sinks=sinks, recent=recent)
+        found, noted = super().accumulate_noted(observation, sinks=sinks, recent=recent)
+        assert torch.equal(found, expected)
+        planner = self.planner(observation.num_layers, observation.budget)
+        if observation.state is not None:
+            cursors = known_cursors(observation, planner.start)
+            self.known[cursors is not None] += 1
+        return found, noted
+
+
+@attrs.frozen(kw_only=True)
+class ComparingAllocator(LadderAllocator):
+    """Compares the counts that are noted with those of the scores."""
+
+    known: Counter = attrs.field(factory=Counter, eq=False)
+
+    def allocate(self, scores, observation, budget):
+        found = super().allocate(scores, observation, budget)
+        expected = super().allocate(scores, attrs.evolve(observation, noted=None), budget)
+        assert torch.equal(found, expected)
+        self.known[observation.noted is not None] += 1
+        return found
+
+
+SETTINGS = {
+    "as published": {},
+    "every third token": {"every": 3},
+    "protected": {"sinks": 3, "recent": 5},
+    "a small share": {"budget": 0.3},
+    "smoothed": {"smoother": "spatiotemporal"},
+    "the authors' groups": {"groups": "authors", "span": 3, "overlap": 2},
+}
+
+
+@torch.no_grad()
+@pytest.mark.sampled(12, "usage", "setting")
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("usage", sorted(set(USAGES) - OF_PLAIN_DATA))
+def test_the_host_knows_what_the_state_says_in_every_usage(usage, setting):
+    model = tiny_model("llama", num_hidden_layers=4)
+    settings = dict(SETTINGS[setting])
+    own = {name: settings.pop(name) for name in ("groups", "span", "overlap") if name in settings}
+    parts = {"scorer": Comparing(**own), "allocator": ComparingAllocator()}
+    assert USAGES[usage](model, small_policy("lacache", **parts, **settings)) <= 1e-4
+
+
+def test_the_host_knows_all_plans_of_tokens_that_follow_one_another():
+    model = tiny_model("llama", num_hidden_layers=4)
+    scorer, allocator = Comparing(), ComparingAllocator()
+    policy = kvpolicy.recipe("lacache", budget=24, scorer=scorer, allocator=allocator)
+    cache = policy.cache(model)
+    model(input_ids=tokens(0, 60, 2), past_key_values=cache)
+    for step in range(3):
+        model(input_ids=tokens(step, 1, 2), past_key_values=cache)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    model(input_ids=tokens(9, 1, 2), past_key_values=cache)
+    assert scorer.known == {True: 16}
+    assert allocator.known == {True: 20}
+    cache.crop(-1)
+    model(input_ids=tokens(10, 1, 2), past_key_values=cache)
+    assert scorer.known == {True: 16, False: 4}
+
+
+def test_a_plan_that_drops_protected_rows_is_not_noted():
+    scorer = LadderScorer(start=2)
+    layer = observation(positions=10, budget=8, num_layers=4)
+    for protected, known in [({"recent": 1}, True), ({"recent": 8}, False), ({"sinks": 5}, False)]:
+        state, noted = scorer.accumulate_noted(layer, **protected)
+        assert (noted is not None) is known
+        assert torch.equal(state, scorer.accumulate(layer))
 
 
 def test_the_default_span_is_half_of_the_layers():

@@ -12,6 +12,7 @@ from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.observation.logits import Logits
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.position_bias import PositionBias
+from kvpolicy.pipeline.notes import accumulated
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.stages.selection import Selection
 
@@ -32,9 +33,12 @@ def evicted(
     Raises InvalidComponentError and ComponentFailedError as the stages of a policy do.
     """
     contents = Contents.of(observation.keys, observation.values)
-    contents.state = (
-        policy.accumulate(observation) if observation.state is None else observation.state
-    )
+    noted = observation.noted
+    if observation.state is None:
+        contents.state, noted = accumulated(policy, observation)
+    else:
+        contents.state = observation.state
+    contents.slots.noted = None if noted is None or spans is not None else list(noted)
     if observation.seen != observation.length:
         batch = observation.keys.shape[0]
         contents.slots.replace(observation.positions, [observation.length] * batch)

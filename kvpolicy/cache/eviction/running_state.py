@@ -13,7 +13,9 @@ from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.eviction.shown import Shown
 from kvpolicy.cache.eviction.views import View, views_of
 from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.observation.note import Note, Notes
 from kvpolicy.pipeline.checks import check_same_state
+from kvpolicy.pipeline.notes import accumulated
 from kvpolicy.pipeline.pipeline import Pipeline
 
 
@@ -23,22 +25,25 @@ def accumulate(pipeline: Pipeline, contents: Contents, keys: AttendedKeys, shown
     if contents.state is not None:
         contents.state = _with_new_rows(contents.state, contents.slots.held)
     groups = views_of(contents, keys, shard=shown.shard)
-    states = [
-        [
-            pipeline.accumulate(shown.observation(pipeline, view, None))
-            for view in views
-            if view.keys.shape[2]
-        ]
-        for views in groups
-    ]
-    found = [state for of_group in states for state in of_group if state is not None]
+    held = [view for views in groups for view in views if view.keys.shape[2]]
+    both = [accumulated(pipeline, shown.observation(pipeline, view, None)) for view in held]
+    contents.slots.noted = _of_all_rows([noted for _, noted in both], contents, shown)
+    found = [state for state, _ in both if state is not None]
     if not found:
         return
     check_same_state(pipeline.titles["scorer"], found)
     if contents.ragged is None:
         contents.state = _dense(found, groups, contents)
     else:
-        _split(found, [view for views in groups for view in views if view.keys.shape[2]], contents)
+        _split(found, held, contents)
+
+
+def _of_all_rows(noted: Sequence[Notes], contents: Contents, shown: Shown) -> list[Note] | None:
+    """Return the notes of all rows; None if some are not known, or spans change the scores."""
+    if shown.spans is not None or contents.ragged is not None:
+        return None
+    rows = [note for of_view in noted if of_view is not None for note in of_view]
+    return rows if len(rows) == contents.slots.batch else None
 
 
 def _with_new_rows(state: Float[Tensor, "B H S *rest"], held: int) -> Float[Tensor, "B H T *rest"]:

@@ -72,6 +72,7 @@ class Shown:
             seen=view.seen,
             budget=pipeline.positions(view.newest),
             state=view.state,
+            noted=view.noted,
             first_head=heads.start,
             readers=self.readers,
             rotary=self._rotary_of(view),

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvpolicy.cache.attention.keys import AttendedKeys
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.slots import Slots
+from kvpolicy.observation.note import Notes
 from kvpolicy.observation.shard import Shard
 
 
@@ -38,6 +39,7 @@ class View:
     newest: int
     """How many of the tokens seen belong to the newest turn; they are all held."""
     state: Float[Tensor, "b h S *rest"] | None = None
+    noted: Notes = None
     held_by_head: Sequence[int] = ()
     renumbered: int | None = None
     shown_values: Float[Tensor, "b _ S _"] | None = None
@@ -55,6 +57,7 @@ class View:
             values=self.values[one],
             positions=self.positions[one],
             state=None if self.state is None else self.state[one],
+            noted=None if self.noted is None else self.noted[one],
             shown_values=None if shown is None else shown[one],
         )
 
@@ -99,6 +102,7 @@ def _view_of_rows(contents: Contents, keys: AttendedKeys, rows: slice, first: in
         seen=slots.seen[rows.start],
         newest=slots.seen[rows.start] - slots.settled[rows.start],
         state=None if state is None else state[rows, :, first:],
+        noted=None if slots.noted is None else slots.noted[rows],
         renumbered=keys.renumbered,
         shown_values=None if keys.values is None else keys.values[rows, :, first:],
     )

@@ -13,6 +13,7 @@ from kvpolicy.cache.memory.positions import joined
 from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.errors import CacheStateError
+from kvpolicy.observation.note import Note
 from kvpolicy.observation.shard import Exchange
 
 
@@ -43,6 +44,8 @@ class Slots:
     """Real tokens of each row before its newest turn, where a budget is for each turn; else 0."""
     columns: Bool[Tensor, "B T"] | None = attrs.field(metadata=SAVED, default=None)
     """Which of the first T tokens were real; None where padding came before all others only."""
+    noted: list[Note] | None = None
+    """What the scorer noted of each row beside its running state; None if nothing is known."""
     _joined: tuple[Tensor, int, list[int], Tensor] | None = attrs.field(
         init=False, default=None, repr=False
     )
@@ -182,6 +185,7 @@ class Slots:
     def _forget_seen(self, count: int) -> None:
         self.seen = [seen - count for seen in self.seen]
         self.settled = [min(each) for each in zip(self.settled, self.seen, strict=True)]
+        self.noted = None
 
     def held_of_last(self, count: int, exchange: Exchange | None = None) -> int:
         """Return how many of each row's last `count` tokens are held; they are rightmost.
@@ -241,7 +245,6 @@ class Slots:
         if self.columns is not None:
             self.columns = self.columns.index_select(0, batch.to(self.columns.device))
         self.batch = len(rows)
-        self.lengths = [self.lengths[row] for row in rows]
-        self.seen = [self.seen[row] for row in rows]
-        self.offsets = [self.offsets[row] for row in rows]
-        self.settled = [self.settled[row] for row in rows]
+        for name in ("lengths", "seen", "offsets", "settled"):
+            setattr(self, name, [getattr(self, name)[row] for row in rows])
+        self.noted = None if self.noted is None else [self.noted[row] for row in rows]

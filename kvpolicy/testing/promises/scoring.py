@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.capabilities import ChecksModel, ModelFacts, needs_of
-from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
+from kvpolicy.stages.scoring import NotingScorer, RunningScorer, Scorer, with_state
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
@@ -111,6 +111,26 @@ def runs_on_from_its_state(scorer: Scorer, draw: Draw) -> None:
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)
     assert found.data_ptr() != whole.data_ptr(), "two states share their memory"
     torch.testing.assert_close(before, whole, rtol=0, atol=0)
+
+
+@promise("scorer", examples=20)
+def notes_what_its_state_says(scorer: Scorer, draw: Draw) -> None:
+    """If a scorer notes something beside its state, it returns the same states with its notes."""
+    if not isinstance(scorer, NotingScorer):
+        return
+    observation = draw(observations(window=None, grown=False))
+    cut = draw(st.integers(1, observation.length))
+    before = _shortened(observation, cut)
+    first, noted = scorer.accumulate_noted(before)
+    assert torch.equal(first, scorer.accumulate(before)), "notes change the state"
+    assert noted is None or len(noted) == len(first), "there must be a note for each row"
+    if cut == observation.length:
+        return
+    padding = [0, 0] * (first.dim() - 3) + [0, observation.length - cut]
+    state = torch.nn.functional.pad(first, padding)
+    rest = attrs.evolve(observation, queries=observation.queries[:, :, cut:], state=state)
+    known = scorer.accumulate(attrs.evolve(rest, noted=noted))
+    assert torch.equal(known, scorer.accumulate(rest)), "the notes say what the state does not"
 
 
 def _shown(scorer: Scorer, draw: Draw, dtype: torch.dtype = torch.float32) -> Observation:

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.waits.__main__ import recipes
 from benchmarks.waits.lengths import GROWTH, LENGTHS, eviction
 
-WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lacache": 1, "lava": 1}
+WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lava": 1}
 
 
 @pytest.mark.sampled(4, "recipe")

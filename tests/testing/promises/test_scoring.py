@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import torch
 from faulty_parts import Counts, Scorer, promises_catch, promises_hold
 
 
@@ -49,6 +50,17 @@ class Forgetful(Scorer):
         return observation.attention.sum(2)
 
 
+class NotesTooMuch(Scorer):
+    def accumulate(self, observation):
+        return self.accumulate_noted(observation)[0]
+
+    def accumulate_noted(self, observation, *, sinks=0, recent=0):
+        shape = (*observation.queries.shape[:2], observation.length)
+        rows, noted = shape[0], observation.noted
+        state = torch.zeros(shape) if noted is None else torch.full(shape, float(noted[0][0]))
+        return state, [(observation.length,)] * rows
+
+
 test_a_promise_catches_a_part_that_breaks_it = promises_catch(
     "scorer",
     {
@@ -61,6 +73,7 @@ test_a_promise_catches_a_part_that_breaks_it = promises_catch(
         "scores_a_sequence_as_if_alone": ComparesSequences(),
         "scores_heads_of_several_processes": ComparesHeads(),
         "runs_on_from_its_state": Forgetful(),
+        "notes_what_its_state_says": NotesTooMuch(),
     },
 )
 test_a_blameless_part_keeps_every_promise = promises_hold("scorer", Scorer())
