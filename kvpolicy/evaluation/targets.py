@@ -15,7 +15,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import torch
@@ -31,7 +31,7 @@ from kvpolicy.evaluation.beds.bed import Bed
 from kvpolicy.evaluation.beds.prompts import beds
 from kvpolicy.evaluation.fidelity.rows import Estimate
 from kvpolicy.evaluation.measures.reconstruction import token_errors
-from kvpolicy.huggingface.cache_argument import handed
+from kvpolicy.evaluation.recording.read_once import ReadOnce
 
 if TYPE_CHECKING:
     from kvpolicy.policy import Policy
@@ -62,7 +62,10 @@ class Found:
 def found(bed: Bed, name: str, target: float) -> Found:
     """Measure one recipe at one target on all prompts of a bed."""
     policy = recipe(name, budget=within(target))
-    layers = [token_errors(bed.model, policy, each).mean(2) for each in bed.recordings]
+    pairs = list(zip(bed.recordings, bed.readers, strict=True))
+    layers = [
+        token_errors(bed.model, policy, each, reader=reader).mean(2) for each, reader in pairs
+    ]
     errors = torch.cat(layers, 1)
     return Found(
         bed=bed.name,
@@ -70,14 +73,14 @@ def found(bed: Bed, name: str, target: float) -> Found:
         target=target,
         errors=tuple(errors.mean(0).tolist()),
         worst=tuple(errors.amax(0).tolist()),
-        kept=fmean(_kept(bed.model, policy, each.prompt) for each in bed.recordings),
+        kept=fmean(_kept(policy, each.prompt, reader) for each, reader in pairs),
         within=(errors <= target).double().mean().item(),
     )
 
 
-def _kept(model: Any, policy: Policy, prompt: Int[Tensor, "B T"]) -> float:
-    with policy.cache(model) as cache:
-        model.base_model(input_ids=prompt, **handed(cache, to=model.base_model))
+def _kept(policy: Policy, prompt: Int[Tensor, "B T"], reader: ReadOnce) -> float:
+    with policy.cache(reader.model) as cache:
+        reader.read(cache, prompt)
         held = [(each >= 0).sum(-1).double().mean() for each in cache.positions]
     return float(torch.stack(held).mean()) / prompt.shape[1]
 

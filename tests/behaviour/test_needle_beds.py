@@ -34,4 +34,4 @@ def test_a_set_is_never_worse_than_single_positions(beds, budget):
 
 def test_the_full_cache_answers(beds):
     for bed in beds:
-        assert answered(bed.model, None, bed.recordings[0], bed.answer).share == 1
+        assert answered(None, bed.recordings[0], bed.readers[0], bed.answer).share == 1

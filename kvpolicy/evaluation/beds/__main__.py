@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from kvpolicy.errors import suggest
 from kvpolicy.evaluation.beds.answers import Answered, answered
 from kvpolicy.evaluation.beds.bed import Bed
-from kvpolicy.evaluation.beds.entrants import ENTRANTS, FEW
+from kvpolicy.evaluation.beds.entrants import ENTRANTS, FEW, RECIPES
 from kvpolicy.evaluation.beds.measurement import Measured, measured
 from kvpolicy.evaluation.beds.prompts import beds
 from kvpolicy.evaluation.beds.table import note, table
@@ -34,9 +34,9 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="Another model, the folder of a needle model, or smollm2.")
     ] = None,
-    entrants: Annotated[str, typer.Option(help="Names, between semicolons, or all.")] = ";".join(
-        FEW
-    ),
+    entrants: Annotated[
+        str, typer.Option(help="Names, between semicolons; recipes; or all.")
+    ] = ";".join(FEW),
     budgets: Annotated[str, typer.Option(help="Positions of each head.")] = "40,64,128",
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each bed.")] = 16,
     length: Annotated[
@@ -55,7 +55,8 @@ def main(
     names, sizes = _entrants(entrants), _positions(budgets)
     for bed in _chosen(beds(model, prompts, length), only):
         if answers:
-            full[bed.name] = [answered(bed.model, None, x, bed.answer) for x in bed.recordings]
+            pairs = zip(bed.recordings, bed.readers, strict=True)
+            full[bed.name] = [answered(None, each, reader, bed.answer) for each, reader in pairs]
         for name in names:
             for budget in sizes:
                 rows.append(measured(bed, name, budget, answers=answers))
@@ -74,12 +75,13 @@ def main(
 
 
 def _entrants(text: str) -> list[str]:
-    names = list(ENTRANTS) if text == "all" else [each.strip() for each in text.split(";")]
+    given = {"all": list(ENTRANTS), "recipes": ["oracle", *RECIPES]}
+    names = given.get(text, [each.strip() for each in text.split(";")])
     for name in names:
         if name not in ENTRANTS:
             raise typer.BadParameter(
                 f"there is no entrant {name!r}.{suggest(name, ENTRANTS)} Entrants, between "
-                f"semicolons: {'; '.join(ENTRANTS)}; or all."
+                f"semicolons: {'; '.join(ENTRANTS)}; or recipes, or all."
             )
     return names
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from kvpolicy.errors import InvalidValueError, KvpolicyError
 from kvpolicy.evaluation.caches import copied_cache, opened_cache
 from kvpolicy.evaluation.measures.reconstruction import Recording, errors_of_continuation
-from kvpolicy.huggingface.cache_argument import handed
+from kvpolicy.evaluation.recording.read_once import ReadOnce, next_logits
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -47,8 +46,10 @@ class Answered:
 
 
 @torch.no_grad()
-def answered(model: Any, policy: Policy | None, recording: Recording, words: int) -> Answered:
+def answered(policy: Policy | None, recording: Recording, reader: ReadOnce, words: int) -> Answered:
     """Read a recording's prompt and continuation with a policy; None is the full cache.
+
+    `reader` has the model.
 
     The last `words` tokens of the continuation are its answer. It is right if greedy decoding says
     it: at each of its tokens, behind those before it, the model finds the next one likeliest.
@@ -63,9 +64,9 @@ def answered(model: Any, policy: Policy | None, recording: Recording, words: int
             "the prompts ask for no answer, so none can be right. Leave --answers out, or give the "
             "folder of a needle model."
         )
-    count = len(recording.prompt)
+    model, count = reader.model, len(recording.prompt)
     with opened_cache(model, policy) as cache:
-        first = _next(model, recording.prompt, cache)
+        first = reader.read(cache, recording.prompt).argmax(-1)
         with copied_cache(cache) as twin:
             right = _right(model, recording, twin, first, words)
         if policy is None or not isinstance(cache, PolicyCache):
@@ -79,15 +80,11 @@ def _right(
     model: Any, recording: Recording, cache: Cache, first: Int[Tensor, " B"], words: int
 ) -> tuple[bool, ...]:
     read = recording.continuation[:, :-1].split(1, dim=1)
-    said = torch.stack([first, *(_next(model, token, cache) for token in read)], dim=1)
+    said = torch.stack(
+        [first, *(next_logits(model, cache, token).argmax(-1) for token in read)], dim=1
+    )
     found = said == recording.continuation
     return tuple(found[:, found.shape[1] - words :].all(1).tolist())
-
-
-def _next(model: Any, ids: Int[Tensor, "B Q"], cache: Cache) -> Int[Tensor, " B"]:
-    given: Mapping[str, Any] = {"logits_to_keep": 1, **handed(cache, to=model)}
-    found: Tensor = model(input_ids=ids, **given).logits[:, -1].argmax(-1)
-    return found
 
 
 def _held(cache: Any, policy: Policy) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from kvpolicy.evaluation.measures.reconstruction import Recording
+from kvpolicy.evaluation.recording.read_once import ReadOnce
 
 
 @attrs.frozen(kw_only=True)
@@ -21,3 +22,9 @@ class Bed:
     model: Any
     recordings: Sequence[Recording]
     answer: int = 0
+    readers: Sequence[ReadOnce] = attrs.field(init=False, repr=False)
+    """One for each recording: its prompts are read once for all policies."""
+
+    @readers.default
+    def _none_has_read(self) -> Sequence[ReadOnce]:
+        return [ReadOnce(self.model) for _ in self.recordings]

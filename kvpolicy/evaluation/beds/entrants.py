@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kvpolicy import Policy, compose, recipe
+from kvpolicy.discovery.registry import installed
 from kvpolicy.evaluation.measures.reconstruction import Recording
 
 Entrant = Callable[[Recording, int], Policy]
@@ -54,21 +55,16 @@ FEW: Mapping[str, Entrant] = {
 }
 """The entrants of docs/results/replay.md."""
 
+RECIPES = tuple(each.name for each in installed("recipe"))
+"""The names of all recipes, those of other packages included."""
+
 ENTRANTS: Mapping[str, Entrant] = {
     **FEW,
+    **{name: _recipe(name) for name in RECIPES},
     "oracle_single": _oracle("oracle_single"),
-    "random": _recipe("random"),
-    "capkv": _recipe("capkv"),
-    "dapq": _recipe("dapq"),
     "dapq, spread": _recipe("dapq", content="spread"),
     "dapq, recent 32": _protecting("dapq", 32),
     "snapkv, recent 0": _protecting("snapkv", 0),
-    "triattention": _recipe("triattention"),
-    "rkv": _recipe("rkv"),
-    "layerdefensivekv": _recipe("layerdefensivekv"),
-    "h2o": _recipe("h2o"),
-    "tova": _recipe("tova"),
-    "streamingllm": _recipe("streamingllm"),
     "replay, whole model": _whole_model,
     "forward, width 1": _forward(width=1),
     "forward, width 5": _forward(width=5),

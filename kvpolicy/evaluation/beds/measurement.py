@@ -33,10 +33,13 @@ def measured(bed: Bed, name: str, budget: int, *, answers: bool = False) -> Meas
     """
     row = Measured(bed=bed.name, name=name, budget=budget, errors=())
     policies = [ENTRANTS[name](each, budget) for each in bed.recordings]
-    pairs = list(zip(policies, bed.recordings, strict=True))
+    asked = list(zip(policies, bed.recordings, bed.readers, strict=True))
     if answers:
-        found = tuple(answered(bed.model, policy, each, bed.answer) for policy, each in pairs)
+        found = tuple(answered(policy, each, reader, bed.answer) for policy, each, reader in asked)
         errors = tuple(error for each in found for error in each.errors)
         return attrs.evolve(row, errors=errors, answers=found)
-    means = [token_errors(bed.model, policy, each).mean((0, 2)) for policy, each in pairs]
+    means = [
+        token_errors(bed.model, policy, each, reader=reader).mean((0, 2))
+        for policy, each, reader in asked
+    ]
     return attrs.evolve(row, errors=tuple(torch.cat(means).tolist()))

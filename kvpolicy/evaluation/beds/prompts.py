@@ -20,6 +20,8 @@ from kvpolicy.evaluation.tasks.stdlib import StandardLibraryTask
 
 FOLLOWING = 64
 """How many tokens follow a stretch of text."""
+TOKENS = 8192
+"""So many tokens of stretches are read at a time."""
 FACTS = {"redundant": 8, "chained": 16}
 """How many facts a prompt of 256 tokens tells, by the variant of its needle model."""
 
@@ -62,10 +64,12 @@ def text_beds(model: Any, tokenizer: Any, stretches: int, length: int) -> Iterat
     """Yield stretches of prose and of code of `length` tokens."""
     for kind in ("prose", "code"):
         task = StandardLibraryTask(kind=kind, length=length + FOLLOWING, num_samples=stretches)
-        recordings = []
-        for sample in task.samples(tokenizer):
-            ids = torch.tensor([tokenizer(sample.context, add_special_tokens=False)["input_ids"]])
-            recordings.append(record(model, ids[:, :length], ids[:, length : length + FOLLOWING]))
+        texts = [sample.context for sample in task.samples(tokenizer)]
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        whole = torch.tensor([each[: length + FOLLOWING] for each in ids])
+        # A portion holds the queries, keys and values of its stretches: fewer of them if longer.
+        portions = whole.split(max(1, TOKENS // length))
+        recordings = [record(model, each[:, :length], each[:, length:]) for each in portions]
         yield Bed(name=kind, model=model, recordings=recordings)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kvpolicy.evaluation.recording import Recording, record
 from kvpolicy.evaluation.recording.listening import blocks_given, blocks_heard
+from kvpolicy.evaluation.recording.read_once import ReadOnce
 from kvpolicy.huggingface.cache_argument import handed
 
 if TYPE_CHECKING:
@@ -63,11 +64,17 @@ def reconstruction_error(
 
 @torch.no_grad()
 def token_errors(
-    model: PreTrainedModel, policy: Policy, full: Recording, *, propagate: bool = False
+    model: PreTrainedModel,
+    policy: Policy,
+    full: Recording,
+    *,
+    propagate: bool = False,
+    reader: ReadOnce | None = None,
 ) -> Float[Tensor, "layers B F"]:
     """Return the errors of `reconstruction_error` for each layer, prompt and token.
 
-    `full` is what `record` took of the same model.
+    `full` is what `record` took of the same model. A `reader` of that model reads its prompt once
+    for many policies.
 
     >>> import kvpolicy
     >>> from kvpolicy.testing import tiny_model
@@ -77,7 +84,7 @@ def token_errors(
     tensor(0.)
     """
     with policy.cache(model) as cache:
-        model.base_model(input_ids=full.prompt, **handed(cache, to=model.base_model))
+        (reader or ReadOnce(model)).read(cache, full.prompt)
         return errors_of_continuation(model, cache, full, propagate=propagate)
 
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.evaluation.caches import opened_cache, shares_held
+from kvpolicy.evaluation.recording.read_once import ReadOnce, next_logits
 from kvpolicy.evaluation.runs.answer import check_length
 from kvpolicy.evaluation.runs.asks import Asked, written_fields
 from kvpolicy.evaluation.runs.entrant import suited
 from kvpolicy.evaluation.runs.prompt import Prompt
-from kvpolicy.evaluation.runs.read_once import ReadOnce, next_logits
 from kvpolicy.evaluation.runs.reading import ends_of, entries_of_forward
 from kvpolicy.huggingface.report import report_of
 from kvpolicy.task import Metric, Sample

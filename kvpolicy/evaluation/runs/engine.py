@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 import attrs
 
 from kvpolicy.errors import InvalidValueError, told
+from kvpolicy.evaluation.recording.read_once import ReadOnce
 from kvpolicy.evaluation.runs.answer import answers
 from kvpolicy.evaluation.runs.batch import answered_together
 from kvpolicy.evaluation.runs.entrant import Entrant
 from kvpolicy.evaluation.runs.identity import model_identity
 from kvpolicy.evaluation.runs.oracle import foreseen
 from kvpolicy.evaluation.runs.prompt import Prompt
-from kvpolicy.evaluation.runs.read_once import ReadOnce
 from kvpolicy.evaluation.runs.row import Row
 from kvpolicy.task import Metric, Sample
 

@@ -33,17 +33,17 @@ def test_they_are_those_of_generate(beds, name):
     with opened_cache(bed.model, policy) as cache:
         said = Reader(bed.model, tokenizer).answer(asked, cache)
     expected = [exact_match(mine, each.answer) == 1 for mine, each in zip(said, asked, strict=True)]
-    assert list(answered(bed.model, policy, bed.recordings[0], 3).right) == expected
+    assert list(answered(policy, bed.recordings[0], bed.readers[0], 3).right) == expected
 
 
 def test_with_the_question_hidden_only_the_answer_counts(beds):
-    found = answered(beds[1].model, None, beds[1].recordings[0], beds[1].answer)
+    found = answered(None, beds[1].recordings[0], beds[1].readers[0], beds[1].answer)
     assert found.share == 1
 
 
 def test_what_is_held_is_the_budget(beds):
     policies = [kvpolicy.recipe(name, budget=64) for name in ("restkv", "layerdefensivekv")]
-    found = [answered(beds[0].model, each, beds[0].recordings[0], 3) for each in policies]
+    found = [answered(each, beds[0].recordings[0], beds[0].readers[0], 3) for each in policies]
     assert [each.held for each in found] == [64, 64]
     assert found[0].nbytes >= 4 * 4 * 64 * 2 * 32 * 4  # layers, heads, positions, rows, float32
 
@@ -57,7 +57,7 @@ def test_padding_of_uneven_heads_is_not_held():
         bed.model(bed.recordings[0].prompt, **handed(cache, to=bed.model))
         slots = fmean(float(layer.mean_held) for layer in cache.policy_layers)
     assert slots > 41
-    assert answered(bed.model, policy, bed.recordings[0], 3).held == pytest.approx(40)
+    assert answered(policy, bed.recordings[0], bed.readers[0], 3).held == pytest.approx(40)
 
 
 def test_a_policy_that_holds_more_is_refused(beds):
@@ -73,14 +73,14 @@ def test_a_policy_that_holds_more_is_refused(beds):
             return policy.cache(model, **options)
 
     with pytest.raises(KvpolicyError, match=r"holds 64\.00 positions .* budget of 32"):
-        answered(beds[0].model, Looser(), beds[0].recordings[0], 3)
+        answered(Looser(), beds[0].recordings[0], beds[0].readers[0], 3)
 
 
 @pytest.mark.parametrize("name", ["restkv", "tova"])
 def test_errors_are_those_of_token_errors(beds, name):
     policy = kvpolicy.recipe(name, budget=40)
     for bed in beds:
-        found = answered(bed.model, policy, bed.recordings[0], 3).errors
+        found = answered(policy, bed.recordings[0], bed.readers[0], 3).errors
         assert (
             list(found) == token_errors(bed.model, policy, bed.recordings[0]).mean((0, 2)).tolist()
         )
@@ -88,4 +88,4 @@ def test_errors_are_those_of_token_errors(beds, name):
 
 def test_prompts_that_ask_for_nothing_are_refused(beds):
     with pytest.raises(InvalidValueError, match="ask for no answer"):
-        answered(beds[0].model, None, beds[0].recordings[0], 0)
+        answered(None, beds[0].recordings[0], beds[0].readers[0], 0)

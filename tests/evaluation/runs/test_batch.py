@@ -7,9 +7,9 @@ import pytest
 
 from kvpolicy.discovery.registry import installed
 from kvpolicy.evaluation.measures.catalogue import METRICS
+from kvpolicy.evaluation.recording.read_once import ReadOnce
 from kvpolicy.evaluation.runs.batch import answered_together
 from kvpolicy.evaluation.runs.prompt import PromptFormat
-from kvpolicy.evaluation.runs.read_once import ReadOnce
 from kvpolicy.evaluation.runs.results import Results
 from kvpolicy.task import Metric
 

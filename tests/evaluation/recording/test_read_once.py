@@ -7,7 +7,7 @@ import torch
 
 import kvpolicy
 from kvpolicy.evaluation.caches import opened_cache
-from kvpolicy.evaluation.runs.read_once import ReadOnce, next_logits
+from kvpolicy.evaluation.recording.read_once import ReadOnce, next_logits
 from kvpolicy.testing import tiny_model
 
 
