@@ -23,6 +23,7 @@ from kvpolicy.pipeline.capabilities import (
     needs_of,
 )
 from kvpolicy.pipeline.checks import at_work, checked_scores
+from kvpolicy.pipeline.title import Title
 from kvpolicy.stages.scoring import Scorer
 
 
@@ -74,6 +75,11 @@ class AskingScorer:
     @cached_property
     def _named(self) -> Named:
         return resolved("scorer", self.scorer)
+
+    @property
+    def asked_title(self) -> Title:
+        """The title of the other scorer."""
+        return self._named.title
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -34,6 +34,16 @@ def require_window(queries: Tensor, keys: Tensor) -> None:
     )
 
 
+def require_weights(weights: Tensor, queries: Tensor) -> None:
+    """Raise ValueError unless weights [W] or [B W] fit the queries [B H W D] of a window."""
+    batch, _, window, _ = queries.shape
+    require(
+        tuple(weights.shape) in ((window,), (batch, window)),
+        f"weights {tuple(weights.shape)} do not fit a window of {window} queries in {batch} "
+        "sequences: they must have the window, or the sequences and the window",
+    )
+
+
 def require_sinks(sinks: Tensor | None, queries: Tensor) -> None:
     """Raise ValueError unless `sinks` is None or has a logit for each head of queries [B H W D]."""
     require(

@@ -13,12 +13,16 @@ from torch import Tensor
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 """A function from (..., W, S) to (..., S). It folds the rows of the window's queries into one."""
 
+Weights: TypeAlias = Float[Tensor, " W"] | Float[Tensor, "B W"]
+"""The weight of each query: the same for all sequences, or each has its own."""
+
 
 @attrs.frozen
 class Fold:
     """A smoother's temporal part.
 
-    `weights` gives the weight of each of W queries. It is None if the part is no weighted sum.
+    `weights` gives the weight of each of W queries. It is None if the part is no weighted sum. A
+    smoother has the same weights for all sequences. Where queries are replayed, each has its own.
     `is_maximum` says that the part takes the maximum over the queries.
     """
 
@@ -29,7 +33,7 @@ class Fold:
         factory=dict, init=False, eq=False, repr=False
     )
 
-    def weights_on(self, device: torch.device, window: int) -> Float[Tensor, " W"] | None:
+    def weights_on(self, device: torch.device, window: int) -> Weights | None:
         """Return the weights of W queries on a device, in float32; they are sent there once."""
         if self.weights is None:
             return None
@@ -45,9 +49,18 @@ class Fold:
         return self.temporal(values)
 
 
-def weights_of(
-    reduce: Reduce, window: int, device: torch.device | None = None
-) -> Float[Tensor, " W"] | None:
+def weighted(weights: Weights, values: Float[Tensor, "B H W S"]) -> Float[Tensor, "B H S"]:
+    """Return the weighted sum over the queries.
+
+    >>> weighted(torch.tensor([[1.0, 2.0]]), torch.ones(1, 3, 2, 4)).shape
+    torch.Size([1, 3, 4])
+    """
+    if weights.dim() == 1:
+        return weights @ values
+    return (weights[:, None, None] @ values)[..., 0, :]
+
+
+def weights_of(reduce: Reduce, window: int, device: torch.device | None = None) -> Weights | None:
     """Return the weights with which `reduce` sums W queries; None if it is no weighted sum.
 
     With a `device` they are there, in float32.

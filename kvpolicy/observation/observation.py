@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from kvpolicy.observation.fold import Reduce, weights_of
+from kvpolicy.observation.fold import Reduce, weighted, weights_of
 from kvpolicy.observation.note import Notes
 from kvpolicy.observation.products import scaled_products
 from kvpolicy.observation.projection import output_factors
@@ -128,7 +128,7 @@ class Observation:
             return reduce(self.attention)
         if self.position_bias is not None:
             heads = (self.head(each).attention for each in range(self.keys.shape[1]))
-            return torch.cat([weights @ each for each in heads], 1)
+            return torch.cat([weighted(weights, each) for each in heads], 1)
         return window_attention(
             self.queries,
             self.keys,

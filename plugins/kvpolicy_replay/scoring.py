@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy.asking import AskingScorer, askable, own_copy
-from kvpolicy.observation.fold import Fold, Reduce
+from kvpolicy.observation.fold import Fold, Reduce, weighted
 from kvpolicy.observation.observation import Observation
 from kvpolicy.observation.replay import MOST_HOPS, most_attended, replayed
 from kvpolicy.options import at_most, count, natural
@@ -60,25 +60,27 @@ class ReplayScorer(AskingScorer):
 
         Raises UnsupportedModelError if the model's rotary embedding is not known.
         """
-        # Shares differ between sequences, and a fold has one weight for each query of all.
+        # Each sequence has its own shares. Scorers of others may expect one weight for each query.
+        if self.asked_title.is_proved:
+            return self._scored(observation, reduce)
         rows = (observation.row(index) for index in range(len(observation.queries)))
-        return torch.cat([self._of_row(row, reduce) for row in rows])
+        return torch.cat([self._scored(row, reduce) for row in rows])
 
-    def _of_row(self, row: Observation, reduce: Reduce) -> Float[Tensor, "1 H S"]:
-        window = min(self.asked.window or row.window, row.window)
-        last = attrs.evolve(row, queries=row.queries[:, :, row.window - window :])
+    def _scored(self, shown: Observation, reduce: Reduce) -> Float[Tensor, "B H S"]:
+        window = min(self.asked.window or shown.window, shown.window)
+        last = attrs.evolve(shown, queries=shown.queries[:, :, shown.window - window :])
         scores = total = self.ask(last, reduce)
         for _ in range(self.hops):
-            chosen = most_attended(row, scores, tokens=self.tokens, near=self.near)
+            chosen = most_attended(shown, scores, tokens=self.tokens, near=self.near)
             if chosen is None:
                 break
             del scores  # A long prompt's are large.
-            shown = replayed(row, chosen.places)
-            scores = self.ask(shown, _weighted_by(chosen.shares[0]))
+            scores = self.ask(replayed(shown, chosen.places), _weighted_by(chosen.shares))
             total = total + scores
         return total
 
 
-def _weighted_by(shares: Float[Tensor, " M"]) -> Fold:
-    """Return the fold that adds up queries by their shares."""
-    return Fold(lambda values: shares.to(values) @ values, lambda window: shares)
+def _weighted_by(shares: Float[Tensor, "B M"]) -> Fold:
+    """Return the fold that adds up the queries of each sequence by their shares."""
+    weights = shares[0] if len(shares) == 1 else shares
+    return Fold(lambda values: weighted(weights.to(values), values), lambda window: weights)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kvpolicy.observation.fold import Reduce, weights_of
+from kvpolicy.observation.fold import Reduce, Weights, weights_of
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, one_of
 from kvpolicy_kernels import windowed_reconstruction_error
@@ -65,7 +65,7 @@ class WindowedReconstructionScorer:
     def _sum_of_errors(
         self,
         observation: Observation,
-        weights: Float[Tensor, " W"],
+        weights: Weights,
         factors: Float[Tensor, "H R Dv"] | None,
     ) -> Float[Tensor, "B H S"]:
         return windowed_reconstruction_error(

@@ -127,6 +127,19 @@ def test_a_sequence_ignores_its_batch_mates():
         assert torch.equal(alone.logsumexp[0], together.logsumexp[b])
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_each_sequence_may_have_weights_of_its_own(causal):
+    queries, keys, _ = example(3, 4, 2, 4, 33, 8)
+    weights = torch.rand(3, 4)
+    options = {"scaling": 0.3, "causal": causal}
+    together = window_attention(queries, keys, weights, **options)
+    for b in range(3):
+        one = slice(b, b + 1)
+        alone = window_attention(queries[one], keys[one], weights[b], **options)
+        assert torch.equal(alone.attention[0], together.attention[b])
+        assert torch.equal(alone.logsumexp[0], together.logsumexp[b])
+
+
 def test_inputs_stay_as_they_are_even_when_they_carry_gradients():
     queries, keys, weights = example(1, 2, 1, 4, 9, 8)
     before = queries.clone(), keys.clone(), weights.clone()
@@ -143,6 +156,7 @@ def test_inputs_stay_as_they_are_even_when_they_carry_gradients():
         ((1, 3, 2, 4), (1, 2, 5, 4), 2, "3 query heads do not divide among 2"),
         ((1, 2, 6, 4), (1, 2, 5, 4), 6, "a window of 6 queries does not fit 5 positions"),
         ((1, 2, 2, 4), (1, 2, 5, 4), 3, r"weights \(3,\) do not fit a window of 2"),
+        ((1, 2, 2, 4), (1, 2, 5, 4), (2, 2), r"weights \(2, 2\) do not fit .* in 1 sequences"),
         ((2, 2, 2, 4), (1, 2, 5, 4), 2, "differ in batch or head dim"),
     ],
 )

@@ -45,6 +45,19 @@ def test_in_the_kernels_every_query_may_see_all_positions(window, seq, device):
         torch.testing.assert_close(one, other.cpu(), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_in_the_kernels_each_sequence_may_have_weights_of_its_own(layout, device):
+    queries, keys, _ = example(2, 6, 2, 20, 70, 24)
+    weights = torch.rand(2, 20) if layout == "rows" else torch.rand(20, 2).mT
+    expected = reference.window_attention(queries, keys, weights, scaling=0.3)
+    given = (each.to(device) for each in (queries, keys, weights))
+
+    actual = window_attention(*given, scaling=0.3)
+
+    for one, other in zip(expected, actual, strict=True):
+        torch.testing.assert_close(one, other.cpu(), rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.sampled(5, "seq", "dtype", "program_order")
 @shapes
 @pytest.mark.parametrize(

@@ -198,3 +198,18 @@ def test_shapes_that_do_not_fit_are_an_error(refused):
     with refused("do not fit 2 heads of dim 4"):
         factors = torch.zeros(2, 4, 5)
         windowed_reconstruction_error(queries, keys, keys, ones, factors, scaling=1.0)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_each_sequence_may_have_weights_of_its_own(normalize):
+    queries, keys, values = (
+        torch.randn(2, 6, 5, 8),
+        torch.randn(2, 2, 17, 8),
+        torch.randn(2, 2, 17, 8),
+    )
+    weights, options = torch.rand(2, 5), {"scaling": 0.3, "normalize": normalize}
+    together = windowed_reconstruction_error(queries, keys, values, weights, None, **options)
+    for b in range(2):
+        rows = (each[b : b + 1] for each in (queries, keys, values))
+        alone = windowed_reconstruction_error(*rows, weights[b], None, **options)
+        assert torch.equal(alone[0], together[b])

@@ -2,7 +2,7 @@
 
 import torch
 
-from kvpolicy.observation.fold import Fold, is_maximum, weights_of
+from kvpolicy.observation.fold import Fold, is_maximum, weighted, weights_of
 from kvpolicy.stages.smoothing import MeanSmoother, fold_of
 
 VALUES = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
@@ -38,6 +38,13 @@ def test_a_smoother_may_say_that_it_takes_the_maximum():
     assert not is_maximum(fold_of(LargestSmoother()))
     assert not is_maximum(fold_of(MeanSmoother()))
     assert not is_maximum(lambda values: values.amax(-2))
+
+
+def test_sequences_are_summed_by_their_own_weights():
+    values = torch.arange(12.0).view(2, 1, 2, 3)
+    weights = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    assert weighted(weights, values).tolist() == [[[0, 1, 2]], [[7.5, 8.5, 9.5]]]
+    assert torch.equal(weighted(weights[1], values)[1], weighted(weights, values)[1])
 
 
 def test_a_plain_function_has_no_weights():

@@ -89,6 +89,36 @@ def test_every_scorer_counts_all_positions_for_a_query_that_is_ahead(name, weigh
     )
 
 
+@pytest.mark.parametrize("name", INNER)
+@pytest.mark.parametrize("weighted", [True, False], ids=["weights", "no weights"])
+def test_sequences_are_scored_together_as_each_alone(name, weighted, prompt):
+    layer, _ = prompt
+    scorer = ReplayScorer(scorer={"name": name, "window": 8}, tokens=5, near=3)
+    reduce = mean if weighted else mean.temporal
+    alone = [scorer.score(layer.row(row), reduce) for row in range(2)]
+
+    together = scorer.score(layer, reduce)
+
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(alone[0], alone[1])
+
+
+def test_a_scorer_of_somebody_else_is_shown_sequences_one_after_another(prompt, monkeypatch):
+    layer, _ = prompt
+    scorer = ReplayScorer(scorer={"name": "snapkv", "window": 8}, tokens=5, near=3)
+    expected, shown = scorer.score(layer, mean), []
+    theirs = attrs.evolve(scorer.asked_title, distribution="theirs")
+    monkeypatch.setattr(ReplayScorer, "asked_title", theirs)
+    ask = ReplayScorer.ask
+    monkeypatch.setattr(
+        ReplayScorer, "ask", lambda self, *given: shown.append(given[0]) or ask(self, *given)
+    )
+
+    torch.testing.assert_close(scorer.score(layer, mean), expected)
+
+    assert {len(each.queries) for each in shown} == {1}
+
+
 def test_a_value_that_no_later_query_needs_is_found_by_what_it_leads_to():
     """The last query points to token 5, whose own query points to token 9."""
     rotary = PlainRotary(dim=8, base=1e12)  # All channels but two stand nearly still.

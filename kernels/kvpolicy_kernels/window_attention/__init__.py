@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
-from kvpolicy_kernels.checks import require, require_sinks, require_window
+from kvpolicy_kernels.checks import require_sinks, require_weights, require_window
 from kvpolicy_kernels.window_attention.reference import WindowAttention
 
 __all__ = ["WindowAttention", "window_attention"]
@@ -15,7 +15,7 @@ __all__ = ["WindowAttention", "window_attention"]
 def window_attention(
     queries: Float[Tensor, "B H W D"],
     keys: Float[Tensor, "B N S D"],
-    weights: Float[Tensor, " W"],
+    weights: Float[Tensor, " W"] | Float[Tensor, "B W"],
     *,
     scaling: float,
     softcap: float | None = None,
@@ -26,6 +26,7 @@ def window_attention(
 
     attention_i = sum_t weights_t softmax_i(scaling q_t . k_i)
 
+    Weights are the same for all sequences, or each has its own.
     Query t sees the positions 0 .. S - W + t, or all positions if `causal` is False. With `softcap`
     c, logits x become c tanh(x / c) before the softmax. `sinks` has a learned sink for each query
     head: one more logit in each softmax of the head, without a position.
@@ -38,10 +39,7 @@ def window_attention(
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     require_window(queries, keys)
-    require(
-        weights.shape == queries.shape[2:3],
-        f"weights {tuple(weights.shape)} do not fit a window of {queries.shape[2]} queries",
-    )
+    require_weights(weights, queries)
     require_sinks(sinks, queries)
     tensors = (queries, keys, weights)
     given = tensors if sinks is None else (*tensors, sinks)

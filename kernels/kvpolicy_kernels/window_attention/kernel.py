@@ -24,7 +24,7 @@ LN_2 = tl.constexpr(math.log(2))
 
 def unsupported(queries: Tensor, keys: Tensor, *vectors: Tensor) -> str | None:
     """Return why the kernels cannot take these queries, keys, weights, sinks; None if they can."""
-    return launch.refusal(queries, keys, *(vector[:, None] for vector in vectors))
+    return launch.refusal(queries, keys, *(vector[..., None] for vector in vectors))
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _fold_kernel(
     keys_b, keys_n, keys_s, keys_d, weights_w,
     D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS: tl.constexpr,
-    PRECISION: tl.constexpr, UP: tl.constexpr,
+    PRECISION: tl.constexpr, UP: tl.constexpr, OWN_WEIGHTS: tl.constexpr,
 ):  # fmt: skip
     start = tl.program_id(0).to(tl.int64) * BLOCK_S
     place = tl.program_id(1).to(tl.int64)
@@ -79,7 +79,10 @@ def _fold_kernel(
         if weights is None:
             folded += share
         else:
-            weight = tl.load(weights + w * weights_w, mask=w < W, other=0).to(tl.float32)
+            if OWN_WEIGHTS:
+                weight = tl.load(weights + (b * N * G + h) * W + w, mask=valid, other=0)
+            else:
+                weight = tl.load(weights + w * weights_w, mask=w < W, other=0).to(tl.float32)
             folded += share * weight[:, None]
     by_head = tl.sum(tl.reshape(folded, [BLOCK_W, BLOCK_G, BLOCK_S]), 0)
     own = place % GROUP_BLOCKS * BLOCK_G + tl.arange(0, BLOCK_G)
@@ -94,7 +97,7 @@ def _fold_kernel(
 def window_attention(
     queries: Float[Tensor, "B H W D"],
     keys: Float[Tensor, "B N S D"],
-    weights: Float[Tensor, " W"],
+    weights: Float[Tensor, " W"] | Float[Tensor, "B W"],
     *,
     scaling: float,
     softcap: float | None = None,
@@ -113,7 +116,7 @@ def window_attention(
 def folded(
     queries: Float[Tensor, "B H W D"],
     keys: Float[Tensor, "B N S D"],
-    weights: Float[Tensor, " W"] | None,
+    weights: Float[Tensor, " W"] | Float[Tensor, "B W"] | None,
     *,
     scaling: float,
     softcap: float | None,
@@ -126,6 +129,10 @@ def folded(
     plan = plan_of(queries, keys, scaling=scaling, softcap=softcap)
     past = positions - window if causal else positions
     sizes = kv_heads, heads // kv_heads, window, positions, past, plan.group_blocks
+    own = weights is not None and weights.dim() == 2
+    if weights is not None and own:
+        # The addresses of the sums serve once more: with others a program spills registers.
+        weights = weights.float()[:, None].expand(-1, heads, -1).contiguous()
     attention = torch.empty(batch, heads, positions, dtype=torch.float32, device=keys.device)
     # Triton launches on the current device. This layer may be on another one.
     with torch.cuda.device_of(keys):
@@ -133,7 +140,7 @@ def folded(
         logsums = torch.empty_like(totals)
         _fold_kernel[(plan.blocks, batch * plan.places)](
             queries, keys, weights, totals, attention, logsums, *sizes, *plan.numbers,
-            *queries.stride(), *keys.stride(), 0 if weights is None else weights.stride(0),
-            **plan.options,
+            *queries.stride(), *keys.stride(), 0 if weights is None else weights.stride(-1),
+            **plan.options, OWN_WEIGHTS=own,
         )  # fmt: skip
     return WindowAttention(attention, logsums)

@@ -22,7 +22,7 @@ class WindowAttention(NamedTuple):
 def window_attention(
     queries: Float[Tensor, "B H W D"],
     keys: Float[Tensor, "B N S D"],
-    weights: Float[Tensor, " W"],
+    weights: Float[Tensor, " W"] | Float[Tensor, "B W"],
     *,
     scaling: float,
     softcap: float | None = None,
@@ -30,7 +30,7 @@ def window_attention(
     causal: bool = True,
 ) -> WindowAttention:
     """Add each block of softmax rows to the sum as soon as it is computed."""
-    weights = weights.float()
+    weights = weights.float().expand(len(queries), -1)
     attention = weights.new_zeros(*queries.shape[:2], keys.shape[2])
     logsumexp = weights.new_empty(queries.shape[:3])
     blocks = query_blocks(
@@ -38,7 +38,7 @@ def window_attention(
     )
     for b, _, h, w, logits in blocks:
         own = None if sinks is None else sinks[h, None]
-        folded, logsumexp[b, h, w] = fold(logits, weights[w], own)
+        folded, logsumexp[b, h, w] = fold(logits, weights[b, w], own)
         attention[b, h, : logits.shape[-1]] += folded
     return WindowAttention(attention, logsumexp)
 

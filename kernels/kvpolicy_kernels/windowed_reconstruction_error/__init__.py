@@ -5,7 +5,13 @@ from __future__ import annotations
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from kvpolicy_kernels.checks import require, require_factors, require_sinks, require_window
+from kvpolicy_kernels.checks import (
+    require,
+    require_factors,
+    require_sinks,
+    require_weights,
+    require_window,
+)
 from kvpolicy_kernels.windowed_reconstruction_error import reference
 
 __all__ = ["windowed_reconstruction_error"]
@@ -15,7 +21,7 @@ def windowed_reconstruction_error(
     queries: Float[Tensor, "B H W D"],
     keys: Float[Tensor, "B N S D"],
     values: Float[Tensor, "B N S Dv"],
-    weights: Float[Tensor, " W"],
+    weights: Float[Tensor, " W"] | Float[Tensor, "B W"],
     factors: Float[Tensor, "H R Dv"] | None,
     *,
     scaling: float,
@@ -28,6 +34,7 @@ def windowed_reconstruction_error(
 
     s_i = sum_t weights_t odds(a_ti) ||R_h (o_t - v_i)||    with    o_t = sum_i a_ti v_i
 
+    Weights are the same for all sequences, or each has its own.
     a_t is the causal attention of query t; positions behind it have no part in its error. If
     `causal` is False, every query sees all positions. With `normalize`, each norm is divided by
     ||R_h o_t||. With `softcap` c, logits x become c tanh(x / c). `sinks` has a learned sink for
@@ -50,10 +57,7 @@ def windowed_reconstruction_error(
         f"keys {tuple(keys.shape)} and values {tuple(values.shape)} differ in batch, heads or "
         "positions",
     )
-    require(
-        weights.shape == queries.shape[2:3],
-        f"weights {tuple(weights.shape)} do not fit a window of {queries.shape[2]} queries",
-    )
+    require_weights(weights, queries)
     require_sinks(sinks, queries)
     require_factors(factors, queries.shape[1], values.shape[-1])
     return reference.windowed_reconstruction_error(

@@ -21,7 +21,7 @@ def windowed_reconstruction_error(
     queries: Float[Tensor, "B H W D"],
     keys: Float[Tensor, "B N S D"],
     values: Float[Tensor, "B N S Dv"],
-    weights: Float[Tensor, " W"],
+    weights: Float[Tensor, " W"] | Float[Tensor, "B W"],
     factors: Float[Tensor, "H R Dv"] | None,
     *,
     scaling: float,
@@ -32,6 +32,7 @@ def windowed_reconstruction_error(
 ) -> Float32[Tensor, "B H S"]:
     """Compute the attention of a block of queries; read the values once for o, once for errors."""
     scores = weights.new_zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32)
+    weights = weights.float().expand(len(queries), -1)
     blocks = query_blocks(queries, keys, scaling=scaling, softcap=softcap, causal=causal)
     for b, n, h, w, logits in blocks:
         base, mass = exponentials(logits, None if sinks is None else sinks[h, None])
@@ -39,7 +40,7 @@ def windowed_reconstruction_error(
         seen = values[b, n, : logits.shape[-1]]
         factor = None if factors is None else factors[h].float()
         attention, largest, output = _split(logits, mass, sink, seen, factor)
-        share = weights[w].float().expand(attention.shape[:2])
+        share = weights[b, w].expand(attention.shape[:2])
         if sinks is None and w.start == 0 and keys.shape[2] == (queries.shape[2] if causal else 1):
             # The first query sees one position. Without it there are no others, so it is not asked.
             share = share.masked_fill(torch.arange(share.shape[1], device=share.device) == 0, 0.0)

@@ -14,6 +14,9 @@ def variants():
         for dim, group, window in SHAPES:
             yield from both(dtype, dim, group, window, sinks=(dim, group) == (64, 8))
         yield from both(dtype, 128, 4, 32, softcap=True)
+        for dim, group, _ in SHAPES[:-1]:
+            *_, fold = both(dtype, dim, group, 64, own_weights=True)
+            yield fold
     yield Variant(
         name="window_attention combine",
         function=sums._combine_kernel,
@@ -23,7 +26,9 @@ def variants():
     )
 
 
-def both(dtype, dim, group, window, *, softcap=False, sinks=False, weighted=True):
+def both(
+    dtype, dim, group, window, *, softcap=False, sinks=False, weighted=True, own_weights=False
+):
     precision = PRECISION[dtype]
     tile = sums.tile_of(group, window, dim, exact=precision == "ieee")
     shape = f"{dtype} D={dim} G={group} W={window}{' softcap' * softcap}"
@@ -49,13 +54,18 @@ def both(dtype, dim, group, window, *, softcap=False, sinks=False, weighted=True
         **given,
     )
     yield Variant(
-        name=f"fold {shape}",
+        name=f"fold {shape}{' own weights' * own_weights}",
         function=kernel._fold_kernel,
         pointers={
             **tables,
             **dict.fromkeys(("totals", "attention", "logsums"), "fp32"),
             **({"weights": "fp32"} if weighted else {}),
         },
-        constants={**constants, "weights_w": 1, **({} if weighted else {"weights": None})},
+        constants={
+            **constants,
+            "weights_w": 1,
+            "OWN_WEIGHTS": own_weights,
+            **({} if weighted else {"weights": None}),
+        },
         **given,
     )
