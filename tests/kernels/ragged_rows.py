@@ -24,3 +24,15 @@ def example(batch, heads, kv_heads, queries, tail, dim, value_dim, dtype=torch.f
     )
     query, keys, values, tail_keys, tail_values = (each.to(dtype) for each in made)
     return query, keys, values, lengths, tail_keys, tail_values
+
+
+def extra(batch, kv_heads, dim, value_dim):
+    """Return the key, the value and the bias of an extra row of each head; one head has none."""
+    bias = torch.randn(batch, kv_heads) * 2
+    bias[0, 0] = -torch.inf
+    return torch.randn(batch, kv_heads, dim), torch.randn(batch, kv_heads, value_dim), bias
+
+
+def named(row):
+    """Return an extra row as arguments of `ragged_attention`."""
+    return dict(zip(("extra_keys", "extra_values", "extra_bias"), row, strict=True))

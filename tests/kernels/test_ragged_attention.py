@@ -9,7 +9,7 @@ from kvpolicy_kernels.common.pytorch import blocks
 from kvpolicy_kernels.ragged_attention import reference
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ragged_rows import SHAPES, example
+from ragged_rows import SHAPES, example, extra, named
 
 shapes = pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "queries", "tail", "dim", "value_dim"), SHAPES
@@ -17,7 +17,17 @@ shapes = pytest.mark.parametrize(
 
 
 def expected(
-    query, keys, values, lengths, tail_keys, tail_values, scaling, softcap, padding, sinks=None
+    query,
+    keys,
+    values,
+    lengths,
+    tail_keys,
+    tail_values,
+    scaling,
+    softcap,
+    padding,
+    sinks=None,
+    extra=None,
 ):
     """One softmax for each query, every sum written out, in float64."""
     batch, heads, count, _ = query.shape
@@ -33,9 +43,14 @@ def expected(
                 start = 0 if padding is None else int(padding[b])
                 seen = torch.cat([keys[own], tail_keys[b, n, start:last]]).double()
                 weighed = torch.cat([values[own], tail_values[b, n, start:last]]).double()
+                if extra is not None:
+                    seen = torch.cat([seen, extra[0][b, n, None].double()])
+                    weighed = torch.cat([weighed, extra[1][b, n, None].double()])
                 logits = seen @ query[b, h, q].double() * scaling
                 if softcap is not None:
                     logits = softcap * torch.tanh(logits / softcap)
+                if extra is not None:
+                    logits[-1] += extra[2][b, n].double()
                 if sinks is not None:
                     logits = torch.cat([logits, sinks[h, None].double()])
                     weighed = torch.nn.functional.pad(weighed, (0, 0, 0, 1))
@@ -74,6 +89,48 @@ def test_a_sink_takes_its_share_and_gives_nothing(
     torch.testing.assert_close(
         actual.double(), expected(*given, 0.3, 2.0, None, sinks), rtol=2e-5, atol=2e-6
     )
+
+
+@shapes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("special", [False, True], ids=["plain", "softcap, sinks, padding"])
+def test_an_extra_row_of_each_head_is_seen_with_its_bias(
+    batch, heads, kv_heads, queries, tail, dim, value_dim, dtype, special
+):
+    given = example(batch, heads, kv_heads, queries, tail, dim, value_dim, dtype)
+    row = extra(batch, kv_heads, dim, value_dim)
+    softcap, sinks, padding = None, None, None
+    if special:
+        softcap, sinks, padding = 2.0, torch.randn(heads), torch.randint(0, tail + 1, (batch,))
+
+    actual = ragged_attention(
+        *given, scaling=0.3, softcap=softcap, sinks=sinks, padding=padding, **named(row)
+    )
+
+    tolerance = (
+        {"rtol": 2e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 8e-3, "atol": 8e-3}
+    )
+    wanted = expected(*given, 0.3, softcap, padding, sinks, row)
+    torch.testing.assert_close(actual.double(), wanted, **tolerance)
+
+
+def test_a_bias_of_minus_infinity_is_no_row():
+    given = example(2, 4, 2, 3, 7, 8, 8)
+    row = extra(2, 2, 8, 8)
+    row[2].fill_(-torch.inf)
+
+    torch.testing.assert_close(
+        ragged_attention(*given, scaling=0.3, **named(row)), ragged_attention(*given, scaling=0.3)
+    )
+
+
+def test_an_extra_row_needs_all_of_its_parts(refused):
+    given = example(2, 4, 2, 3, 7, 8, 8)
+    row = named(extra(2, 2, 8, 8))
+    with refused("give all three or none"):
+        ragged_attention(*given, scaling=0.3, extra_keys=row["extra_keys"])
+    with refused(r"do not fit the \(2, 2\) heads"):
+        ragged_attention(*given, scaling=0.3, **named(extra(2, 1, 8, 8)))
 
 
 def test_a_query_that_sees_nothing_but_its_sink_gives_zeros():

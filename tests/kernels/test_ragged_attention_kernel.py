@@ -8,7 +8,7 @@ from kvpolicy_kernels import backend, ragged_attention
 from kvpolicy_kernels.ragged_attention import reference, tiles
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ragged_rows import SHAPES, example
+from ragged_rows import SHAPES, example, extra, named
 
 pytestmark = pytest.mark.usefixtures("triton_kernels")
 
@@ -51,6 +51,43 @@ def test_the_kernel_matches_the_reference(
 
     actual = ragged_attention(
         *on(device, given), **options, padding=None if padding is None else padding.to(device)
+    )
+
+    torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "queries", "tail", "dim", "value_dim"), KERNEL_SHAPES[1:3]
+)
+@pytest.mark.parametrize("special", [False, True], ids=["plain", "softcap, sinks"])
+@pytest.mark.usefixtures("longer")
+def test_the_kernel_merges_an_extra_row(
+    batch, heads, kv_heads, queries, tail, dim, value_dim, special, device
+):
+    given = example(batch, heads, kv_heads, queries, tail, dim, value_dim)
+    row = extra(batch, kv_heads, dim, value_dim)
+    options = {"scaling": 0.3, "softcap": 2.0 if special else None}
+    sinks = torch.randn(heads) if special else None
+    wanted = reference.ragged_attention(*given, **options, sinks=sinks, **named(row))
+
+    actual = ragged_attention(
+        *on(device, given),
+        **options,
+        sinks=None if sinks is None else sinks.to(device),
+        **named([each.to(device) for each in row]),
+    )
+
+    torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_the_kernel_takes_dense_rows_with_an_extra_row_alone(device):
+    query, keys, values, lengths, *tail = example(2, 6, 2, 5, 9, 8, 8)
+    given = [query, keys[:0], values[:0], torch.zeros_like(lengths), *tail]
+    row = extra(2, 2, 8, 8)
+    wanted = reference.ragged_attention(*given, scaling=0.3, **named(row))
+
+    actual = ragged_attention(
+        *on(device, given), scaling=0.3, **named([each.to(device) for each in row])
     )
 
     torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)

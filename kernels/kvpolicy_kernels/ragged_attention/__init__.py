@@ -23,6 +23,9 @@ def ragged_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
     padding: Int[Tensor, " B"] | None = None,
+    extra_keys: Float[Tensor, "B N D"] | None = None,
+    extra_values: Float[Tensor, "B N Dv"] | None = None,
+    extra_bias: Float[Tensor, "B N"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend to each head's ragged rows, and causally to a dense tail of T positions behind them.
 
@@ -34,6 +37,10 @@ def ragged_attention(
 
     With `softcap` c, logits x become c tanh(x / c). `sinks` has a learned sink for each query head:
     one more logit in each softmax of the head, of value zero.
+
+    `extra_keys`, `extra_values` and `extra_bias` go together. They are one more row of each head,
+    which every query sees. Its logit is that of its key, capped, plus its bias; with a bias of -inf
+    the head has no such row. They may have another dtype than queries and keys.
 
     Raises ValueError if the shapes do not fit, or if `lengths` is not on the CPU.
 
@@ -65,9 +72,20 @@ def ragged_attention(
         f"{keys.shape[2]}",
     )
     require_sinks(sinks, queries)
+    extra = (extra_keys, extra_values, extra_bias)
+    there = [each for each in extra if each is not None]
+    require(
+        len(there) in (0, 3), "an extra row has a key, a value and a bias: give all three or none"
+    )
+    require(
+        all(each.shape[:2] == lengths.shape for each in there),
+        f"extra rows {[tuple(each.shape) for each in there]} do not fit the {tuple(lengths.shape)} "
+        "heads",
+    )
     tensors = (queries, ragged_keys, ragged_values, keys, values)
     given = (*tensors, *(extra for extra in (padding, sinks) if extra is not None))
     return implementation(ragged_attention, *given)(
         queries, ragged_keys, ragged_values, lengths, keys, values,
         scaling=scaling, softcap=softcap, sinks=sinks, padding=padding,
+        extra_keys=extra_keys, extra_values=extra_values, extra_bias=extra_bias,
     )  # fmt: skip

@@ -10,6 +10,8 @@ programs have about the same amount of work. A program's rows are queries of all
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -130,7 +132,7 @@ def _attend_kernel(
 
 @triton.jit(do_not_specialize=GROWING)
 def _merge_kernel(
-    outputs, totals, bounds, sinks, merged,
+    outputs, totals, bounds, sinks, extra_totals, extra_values, merged,
     N, G, Q, TILES, TAIL_TILES,
     DV: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_TILES: tl.constexpr,
 ):  # fmt: skip
@@ -145,6 +147,13 @@ def _merge_kernel(
     if sinks is not None:
         peak, mass = sink_of(sinks, h + tl.arange(0, 1), True)
     output = tl.zeros([BLOCK_DV], tl.float32)
+    if extra_totals is not None:
+        # The extra row is a tile of one position.
+        extra = tl.load(extra_totals + place + tl.arange(0, 1))
+        sink, peak = peak, tl.maximum(peak, extra)
+        own_share = tl.exp2(extra - finite_or_zero(peak))
+        mass = mass * tl.exp2(sink - finite_or_zero(peak)) + own_share
+        output = tl.load(extra_values + head * DV + dv, mask=dv < DV, other=0) * own_share
     for at in range(0, own + TAIL_TILES, BLOCK_TILES):
         i = at + tl.arange(0, BLOCK_TILES).to(tl.int64)
         there = i < own + TAIL_TILES
@@ -178,6 +187,9 @@ def ragged_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
     padding: Int[Tensor, " B"] | None = None,
+    extra_keys: Float[Tensor, "B N D"] | None = None,
+    extra_values: Float[Tensor, "B N Dv"] | None = None,
+    extra_bias: Float[Tensor, "B N"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend to all tiles in one launch, and merge them in a second one."""
     batch, heads, count, dim = queries.shape
@@ -198,6 +210,10 @@ def ragged_attention(
     merged = torch.empty(batch, heads, count, value_dim, dtype=dtype, device=keys.device)
     if sinks is not None:
         sinks = sinks.contiguous()
+    extra_totals = None
+    if extra_keys is not None and extra_values is not None and extra_bias is not None:
+        extra_totals = _extra_totals(queries, extra_keys, extra_bias, scaling, softcap)
+        extra_values = extra_values.float().contiguous()
     precision = launch.product_precision(keys)
     block_d, block_dv = (max(16, triton.next_power_of_2(size)) for size in (dim, value_dim))
     block_r, block_s = blocks_of(rows, max(block_d, block_dv), exact=precision == "ieee")
@@ -212,11 +228,26 @@ def ragged_attention(
             PRECISION=precision, UP=launch.INTERPRETED,
         )  # fmt: skip
         _merge_kernel[(places * rows,)](
-            outputs, totals, tiles.bounds, sinks, merged,
+            outputs, totals, tiles.bounds, sinks, extra_totals, extra_values, merged,
             kv_heads, group, count, tiles.total, tail_tiles,
             DV=value_dim, BLOCK_DV=block_dv, BLOCK_TILES=BLOCK_TILES,
         )  # fmt: skip
     return merged.to(values.dtype)
+
+
+def _extra_totals(
+    queries: Float[Tensor, "B H Q D"],
+    keys: Float[Tensor, "B N D"],
+    bias: Float[Tensor, "B N"],
+    scaling: float,
+    softcap: float | None,
+) -> Float[Tensor, "B N Q G"]:
+    """Return the logits of the extra rows, to base 2: one of each query."""
+    rows = queries.float().unflatten(1, (keys.shape[1], -1)).transpose(2, 3)
+    logits = (rows @ keys.float()[:, :, None, :, None])[..., 0] * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return ((logits + bias.float()[..., None, None]) * math.log2(math.e)).contiguous()
 
 
 def _with_dense_rows(table: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:

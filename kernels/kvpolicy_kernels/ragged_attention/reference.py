@@ -22,6 +22,9 @@ def ragged_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " H"] | None = None,
     padding: Int[Tensor, " B"] | None = None,
+    extra_keys: Float[Tensor, "B N D"] | None = None,
+    extra_values: Float[Tensor, "B N Dv"] | None = None,
+    extra_bias: Float[Tensor, "B N"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Compute block by block of queries: one softmax over each head's ragged rows and the tail."""
     batch, heads, count, _ = queries.shape
@@ -30,12 +33,15 @@ def ragged_attention(
     columns = keys.shape[2] + max(sizes)
     # float32, or float64 if the queries are.
     precision = torch.promote_types(queries.dtype, torch.float32)
+    extra = None
+    if extra_keys is not None and extra_values is not None and extra_bias is not None:
+        extra = extra_keys.to(precision), extra_values.to(precision), extra_bias.to(precision)
     result = values.new_empty(batch, heads, count, values.shape[-1])
     for q in spans(0, count, max(1, LOGITS_BYTES // (4 * batch * heads * columns))):
         seen = keys.shape[2] - count + q.stop
         block = queries[:, :, q].to(precision) * scaling
         tail = keys[:, :, :seen], values[:, :, :seen]
-        result[:, :, q] = _attend(block, ragged, *tail, max(sizes), softcap, sinks, padding)
+        result[:, :, q] = _attend(block, ragged, *tail, max(sizes), softcap, sinks, padding, extra)
     return result
 
 
@@ -48,18 +54,26 @@ def _attend(
     softcap: float | None,
     sinks: Float[Tensor, " H"] | None,
     padding: Int[Tensor, " B"] | None,
+    extra: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Float[Tensor, "B H Q Dv"]:
-    """Attend to ragged rows and tail; the queries are those of the last positions of the tail."""
+    """Attend to ragged rows and tail; the queries are those of the last positions of the tail.
+
+    `extra` has the key, the value and the bias of each head's extra row.
+    """
     batch, heads, count, dim = queries.shape
     kv_heads, tail = keys.shape[1:3]
     rows = queries.reshape(batch, kv_heads, -1, dim)
-    # A head with fewer rows leaves columns at -inf, which weigh nothing. The last column is for the
-    # learned sink.
-    logits = rows.new_full((*rows.shape[:3], tail + longest + 1), -torch.inf)
+    # A head with fewer rows leaves columns at -inf, which weigh nothing. The last columns are for
+    # the extra row, if there is one, and for the learned sink.
+    last = tail + longest + (extra is not None)
+    logits = rows.new_full((*rows.shape[:3], last + 1), -torch.inf)
     _multiply(rows, keys, logits[..., :tail], softcap)
     heads_of = zip(rows.flatten(0, 1), logits[..., tail:].flatten(0, 1), ragged, strict=True)
     for head, out, (own, _) in heads_of:
         _multiply(head, own, out, softcap)
+    if extra is not None:
+        _multiply(rows, extra[0][:, :, None], logits[..., last - 1 : last], softcap)
+        logits[..., last - 1] += extra[2][..., None]
     by_query = logits.view(batch, heads, count, -1)
     _hide(by_query[..., :tail], padding)
     if sinks is not None:
@@ -70,6 +84,8 @@ def _attend(
     heads_of = zip(weights[..., tail:].flatten(0, 1), output.flatten(0, 1), ragged, strict=True)
     for head, out, (_, own) in heads_of:
         _accumulate(head, own, out)
+    if extra is not None:
+        _accumulate(weights[..., last - 1 : last], extra[1][:, :, None], output)
     return output.view(batch, heads, count, -1)
 
 

@@ -53,13 +53,24 @@ def variants():
             unaligned=[size for size in SIZES if size not in constants],
             floats=floats,
         )
-    for dtype, sinks in (("fp32", False), ("bf16", False), ("bf16", True)):
+    for dtype, sinks, extra in (
+        ("fp32", False, False),
+        ("bf16", False, False),
+        ("bf16", True, False),
+        ("bf16", True, True),
+    ):
         pointers = {"outputs": "fp32", "totals": "fp32", "bounds": "i64", "merged": dtype}
         constants = {"DV": 128, "BLOCK_DV": 128, "BLOCK_TILES": kernel.BLOCK_TILES, "Q": 1}
+        rows = ("extra_totals", "extra_values")
+        pointers |= {"sinks": dtype} if sinks else {}
+        pointers |= dict.fromkeys(rows, "fp32") if extra else {}
+        constants |= {} if sinks else {"sinks": None}
+        constants |= {} if extra else dict.fromkeys(rows)
+        options = f"{' sinks' if sinks else ''}{' extra row' if extra else ''}"
         yield Variant(
-            name=f"merge {dtype} Q=1{' sinks' if sinks else ''}",
+            name=f"merge {dtype} Q=1{options}",
             function=kernel._merge_kernel,
-            pointers={**pointers, **({"sinks": dtype} if sinks else {})},
-            constants={**constants, **({} if sinks else {"sinks": None})},
+            pointers=pointers,
+            constants=constants,
             unaligned=("N", "G", "TILES", "TAIL_TILES"),
         )
