@@ -11,6 +11,7 @@ from kvpolicy import Policy
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.limits import LIMIT, limit_of
 from kvpolicy.exactness.usages import AGAINST_ITSELF, BITWISE, MODES, USAGES, WAYS, Usage
+from kvpolicy.pipeline.capabilities import is_averaging
 from kvpolicy.stages.compaction import GatherCompactor
 
 COLUMNS = USAGES | MODES | WAYS
@@ -75,7 +76,7 @@ def measure(
 
 
 def _cell(name: str, usage: Usage, model: Any, policy: Policy) -> float | str:
-    comparable = isinstance(policy.compactor, GatherCompactor)
+    comparable = isinstance(policy.compactor, GatherCompactor) or is_averaging(policy.compactor)
     if not comparable and name not in AGAINST_ITSELF | set(MODES):
         return CHANGED
     try:

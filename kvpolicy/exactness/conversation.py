@@ -19,6 +19,7 @@ from kvpolicy.exactness.replay import replay_difference
 from kvpolicy.exactness.told import Told
 from kvpolicy.huggingface.cache import PolicyCache
 from kvpolicy.huggingface.cache_argument import handed
+from kvpolicy.huggingface.layer import PolicyLayer
 
 
 @attrs.define(eq=False)
@@ -154,12 +155,21 @@ class Conversation:
 
 
 def contents_of(cache: PolicyCache) -> list[Any]:
-    """Return copies of what a cache holds: tokens seen, positions, keys and values."""
+    """Return copies of what a cache holds: tokens seen, positions, keys, values, remainders."""
     held = [
-        [None if each is None else each.clone() for each in (layer.keys, layer.values)]
+        [None if each is None else each.clone() for each in _rows_of(layer)]
         for layer in cache.policy_layers
     ]
     return [cache.get_seq_length(), [each.clone() for each in cache.positions], held]
+
+
+def _rows_of(layer: PolicyLayer) -> list[Tensor | None]:
+    """Return keys and values, and those of the remainder with its counts if there is one."""
+    remainder = layer.remainder
+    rows = [layer.keys, layer.values]
+    if remainder is None:
+        return rows
+    return [*rows, remainder.keys, remainder.values, remainder.counts]
 
 
 def check_equal(before: list[Any], after: list[Any]) -> None:

@@ -56,6 +56,18 @@ def columns_of(positions: Int[Tensor, "B N K"], real: Bool[Tensor, "B T"]) -> In
     return order.expand(-1, positions.shape[1], -1).gather(2, positions.clamp(min=0))
 
 
+def held_before(forward: Forward, layer: int, heads: int) -> Bool[Tensor, "B N T"]:
+    """Return which of the tokens seen before a forward each head of a layer held."""
+    real = forward.real
+    held = torch.zeros((real.shape[0], heads, forward.seen + 1), dtype=torch.bool)
+    if forward.seen:
+        # Latents have one head, and what is made of them has all.
+        positions = forward.positions[layer].expand(-1, heads, -1)
+        column = columns_of(positions, real)
+        held.scatter_(2, column.masked_fill(positions < 0, forward.seen), True)
+    return held[:, :, : forward.seen]
+
+
 @contextmanager
 def recorded(model: PreTrainedModel, cache: PolicyCache) -> Iterator[list[Forward]]:
     """Record each forward of `model` through `cache`, and each change to the cache between."""

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import DynamicCache
 
-from kvpolicy.exactness.forwards import Forward, columns_of
+from kvpolicy.exactness.averages import average_of_evicted, precise
+from kvpolicy.exactness.forwards import Forward, held_before
 from kvpolicy.exactness.slot_rotation import at_their_slots
 
 
@@ -61,11 +62,15 @@ def masked_attention(
     full: FullCache,
     evicting: set[int],
     frequencies: Float[Tensor, " pairs"] | None,
+    *,
+    averages: bool = False,
 ) -> Callable[..., Any]:
     """Return an attention that sees what the layers held before `forward`, and its new tokens.
 
     Layers that are not `evicting` use the model's own eager attention. `frequencies` are those of
-    the model's rotary embedding if the policy renumbers slots; None if it does not.
+    the model's rotary embedding if the policy renumbers slots; None if it does not. With
+    `averages`, the mean of what each head has evicted is one more key and value, with log(count)
+    added to its logit.
     """
 
     def attention(
@@ -86,14 +91,22 @@ def masked_attention(
         if frequencies is not None:
             key = at_their_slots(key, forward, layer, frequencies)
         groups = query.shape[1] // key.shape[1]
+        average = average_of_evicted(key, value, forward, layer) if averages else None
         # Layers that share keys may compute the last tokens only.
         seen = _seen(forward, layer, key.shape[1])[:, :, -query.shape[2] :]
         if attention_mask is not None:
             seen = _as_the_model_says(seen, attention_mask, forward.seen)
         seen = seen.repeat_interleave(groups, 1)
         key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
-        weights = _softmax(query @ key.mT, seen, query.shape[-1], **kwargs)
-        return (weights @ value).transpose(1, 2).contiguous(), None
+        dim, dtype = query.shape[-1], query.dtype
+        if average is not None:
+            query, key, value = (precise(each) for each in (query, key, value))
+            extra_key, extra_value, bias = (each.repeat_interleave(groups, 1) for each in average)
+            key, value = torch.cat([key, extra_key], 2), torch.cat([value, extra_value], 2)
+            seen = torch.cat([seen, (bias > -torch.inf).expand(*seen.shape[:3], 1)], -1)
+            kwargs["extra_bias"] = bias
+        weights = _softmax(query @ key.mT, seen, dim, **kwargs)
+        return (weights @ value).to(dtype).transpose(1, 2).contiguous(), None
 
     return attention
 
@@ -107,10 +120,12 @@ def _softmax(
     softcap: float | None = None,
     s_aux: Float[Tensor, " H"] | None = None,
     position_bias: Float[Tensor, "#B H Q T"] | None = None,
+    extra_bias: Float[Tensor, "B H 1 1"] | None = None,
     **kwargs: Any,
 ) -> Float[Tensor, "B H Q T"]:
     """Scale, cap, mask and normalise, with what the model adds by distance and its learned sinks.
 
+    `extra_bias` is added to the last column.
     `position_bias` and `s_aux` are transformers' names. The full cache holds all tokens, so the
     bias has a column for each of them.
     """
@@ -119,6 +134,8 @@ def _softmax(
         logits = softcap * torch.tanh(logits / softcap)
     if position_bias is not None:
         logits = logits + position_bias
+    if extra_bias is not None:
+        logits = torch.cat([logits[..., :-1], logits[..., -1:] + extra_bias], -1)
     # A padding query may see nothing. Its output is never compared, but must not be NaN.
     seen = seen | ~seen.any(-1, keepdim=True)
     logits = logits.masked_fill(~seen, -torch.inf)
@@ -132,17 +149,10 @@ def _softmax(
 
 def _seen(forward: Forward, layer: int, heads: int) -> Bool[Tensor, "B N Q T"]:
     """Return which tokens each new token sees: those held, and the new ones up to itself."""
-    real = forward.real
-    batch = real.shape[0]
-    held = torch.zeros((batch, heads, forward.seen + 1), dtype=torch.bool)
-    if forward.seen:
-        # Latents have one head, and what is made of them has all.
-        positions = forward.positions[layer].expand(-1, heads, -1)
-        column = columns_of(positions, real)
-        held.scatter_(2, column.masked_fill(positions < 0, forward.seen), True)
+    real, held = forward.real, held_before(forward, layer, heads)
     new = torch.ones((forward.length, forward.length), dtype=torch.bool).tril()
     new = new & real[:, None, None, forward.seen :]
-    old = held[:, :, None, : forward.seen].expand(-1, -1, forward.length, -1)
+    old = held[:, :, None].expand(-1, -1, forward.length, -1)
     return torch.cat([old, new.expand(-1, heads, -1, -1)], -1)
 
 

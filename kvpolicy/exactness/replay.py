@@ -3,6 +3,7 @@
 The full cache is transformers' `DynamicCache`. Its attention sees, in each layer, only the
 positions that the evicted cache held before that forward. Nothing of kvpolicy's storage, masks or
 observation takes part. If a policy renumbers slots, the replay rotates each full key to its slot.
+If a remainder stands for what was evicted, the replay averages those keys and values by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from kvpolicy.exactness.full_cache import FullCache, masked_attention
 from kvpolicy.exactness.slot_rotation import slot_frequencies
 from kvpolicy.huggingface.cache import PolicyCache
 from kvpolicy.huggingface.cache_argument import handed
+from kvpolicy.pipeline.capabilities import is_averaging
 
 NAME = "kvpolicy-masked-full-cache"
 
@@ -39,13 +41,13 @@ def max_logit_difference(
 def replay_difference(model: PreTrainedModel, forwards: list[Forward], cache: PolicyCache) -> float:
     """Do what `max_logit_difference` does, also if nothing was evicted."""
     frequencies = slot_frequencies(model) if cache.policy.slot_positions else None
-    evicting = _evicting(cache)
+    evicting, averages = _evicting(cache), is_averaging(cache.policy.compactor)
     full = FullCache(config=model.config.get_text_config(decoder=True))
     differences = [torch.zeros(())]
     for forward in forwards:
         for change in forward.changes:
             change(full)
-        attention = masked_attention(forward, full, evicting, frequencies)
+        attention = masked_attention(forward, full, evicting, frequencies, averages=averages)
         with replaced_attention(model, attention, name=NAME, mask=eager_mask):
             logits = model(**forward.arguments | handed(full, to=model)).logits
         real = forward.real[:, -logits.shape[1] :]

@@ -14,6 +14,7 @@ from kvpolicy import Policy, compose, installed
 from kvpolicy import recipe as policy_of
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.architectures import tiny_architecture
+from kvpolicy.pipeline.capabilities import is_averaging
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.testing.models import tiny_model
 
@@ -90,7 +91,7 @@ def policies(
     if isinstance(known.get("window"), int):
         arguments["scorer"] = scorer | {"window": draw(st.integers(1, LARGEST_WINDOW))}
     if exact:
-        if not isinstance(recipe.compactor, GatherCompactor):
+        if not (isinstance(recipe.compactor, GatherCompactor) or is_averaging(recipe.compactor)):
             arguments["compactor"] = "gather"
         if "Gemma" in type(model).__name__:
             arguments["slot_positions"] = False

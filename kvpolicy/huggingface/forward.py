@@ -98,12 +98,12 @@ class Forward:
         if self.session.drafts.end is not None:
             self.session.masks.check_plain(mask)
             self._check_spans(contents, query.shape[2])
-            if contents.ragged is not None:
+            if not contents.is_plain:
                 return None
             return causal_behind(mask, contents.slots, query, self.session.attention)
         if not self.readings:
             self._read_mask(contents, module, mask, query.shape[2])
-        if contents.ragged is not None:
+        if not contents.is_plain:
             return None
         fit = fitted if self.moved is None else plainly_causal
         return fit(mask, contents.slots, query, self.session.attention)
@@ -145,13 +145,13 @@ class Forward:
     def attend(
         self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
     ) -> Float[Tensor, "B Q H Dv"] | None:
-        """Attend to uneven heads, or to the blocks of a first prompt that the pattern chooses.
+        """Attend to uneven heads, a remainder, or the blocks of a first prompt that are chosen.
 
         Returns None otherwise. Raises UnsupportedModelError for what such attention lacks.
         """
         contents, pattern = self._own(), self.session.prefill
-        if contents.ragged is not None:
-            call.refuse_what_is_not_computed()
+        if not contents.is_plain:
+            call.refuse_what_is_not_computed(has_remainder=contents.remainder is not None)
             return attend_uneven(query, contents, self._attended(), logits)
         if pattern is None or self.seen > query.shape[2]:
             return None

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvpolicy.cache.attention.keys import attended
 from kvpolicy.cache.eviction.schedule import Schedule
+from kvpolicy.cache.memory.remainder import Remainder
 from kvpolicy.cache.storage.layer_memory import LayerMemory
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.marks import mark
@@ -153,14 +154,9 @@ class PolicyLayer(DynamicLayer):
 
     def check_crop(self, count: int) -> None:
         """Raise CacheStateError if `crop(-count)` would."""
-        layout = self.memory.layout
-        if layout is None or not 0 < count < self.seen:
-            return
-        if layout.ragged is not None:
-            layout.slots.check_seen(count)
-            return
-        ranks = self.session.ranks
-        layout.slots.held_of_last(count, None if ranks is None else ranks.exchange)
+        layout, ranks = self.memory.layout, self.session.ranks
+        if layout is not None and 0 < count < self.seen:
+            layout.check_crop(count, ranks.exchange if ranks else None)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the batch."""
@@ -209,6 +205,11 @@ class PolicyLayer(DynamicLayer):
         return nothing if layout is None else layout.positions
 
     @property
+    def remainder(self) -> Remainder | None:
+        """What stands for evicted positions, one row of each head; None if nothing does."""
+        return self.memory.layout.remainder if self.memory.layout else None
+
+    @property
     def is_croppable(self) -> bool:  # type: ignore[override]
         """Whether tokens are taken back without a trace: drafts are, as none of them evicts."""
         return self.session.drafts.end is not None
@@ -216,8 +217,7 @@ class PolicyLayer(DynamicLayer):
     @property
     def is_uneven(self) -> bool:
         """Whether heads hold different numbers of positions."""
-        layout = self.memory.layout
-        return layout is not None and layout.ragged is not None
+        return self.memory.layout is not None and self.memory.layout.ragged is not None
 
     @property
     def nbytes(self) -> int:

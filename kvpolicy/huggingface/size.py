@@ -46,6 +46,12 @@ class LayerShape:
         """Bytes of the keys and values of one position in all heads."""
         return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
+    @property
+    def remainder_nbytes(self) -> int:
+        """Bytes of what stands for evicted positions: a row in float32, and a count of 8 bytes."""
+        size = torch.promote_types(self.dtype, torch.float32).itemsize
+        return self.heads * ((self.key_dim + self.value_dim) * size + 8)
+
 
 @attrs.frozen(kw_only=True)
 class ModelShape:
@@ -135,7 +141,7 @@ def cache_size(
     if tokens < 1 or batch < 1:
         raise InvalidValueError(f"a prompt has at least 1 token, not {min(tokens, batch)}.")
     evicts = policy is not None and not policy.keeps_all(tokens)
-    held = policy.positions(tokens) if policy is not None and evicts else tokens
+    held = policy.kept_of(tokens) if policy is not None and evicts else tokens
     whole = [each.row_nbytes * min(tokens, each.window or tokens) for each in shape.layers]
     kept = [
         rows
@@ -166,7 +172,8 @@ def _layer_nbytes(
     """Return the bytes of rows, positions and running state that one layer holds."""
     rows = layer.row_nbytes * held if storage is None else _stored_nbytes(layer, held, storage)
     positions = layer.heads * held * _POSITION if moved else 0
-    return rows + positions + _state_nbytes(layer, policy, held)
+    remainder = layer.remainder_nbytes if moved and policy.remainder_rows else 0
+    return rows + positions + remainder + _state_nbytes(layer, policy, held)
 
 
 def _stored_nbytes(layer: LayerShape, held: int, storage: AnyStorage) -> int:

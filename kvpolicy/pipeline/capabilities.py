@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 
+from kvpolicy.stages.compaction import KeepsRemainder
+
 
 @runtime_checkable
 class SaysAcrossHeads(Protocol):
@@ -113,6 +115,16 @@ class SaysFitsValues(Protocol):
 
 
 @runtime_checkable
+class SaysAverages(Protocol):
+    """A compactor whose remainder `kvpolicy.exactness` can compute by itself."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether kept rows stay as they are, and the remainder is the mean of evicted rows."""
+        ...
+
+
+@runtime_checkable
 class ChecksParts(Protocol):
     """A part that works with some other parts only."""
 
@@ -192,6 +204,16 @@ def follows_bias(part: object) -> bool:
 def is_fitting_values(part: object) -> bool:
     """Return whether a compactor fits kept values to outputs."""
     return isinstance(part, SaysFitsValues) and part.fits_values
+
+
+def keeps_remainder(part: object) -> bool:
+    """Return whether a compactor keeps a row that stands for what it evicts."""
+    return isinstance(part, KeepsRemainder)
+
+
+def is_averaging(part: object) -> bool:
+    """Return whether a compactor's kept rows are unchanged, and its remainder is the mean."""
+    return isinstance(part, SaysAverages) and part.averages
 
 
 def is_prefill_only(part: object) -> bool:

@@ -19,12 +19,11 @@ from kvpolicy.errors import (
 )
 from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.observation import Observation
-from kvpolicy.pipeline.doubts import is_patient, refuse_if, refuse_unless_finite
-from kvpolicy.pipeline.numbers import check_numbers, is_finite, refuse_numbers, total
+from kvpolicy.pipeline.doubts import is_patient, refuse_unless_finite
+from kvpolicy.pipeline.numbers import check_numbers, refuse_numbers, total
 from kvpolicy.pipeline.refusals import COUNTS, check_place, refuse
 from kvpolicy.pipeline.title import Title
 from kvpolicy.pipeline.writes import versions, written
-from kvpolicy.stages.selection import Selection
 
 Held: TypeAlias = Sequence[int]
 """How many positions each head of a layer holds; one number if all hold the same."""
@@ -141,32 +140,6 @@ def _within(title: Title, budgets: Tensor, scores: Tensor, held: Held) -> Tensor
         refuse(title, f"counts from {low} to {high}", f"counts in 0 ... {length}")
     budgets = budgets.long()
     return budgets if len(held) == 1 else budgets.minimum(torch.tensor(held, device="cpu"))
-
-
-def checked_compaction(
-    title: Title, compacted: Any, keys: Tensor, values: Tensor, selection: Selection
-) -> tuple[Tensor, Tensor]:
-    """Return the compacted keys and values, if shape and dtype are right and they are finite."""
-    if not isinstance(compacted, tuple) or len(compacted) != 2:
-        refuse(title, f"a {type(compacted).__name__}", "a pair of keys and values")
-    for got, whole in zip(compacted, (keys, values), strict=True):
-        expected = (*selection.indices.shape, whole.shape[-1])
-        if not isinstance(got, Tensor) or tuple(got.shape) != expected or got.dtype != whole.dtype:
-            described = f"{got.dtype} {tuple(got.shape)}" if isinstance(got, Tensor) else shown(got)
-            refuse(title, described, f"{whole.dtype} {expected} (B, N, K, D)")
-        check_place(title, got, whole.device)
-        _check_compacted(title, got, whole)
-    return compacted
-
-
-def _check_compacted(title: Title, got: Tensor, whole: Tensor) -> None:
-    """Refuse numbers that are not finite, unless the model itself computed some."""
-    fault = partial(refuse, title, "numbers that are NaN or infinite", "finite numbers")
-    if not is_patient(got.device):
-        if not is_finite(got) and is_finite(whole):
-            fault()
-    elif not title.is_proved:
-        refuse_if(~total(got).isfinite() & total(whole).isfinite(), fault)
 
 
 def check_same_state(title: Title, states: Sequence[Tensor]) -> None:

@@ -13,6 +13,7 @@ from kvpolicy.pipeline.capabilities import (
     across_heads,
     is_prefill_only,
     is_uneven,
+    keeps_remainder,
 )
 from kvpolicy.pipeline.checks import at_work
 from kvpolicy.pipeline.targets import check_target
@@ -29,9 +30,11 @@ def check_all(parts: Parts, titles: Titles, settings: Mapping[str, Any], protect
     bound = budget.cap if isinstance(budget, Within) else budget
     if isinstance(bound, int):
         check_protected(bound, settings["sinks"], protected)
+        check_room_for_remainder(bound, parts, titles, protected)
     if isinstance(budget, Within):
         check_target(budget, parts, titles, settings)
     check_heads(parts, titles)
+    check_slots(parts, titles, slot_positions=settings["slot_positions"])
     if every is not None:
         check_every(every, parts, titles)
         check_turns(every, per_turn=settings["per_turn"])
@@ -57,6 +60,27 @@ def check_protected(budget: int, sinks: int, protected: int) -> None:
             f"budget {budget} is smaller than the {protected} positions that are always kept: "
             f"sinks {sinks} + recent {protected - sinks}. Raise the budget, or lower sinks or "
             "recent (recent defaults to the scorer's window)."
+        )
+
+
+def check_room_for_remainder(budget: int, parts: Parts, titles: Titles, protected: int) -> None:
+    """Raise InvalidValueError if a budget has no room for the row of a remainder."""
+    least = max(1, protected) + 1
+    if budget < least and _says(parts, titles, "compactor", keeps_remainder):
+        raise InvalidValueError(
+            f"budget {budget} is smaller than {least}: {titles['compactor']} keeps one row for "
+            f"what is evicted, and {max(1, protected)} positions are always kept. Raise the "
+            "budget, lower sinks or recent, or use compactor='gather'."
+        )
+
+
+def check_slots(parts: Parts, titles: Titles, *, slot_positions: bool) -> None:
+    """Raise InvalidValueError if keys turn to their slots, and a remainder has none."""
+    if slot_positions and _says(parts, titles, "compactor", keeps_remainder):
+        raise InvalidValueError(
+            f"slot_positions=True turns each key to its place in the cache, but the row of "
+            f"{titles['compactor']} stands for many keys and has no place. Use "
+            "slot_positions=False, or compactor='gather'."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -12,21 +11,23 @@ from attrs.validators import optional
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.budget import Budget, Within, checked_budget, plain, positions_of
+from kvpolicy.budget import Budget, Within, checked_budget, plain
 from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
 from kvpolicy.pipeline import combination
+from kvpolicy.pipeline.capabilities import keeps_remainder
 from kvpolicy.pipeline.checks import (
     at_work,
     checked_budgets,
-    checked_compaction,
     checked_fold,
     checked_layer_budgets,
     checked_scores,
     checked_state,
     doubt_numbers,
 )
+from kvpolicy.pipeline.compactions import checked_compaction, checked_remainder
+from kvpolicy.pipeline.counting import Counting
 from kvpolicy.pipeline.describe import described
 from kvpolicy.pipeline.selections import checked_selection
 from kvpolicy.pipeline.targets import needs_of_all
@@ -41,7 +42,7 @@ from kvpolicy.stages.smoothing import Smoother, fold_of
 
 
 @attrs.frozen(kw_only=True)
-class Pipeline:
+class Pipeline(Counting):
     """Five parts and their settings. It knows neither plugins nor models.
 
     Every method runs one stage and checks what the part returned. Its errors name the part and its
@@ -108,6 +109,11 @@ class Pipeline:
         return self.allocator if isinstance(self.allocator, ModelAllocator) else None
 
     @cached_property
+    def remainder_rows(self) -> int:
+        """How many rows of a head's budget stand for what it has evicted: 1, or 0."""
+        return int(keeps_remainder(self.compactor))
+
+    @cached_property
     def target(self) -> Within | None:
         """The budget if it is an error target, else None."""
         return self.budget if isinstance(self.budget, Within) else None
@@ -122,28 +128,6 @@ class Pipeline:
     def fold(self) -> Fold:
         """The smoother's temporal part, as it is passed to the scorer."""
         return checked_fold(self.titles["smoother"], fold_of(self.smoother))
-
-    @property
-    def protected(self) -> int:
-        """How many positions are kept whatever their scores.
-
-        With a budget that is a share of the prompt, this counts no `recent` that is a share.
-        """
-        return self.sinks + self.recent_of(self.budget if isinstance(self.budget, int) else 0)
-
-    def recent_of(self, budget: int) -> int:
-        """Return how many of the last tokens are always kept, for a budget in positions."""
-        share = isinstance(self.recent, float)
-        return math.floor(self.recent * budget + 1e-9) if share else int(self.recent)
-
-    def positions(self, seen: int) -> int:
-        """Return the budget in positions for a sequence of `seen` tokens."""
-        return positions_of(self.budget, seen, protected=self.protected)
-
-    def keeps_all(self, seen: int) -> bool:
-        """Return whether `seen` tokens fit, or are fewer than the scorer's window."""
-        least = self.positions(seen) if self.target is None else max(1, self.protected)
-        return seen <= least or seen < (self.scorer.window or 0)
 
     def rank(self, observation: Observation) -> Float[Tensor, "B N S"]:
         """Score every position for every key/value head. Protected positions get +inf."""
@@ -240,6 +224,19 @@ class Pipeline:
         with at_work(self.titles["compactor"], keys, values, selection, observation):
             compacted = self.compactor.compact(keys, values, selection, observation)
         return checked_compaction(self.titles["compactor"], compacted, keys, values, selection)
+
+    def remainder(
+        self,
+        keys: Float[Tensor, "B N S D"],
+        values: Float[Tensor, "B N S Dv"],
+        selection: Selection,
+        observation: Observation,
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N Dv"]]:
+        """Return the key and the value that stand for what each head evicts."""
+        compactor: Any = self.compactor
+        with at_work(self.titles["compactor"], keys, values, selection, observation):
+            found = compactor.remainder(keys, values, selection, observation)
+        return checked_remainder(self.titles["compactor"], found, keys, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return compose's arguments as JSON data; InvalidComponentError for parts of no plugin."""

@@ -34,6 +34,30 @@ class Compactor(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsRemainder(Compactor, Protocol):
+    """A compactor that keeps one more row of each head: it stands for what the head has evicted.
+
+    The row has a part in the budget. Attention sees it with log(n) added to its logit, where n is
+    how many positions the head has evicted so far. Of several evictions the mean is kept, weighted
+    by their counts.
+    """
+
+    def remainder(
+        self,
+        keys: Float[Tensor, "B N S D"],
+        values: Float[Tensor, "B N S Dv"],
+        selection: Selection,
+        observation: Observation,
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N Dv"]]:
+        """Return the key and the value that stand for the rows that each head evicts now.
+
+        In float32, or in float64 if the rows are. A head that evicts nothing gets any finite
+        numbers.
+        """
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class GatherCompactor:
     """Copies the kept keys and values, unchanged, into a new dense cache."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvpolicy.cache.eviction import evict as room
-from kvpolicy.cache.memory.contents import Rows
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.exactness.usages import small_policy
 from kvpolicy.exactness.usages.inputs import read, tokens
 from kvpolicy.testing.models import tiny_model

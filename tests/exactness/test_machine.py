@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from kvpolicy.cache.eviction.spans import BatchSpans
-from kvpolicy.cache.memory.contents import Rows
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.errors import KvpolicyError
 from kvpolicy.exactness.machine import CacheMachine

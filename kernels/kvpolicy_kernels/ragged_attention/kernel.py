@@ -10,8 +10,6 @@ programs have about the same amount of work. A program's rows are queries of all
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +26,7 @@ from kvpolicy_kernels.common.triton.logits import (
     products_by_parts,
     sink_of,
 )
+from kvpolicy_kernels.ragged_attention.extra_row import extra_totals_of
 from kvpolicy_kernels.ragged_attention.tiles import span_of, tiles_of
 
 BLOCK_TILES = 16
@@ -212,7 +211,7 @@ def ragged_attention(
         sinks = sinks.contiguous()
     extra_totals = None
     if extra_keys is not None and extra_values is not None and extra_bias is not None:
-        extra_totals = _extra_totals(queries, extra_keys, extra_bias, scaling, softcap)
+        extra_totals = extra_totals_of(queries, extra_keys, extra_bias, scaling, softcap)
         extra_values = extra_values.float().contiguous()
     precision = launch.product_precision(keys)
     block_d, block_dv = (max(16, triton.next_power_of_2(size)) for size in (dim, value_dim))
@@ -233,21 +232,6 @@ def ragged_attention(
             DV=value_dim, BLOCK_DV=block_dv, BLOCK_TILES=BLOCK_TILES,
         )  # fmt: skip
     return merged.to(values.dtype)
-
-
-def _extra_totals(
-    queries: Float[Tensor, "B H Q D"],
-    keys: Float[Tensor, "B N D"],
-    bias: Float[Tensor, "B N"],
-    scaling: float,
-    softcap: float | None,
-) -> Float[Tensor, "B N Q G"]:
-    """Return the logits of the extra rows, to base 2: one of each query."""
-    rows = queries.float().unflatten(1, (keys.shape[1], -1)).transpose(2, 3)
-    logits = (rows @ keys.float()[:, :, None, :, None])[..., 0] * scaling
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    return ((logits + bias.float()[..., None, None]) * math.log2(math.e)).contiguous()
 
 
 def _with_dense_rows(table: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead D"]:

@@ -14,8 +14,9 @@ from kvpolicy.cache.eviction.protection import before_others
 from kvpolicy.cache.eviction.ranked import Ranked, ranked
 from kvpolicy.cache.eviction.shown import Shown
 from kvpolicy.cache.eviction.views import View
-from kvpolicy.cache.memory.assembly import Piece, assembled
+from kvpolicy.cache.memory.assembly import Piece, assembled, remainder_of
 from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.memory.remainder import Remainder
 from kvpolicy.errors import InvalidComponentError
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.capabilities import across_heads
@@ -64,7 +65,9 @@ def kept(
         for group, chosen in zip(groups, pieces, strict=True)
     ]
     even = all(_is_even(*each) for each in zip(groups, budgets, strict=True))
-    return assembled(whole, contents.slots, even=even)
+    found = assembled(whole, contents.slots, even=even)
+    found.remainder = remainder_of(contents.remainder, whole)
+    return found
 
 
 def _is_even(group: Ranked, budgets: Budgets) -> bool:
@@ -187,7 +190,23 @@ def _compacted(
         positions=view.positions.gather(2, rows),
         state=_gathered(view.state, rows),
         lengths=None if bool((lengths == keys.shape[2]).all()) else lengths,
+        evicted=_remainder(pipeline, view, observation, selection, lengths),
     )
+
+
+def _remainder(
+    pipeline: Pipeline,
+    view: View,
+    observation: Observation,
+    selection: Selection,
+    lengths: Int[Tensor, "b n"],
+) -> Remainder | None:
+    """Return what stands for the evicted rows of each head; None if the compactor keeps none."""
+    if not pipeline.remainder_rows:
+        return None
+    keys, values = pipeline.remainder(view.keys, view.values, selection, observation)
+    counts = (view.keys.shape[2] - lengths).to(keys.device, non_blocking=True)
+    return Remainder(keys=keys, values=values, counts=counts)
 
 
 def _gathered(

@@ -70,7 +70,7 @@ class Shown:
             output_weight=self.output_weight,
             positions=view.positions.expand(-1, values.shape[1], -1),
             seen=view.seen,
-            budget=pipeline.positions(view.newest),
+            budget=pipeline.kept_of(view.newest),
             state=view.state,
             noted=view.noted,
             first_head=heads.start,

@@ -166,7 +166,7 @@ class BatchSpans:
     def _check_share(self, pipeline: Pipeline, row: int, first: int, end: int) -> None:
         """Check the budget of a turn with these positions of a row."""
         if not pipeline.keeps_all(end - first):
-            budget = pipeline.positions(end - first)
+            budget = pipeline.kept_of(end - first)
             self._check_room(pipeline, self.of(row), first, end, budget)
 
     def _check_room(

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.remainder import Remainder, joined
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.slots import Slots
 
 
@@ -24,6 +26,8 @@ class Piece:
     state: Float[Tensor, "b h K *rest"] | None = None
     lengths: Int[Tensor, "b n"] | None = None
     """On the CPU; None where all keep K."""
+    evicted: Remainder | None = None
+    """What stands for the positions that are not kept, if the compactor keeps a remainder."""
 
     @property
     def longest(self) -> int:
@@ -58,7 +62,7 @@ class Piece:
 
 
 def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) -> Contents:
-    """Put the pieces of every group of rows into one batch.
+    """Put the pieces of every group of rows into one batch; its remainder stays to be set.
 
     A group is one piece with all heads, or one piece for each head of one row. `even` says that all
     heads keep equally many positions, heads of other processes included.
@@ -138,4 +142,26 @@ def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
             lengths=torch.cat([piece.kept.flatten() for piece in pieces]).view(shape[:2]),
             state=state,
         ),
+    )
+
+
+def remainder_of(before: Remainder | None, groups: Sequence[Sequence[Piece]]) -> Remainder | None:
+    """Return what stands for all that was evicted: `before`, and what the pieces say of now."""
+    pieces = [piece for group in groups for piece in group]
+    known = next((piece.evicted for piece in pieces if piece.evicted is not None), None)
+    if known is None:
+        return before
+    now = joined([joined([_evicted(piece, known) for piece in group], 1) for group in groups], 0)
+    return now if before is None else before.with_more(now)
+
+
+def _evicted(piece: Piece, like: Remainder) -> Remainder:
+    """Return what a piece says was evicted; a piece that keeps all says nothing."""
+    if piece.evicted is not None:
+        return piece.evicted
+    heads, (keys, values) = piece.keys.shape[:2], (like.keys, like.values)
+    return Remainder(
+        keys=keys.new_zeros((*heads, keys.shape[-1])),
+        values=values.new_zeros((*heads, values.shape[-1])),
+        counts=like.counts.new_zeros(heads),
     )

@@ -1,104 +1,19 @@
-"""What one layer holds: rows of keys and values with room to grow, and the token of each slot."""
+"""What one layer holds: rows of keys and values, and the token of each slot."""
 
 from __future__ import annotations
 
 import attrs
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor, is_inference_mode_enabled
+from torch import Tensor
 
 from kvpolicy.cache.memory.padding import behind_padding, check_some_real, padding_counts
 from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.remainder import Remainder, check_held
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.cache.memory.slots import Slots
-
-
-def _owned(first: Shaped[Tensor, "B N S D"]) -> Shaped[Tensor, "B N S D"]:
-    first = first.contiguous()
-    # A view would keep alive the memory that it is a view of.
-    return first if first.untyped_storage().nbytes() == first.nbytes else first.clone()
-
-
-@attrs.define(eq=False)
-class Rows:
-    """A buffer [B, N, C, D] whose first `held` rows are in use.
-
-    The first rows are taken over as they are, without slack. A full buffer grows by 1/16 of its
-    rows, and by at least 16. See `fits` for how much slack is allowed after rows were removed.
-    """
-
-    buffer: Shaped[Tensor, "B N C D"] = attrs.field(converter=_owned)
-    held: int = attrs.field(init=False)
-
-    @held.default
-    def _all_of_the_first(self) -> int:
-        return self.buffer.shape[2]
-
-    @property
-    def view(self) -> Shaped[Tensor, "B N S D"]:
-        """The rows in use; a new tensor object each time."""
-        return self.buffer.narrow(2, 0, self.held)
-
-    def behind(self, held: int) -> Shaped[Tensor, "B N Q D"]:
-        """Return the rows in use behind the first `held`."""
-        return self.buffer.narrow(2, held, self.held - held)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated, slack included."""
-        return self.buffer.nbytes
-
-    def append(self, new: Shaped[Tensor, "B N Q D"]) -> None:
-        """Write new rows behind those in use.
-
-        Rows that need gradients are joined to new memory: a backward pass needs the old rows.
-        """
-        needed = self.held + new.shape[2]
-        if self.buffer.requires_grad or new.requires_grad:
-            self.buffer, self.held = torch.cat([self.view, new], 2), needed
-            return
-        if needed > self.buffer.shape[2] or self._is_locked:
-            self._grow(needed + max(16, needed // 16))
-        self.buffer.narrow(2, self.held, new.shape[2]).copy_(new)
-        self.held = needed
-
-    def move(self, source: Int[Tensor, "B S"]) -> None:
-        """Let each row in use take the place that `source` says, in new memory."""
-        places = source[:, None, :, None].to(self.buffer.device)
-        self.buffer = self.view.gather(
-            2, places.expand(*self.view.shape[:2], -1, self.view.shape[3])
-        )
-
-    def truncate(self, held: int) -> None:
-        """Forget all rows but the first `held`."""
-        self.held = held
-
-    def select_rows(self, batch: Tensor) -> None:
-        """Keep, repeat or reorder the sequences of the batch."""
-        self.buffer = self.view.index_select(0, batch.to(self.buffer.device))
-
-    def fits(self, held: int) -> bool:
-        """Whether the buffer may keep `held` rows: its slack is small and it may be written to.
-
-        Small is at most an eighth of `held`, or 32 rows.
-        """
-        slack = self.buffer.shape[2] - held
-        if self.buffer.requires_grad:
-            return False
-        return slack <= max(32, held // 8) and not self._is_locked
-
-    @property
-    def _is_locked(self) -> bool:
-        """Whether the buffer was made in inference mode, so that it may not be written to now."""
-        return self.buffer.is_inference() and not is_inference_mode_enabled()
-
-    def _grow(self, capacity: int) -> None:
-        batch, heads, _, dim = self.buffer.shape
-        buffer = torch.empty(
-            (batch, heads, capacity, dim), dtype=self.buffer.dtype, device=self.buffer.device
-        )
-        buffer[:, :, : self.held] = self.view
-        self.buffer = buffer
+from kvpolicy.observation.shard import Exchange
 
 
 @attrs.define(eq=False)
@@ -107,7 +22,7 @@ class Contents:
 
     After an uneven eviction `ragged` holds the rows that were kept, and `keys` and `values` are
     those of the tokens since. `state` is the scorer's running state for `keys`; `ragged` has its
-    own.
+    own. `remainder` stands for what was evicted, if the compactor keeps one.
     """
 
     keys: Rows = attrs.field(metadata=SAVED)
@@ -115,6 +30,7 @@ class Contents:
     slots: Slots = attrs.field(metadata=SAVED)
     state: Float[Tensor, "B H S *rest"] | None = attrs.field(metadata=SAVED, default=None)
     ragged: RaggedRows | None = attrs.field(metadata=SAVED, default=None)
+    remainder: Remainder | None = attrs.field(metadata=SAVED, default=None)
 
     @classmethod
     def of(cls, keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"]) -> Contents:
@@ -166,7 +82,7 @@ class Contents:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        owned = (self.keys, self.values, self.slots, self.state, self.ragged)
+        owned = (self.keys, self.values, self.slots, self.state, self.ragged, self.remainder)
         return sum(each.nbytes for each in owned if each is not None)
 
     @property
@@ -182,9 +98,15 @@ class Contents:
         fits = all(each.shape[:3] == shape for each in rows)
         fits = fits and len(slots.lengths) == len(slots.seen) == slots.batch
         fits = fits and max(slots.seen) <= seen and slots.positions.shape == shape
-        if self.ragged is None:
-            return fits
-        return fits and self.ragged.is_consistent(shape[:2])
+        if self.remainder is not None:
+            widths = (rows[0].shape[3], rows[1].shape[3])
+            fits = fits and self.remainder.fits(shape[:2], widths)
+        return fits and (self.ragged is None or self.ragged.is_consistent(shape[:2]))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a model's own attention attends to all that is held: to dense rows alone."""
+        return self.ragged is None and self.remainder is None
 
     @property
     def held(self) -> int:
@@ -223,17 +145,33 @@ class Contents:
             self.state = self.state.index_select(0, batch.to(self.state.device))
         if self.ragged is not None:
             self.ragged = self.ragged.of_rows(batch.tolist())
+        if self.remainder is not None:
+            self.remainder = self.remainder.select_rows(batch)
+
+    def check_crop(self, count: int, exchange: Exchange | None = None) -> None:
+        """Raise CacheStateError if `forget_last` would: here, or in another process.
+
+        A remainder cannot give back what it stands for.
+        """
+        if self.remainder is not None:
+            self.slots.check_seen(count)
+            check_held(self.positions, self.slots.seen, count, exchange)
+        elif self.ragged is not None:
+            self.slots.check_seen(count)
+        else:
+            self.slots.held_of_last(count, exchange)
 
     def forget_last(self, count: int) -> None:
         """Drop each sequence's last `count` tokens.
 
-        Raises CacheStateError as `Slots.held_of_last` does.
+        Raises CacheStateError as `check_crop` does.
         """
+        if not self.is_plain:
+            self.check_crop(count)
         seen = self.slots.seen
         if self.ragged is None:
             self.slots.forget_last(count)
         else:
-            self.slots.check_seen(count)
             self.slots.drop_columns(count)
             self.ragged = self.ragged.before([each - count for each in seen])
         self.keys.truncate(self.slots.held)

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int32, Int64, Shaped
 from torch import Tensor
 
-from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.cache.static.buffers import (

@@ -9,8 +9,9 @@ import attrs
 from jaxtyping import Shaped
 from torch import Tensor
 
-from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.cache.static.buffers import Count, row_nbytes
 from kvpolicy.cache.static.owners import number_for

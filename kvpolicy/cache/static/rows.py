@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.cache.static.buffers import Count, buffers_for, fill, nbytes, spoiled
 from kvpolicy.cache.static.fixed import FixedRows

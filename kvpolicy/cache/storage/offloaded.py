@@ -10,8 +10,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.saved import SAVED
 
 _HOST = torch.device("cpu")

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.saved import SAVED
 from kvpolicy.cache.storage.residual import BOTH, Residual
 from kvpolicy.cache.storage.row_matching import flat, last_rows, sources

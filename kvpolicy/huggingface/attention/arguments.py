@@ -12,6 +12,8 @@ from kvpolicy.observation.logits import Logits
 
 _OWN_ATTENTION = "Attention over uneven heads and sparse prefill do"
 _ALTERNATIVE = "Use an allocator that treats heads alike and prefill=None."
+_OVER_A_REMAINDER = "Attention over a remainder does"
+_WITHOUT_A_REMAINDER = "Use compactor='gather' and prefill=None."
 
 
 POSITION_BIAS = "position_bias"
@@ -58,18 +60,20 @@ class Call(NamedTuple):
             return found
         return None
 
-    def refuse_what_is_not_computed(self) -> None:
+    def refuse_what_is_not_computed(self, *, has_remainder: bool = False) -> None:
         """Refuse what a layer's own attention does not compute: dropout and attention weights."""
+        attention = _OVER_A_REMAINDER if has_remainder else _OWN_ATTENTION
+        alternative = _WITHOUT_A_REMAINDER if has_remainder else _ALTERNATIVE
         if self.kwargs.get("dropout"):
             raise UnsupportedModelError(
-                f"{self._name} uses attention dropout. {_OWN_ATTENTION} not support it. Call "
-                f"model.eval(). Or: {_ALTERNATIVE}"
+                f"{self._name} uses attention dropout. {attention} not support it. Call "
+                f"model.eval(). Or: {alternative}"
             )
         config = getattr(self.module, "config", None)
         if self.kwargs.get("output_attentions") or getattr(config, "output_attentions", False):
             raise UnsupportedModelError(
                 f"{self._name} returns its attention weights (output_attentions=True). "
-                f"{_OWN_ATTENTION} not compute them. {_ALTERNATIVE}"
+                f"{attention} not compute them. {alternative}"
             )
 
     def _refuse_what_is_not_shown(self) -> None:

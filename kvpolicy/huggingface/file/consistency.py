@@ -15,6 +15,7 @@ from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.cache.storage.residual import Residual
+from kvpolicy.huggingface.file.remainders import check_remainder
 from kvpolicy.huggingface.layer import PolicyLayer
 
 _LARGEST = 2**31
@@ -66,6 +67,7 @@ def check_policy_layer(layer: PolicyLayer, query_heads: int) -> None:
     _require(contents.is_consistent(layer.seen), "its tensors do not fit one another")
     _check_slots(contents.slots, layer.seen)
     _check_contents(contents, query_heads)
+    check_remainder(contents, keeps=bool(layer.session.policy.remainder_rows))
     # Queries have the channels of keys, but not those of latents.
     channels = None if layer.session.is_latent else contents.keys.view.shape[3]
     _check_schedule(layer.schedule, contents, (query_heads, channels))

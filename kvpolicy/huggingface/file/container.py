@@ -16,7 +16,7 @@ from kvpolicy.errors import LONGEST, CacheFileError, shown, told
 from kvpolicy.huggingface.file.paths import reason
 from kvpolicy.huggingface.file.replacement import replacement
 
-FORMAT = "kvpolicy-cache-5"
+FORMAT = "kvpolicy-cache-6"
 _OLDER = ("kvpolicy-cache-1", "kvpolicy-cache-2", "kvpolicy-cache-3", "kvpolicy-cache-4")
 _TEXT = "kvpolicy"
 

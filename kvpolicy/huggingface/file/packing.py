@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from kvpolicy.cache.memory.contents import Rows
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.saved import saved_fields
 from kvpolicy.errors import CacheFileError
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.capabilities import is_fitting_values
-from kvpolicy.stages.compaction import Compactor, GatherCompactor
+from kvpolicy.stages.compaction import Compactor, GatherCompactor, KeepsRemainder
 from kvpolicy.stages.selection import Selection, TopKSelector
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
@@ -86,6 +86,39 @@ def compacts_heads_of_several_processes(compactor: Compactor, draw: Draw) -> Non
     whole = compactor.compact(observation.keys, observation.values, selection, observation)
     found = in_shards(observation, compacted)
     torch.testing.assert_close(found, torch.cat(whole, -1), rtol=1e-4, atol=1e-5)
+
+
+@promise("compactor")
+def keeps_a_remainder_of_what_is_evicted(compactor: Compactor, draw: Draw) -> None:
+    """A remainder is finite and in float32, the same twice, and that of any process's heads.
+
+    Where all evicted rows of a head are equal, it is that row.
+    """
+    if not isinstance(compactor, KeepsRemainder):
+        return
+    observation = draw(observations(dtype=draw(st.sampled_from([torch.float32, torch.bfloat16]))))
+    selection = _selection(observation, draw)
+    tables = observation.keys, observation.values
+    with unchanged(observation, selection.indices, selection.lengths):
+        first = compactor.remainder(*tables, selection, observation)
+    second = compactor.remainder(*tables, selection, observation)
+    for got, again, given in zip(first, second, tables, strict=True):
+        assert got.shape == (*given.shape[:2], given.shape[-1])
+        assert got.dtype == torch.float32
+        assert got.isfinite().all(), "a head that evicts nothing must have finite numbers as well"
+        assert torch.equal(got, again)
+    for head in range(tables[0].shape[1]):
+        own = slice(head, head + 1)
+        selected = Selection(indices=selection.indices[:, own], lengths=selection.lengths[:, own])
+        alone = observation.head(head)
+        found = compactor.remainder(alone.keys, alone.values, selected, alone)
+        for got, whole in zip(found, first, strict=True):
+            torch.testing.assert_close(got, whole[:, own], rtol=1e-4, atol=1e-5)
+    same_keys, same_values = (table[:, :, :1].expand_as(table) for table in tables)
+    evicts = (selection.lengths < observation.length)[..., None]
+    found = compactor.remainder(same_keys, same_values, selection, observation)
+    for got, row in zip(found, (same_keys, same_values), strict=True):
+        torch.testing.assert_close(got * evicts, row[:, :, 0].float() * evicts)
 
 
 @promise("compactor")

@@ -6,7 +6,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import kvpolicy
-from kvpolicy.cache.memory.contents import Contents, Rows
+from kvpolicy.cache.memory.contents import Contents
+from kvpolicy.cache.memory.rows import Rows
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.cache.storage import offloaded
 from kvpolicy.cache.storage.offloaded import Offloaded

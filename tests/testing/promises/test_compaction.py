@@ -38,6 +38,19 @@ class ScalingCompactor(GatherCompactor):
         return super().compact(keys, values.mul_(2), selection, observation)
 
 
+class SummingCompactor(GatherCompactor):
+    def remainder(self, keys, values, selection, observation):
+        return keys.float().sum(2), values.float().sum(2)
+
+
+class MeanCompactor(GatherCompactor):
+    def remainder(self, keys, values, selection, observation):
+        kept = torch.zeros(*keys.shape[:2], keys.shape[2] + 1).scatter(2, selection.indices, 1)
+        gone = 1 - kept[..., None, :-1]
+        count = gone.sum(-1).clamp(min=1)
+        return tuple((gone @ each.float())[:, :, 0] / count for each in (keys, values))
+
+
 BUFFERS = (torch.zeros(100_000), torch.zeros(100_000))
 
 
@@ -55,8 +68,10 @@ test_a_promise_catches_a_part_that_breaks_it = promises_catch(
         "writes_a_row_for_each_that_is_kept": DoubleCompactor(),
         "builds_each_row_on_the_one_that_is_kept": NewestCompactor(),
         "compacts_heads_of_several_processes": MixingCompactor(),
+        "keeps_a_remainder_of_what_is_evicted": SummingCompactor(),
         "gives_away_what_it_returns": ReusingCompactor(),
         "leaves_its_inputs_alone": ScalingCompactor(),
     },
 )
 test_a_blameless_part_keeps_every_promise = promises_hold("compactor", GatherCompactor())
+test_a_blameless_part_with_a_remainder_does_too = promises_hold("compactor", MeanCompactor())
