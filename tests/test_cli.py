@@ -34,7 +34,7 @@ def test_list_can_be_of_one_kind(run):
     lines = run("list", "compactor").output.splitlines()
     named = [line.split()[:2] for line in lines if not line.startswith(" ")]
     assert named == [["kind", "name"]] + [
-        ["compactor", name] for name in ("cam", "gather", "grkv", "lookm", "think")
+        ["compactor", name] for name in ("cam", "gather", "grkv", "lookm", "momentkv", "think")
     ]
 
 

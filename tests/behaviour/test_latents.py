@@ -12,7 +12,7 @@ from kvpolicy.stages.compaction import GatherCompactor
 
 TYPES = ("deepseek_v2", "deepseek_v3", "minicpm3")
 APART = ("adakv", "defensivekv", "layerdefensivekv")
-CHANGING = ("cam", "lookm", "think")
+CHANGING = ("cam", "lookm", "momentkv", "think")
 ROTATING = (
     "streamingllm",
     "lacache",

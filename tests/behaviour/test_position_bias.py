@@ -32,6 +32,7 @@ REFUSED = (
     "streamingllm",
     "lacache",
     "lagkv",
+    "momentkv",
     "expectedattention",
     "capkv",
     "dapq",
