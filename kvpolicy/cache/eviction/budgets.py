@@ -32,7 +32,10 @@ def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
 
 
 def budgets_of_layers(pipeline: Pipeline, layers: Sequence[Ranked]) -> list[Budgets]:
-    """Let the policy share out the budget of one sequence among all layers."""
+    """Let the policy share out the budget of each of some sequences among all layers.
+
+    The sequences hold equally many tokens, and so have the same budget.
+    """
     scores = [each.scores_of_layer for each in layers]
     known = [each for each in scores if each is not None]
     if len(known) < len(layers):

@@ -54,6 +54,11 @@ class Ranked:
         return attrs.evolve(found, budget=found.budget - self.reserved) if self.reserved else found
 
     @property
+    def rows(self) -> slice:
+        """Which rows of the batch these are."""
+        return self.views[0].rows
+
+    @property
     def held(self) -> Sequence[int]:
         """How many positions each head of the layer holds; one number if all hold the same."""
         return self.views[0].held_by_head or (self.views[0].keys.shape[2],)
@@ -112,11 +117,7 @@ def ranked(
     groups = views_of(contents, keys, shard=shown.shard)
     if shown.spans is not None:
         groups = shown.spans.apart(groups)
-    found = [_ranked(pipeline, views, shown) for views in groups]
-    if pipeline.model_allocator is None:
-        return found
-    # Layers may group rows otherwise, and a sequence's budget is shared out over all of them.
-    return [row for group in found for row in group.by_row()]
+    return [_ranked(pipeline, views, shown) for views in groups]
 
 
 @torch.no_grad()

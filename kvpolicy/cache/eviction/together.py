@@ -32,10 +32,11 @@ class Together:
         if len(self._waiting) < self._num_layers:
             return
         layers, self._waiting = [each for _, each in sorted(self._waiting.items())], {}
-        by_row = zip(*(each.groups for each in layers), strict=True)
-        budgets = [budgets_of_layers(self._pipeline, row) for row in by_row]
-        for each, of_layer in zip(layers, zip(*budgets, strict=True), strict=True):
-            each.keep(each.groups, of_layer)
+        groups = _alike([each.groups for each in layers])
+        rows = zip(*groups, strict=True)
+        budgets = [budgets_of_layers(self._pipeline, of_rows) for of_rows in rows]
+        for each, own, of_layer in zip(layers, groups, zip(*budgets, strict=True), strict=True):
+            each.keep(own, of_layer)
 
     def waits_for(self, layer: int) -> bool:
         """Whether a layer is to be evicted later, when all have been ranked."""
@@ -44,3 +45,14 @@ class Together:
     def clear(self) -> None:
         """Forget the layers that wait."""
         self._waiting.clear()
+
+
+def _alike(layers: Sequence[Sequence[Ranked]]) -> Sequence[Sequence[Ranked]]:
+    """Return the groups of all layers; each row by itself if layers group rows differently."""
+    if all(_rows(groups) == _rows(layers[0]) for groups in layers):
+        return layers
+    return [[row for group in groups for row in group.by_row()] for groups in layers]
+
+
+def _rows(groups: Sequence[Ranked]) -> list[slice]:
+    return [group.rows for group in groups]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy.stages.allocation import Allocator
+from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
 from kvpolicy.testing.strategies import observations, scores
@@ -50,11 +52,33 @@ def takes_nothing_away_when_the_budget_grows(allocator: Allocator, draw: Draw) -
 
 
 @promise("allocator")
+def allocates_for_a_sequence_as_if_alone(allocator: Allocator, draw: Draw) -> None:
+    """A sequence's counts do not depend on what else is in its batch."""
+    observation, scored, budget = _layer(draw)
+    layers = [scored, scored.roll(1, -1)]
+    shown = [attrs.evolve(observation, layer=layer, num_layers=2) for layer in range(2)]
+    whole = _of_layers(allocator, layers, shown, budget)
+    for row in range(len(scored)):
+        own = [each[row : row + 1] for each in layers]
+        alone = _of_layers(allocator, own, [each.row(row) for each in shown], budget)
+        expected = [each[row].tolist() for each in whole]
+        assert [each[0].tolist() for each in alone] == expected, f"row {row} alone gets others"
+
+
+@promise("allocator")
 def leaves_its_inputs_alone(allocator: Allocator, draw: Draw) -> None:
     """Allocating writes to none of the tensors that it is shown."""
     observation, scored, budget = _layer(draw)
     with unchanged(scored, observation):
         allocator.allocate(scored, observation, budget)
+
+
+def _of_layers(
+    allocator: Allocator, scored: Sequence[Tensor], shown: Sequence[Observation], budget: int
+) -> Sequence[Tensor]:
+    if isinstance(allocator, ModelAllocator):
+        return allocator.allocate_layers(scored, shown, budget)
+    return [allocator.allocate(*each, budget) for each in zip(scored, shown, strict=True)]
 
 
 def _layer(draw: Draw) -> tuple[Observation, Tensor, int]:

@@ -1,10 +1,14 @@
 """What a layer makes the host of a GPU do does not grow, and the targets that were met stay met."""
 
+import functools
+
 import pytest
 import torch
 
 from benchmarks.waits.__main__ import recipes
 from benchmarks.waits.forwards import BATCHES, costs
+
+counted = functools.cache(costs)
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +23,7 @@ def as_users_run_it():
 # caote had 23 before the error of a head's largest weight came from the others.
 @pytest.mark.parametrize(("recipe", "launches"), [("snapkv", 18), ("restkv", 26), ("h2o", 18)])
 def test_an_even_eviction_neither_waits_nor_copies(recipe, launches):
-    found = costs(recipe, BATCHES[0])
+    found = counted(recipe, BATCHES[0])
     for phase in found.values():
         assert phase["waits"].layer == phase["copies"].layer == 0
         assert phase["waits"].forward == phase["copies"].forward == 0
@@ -71,8 +75,27 @@ def test_every_recipe_has_a_bound_within_the_targets():
 @pytest.mark.sampled(8, "recipe")
 @pytest.mark.parametrize("recipe", sorted(BOUNDS))
 def test_no_recipe_makes_the_host_do_more(recipe):
-    found = costs(recipe, BATCHES[0])
+    found = counted(recipe, BATCHES[0])
     for phase, (launches, waits) in zip(("prompt", "token"), BOUNDS[recipe], strict=True):
         assert found[phase]["launches"].layer <= launches
         assert found[phase]["waits"].layer <= waits
         assert found[phase]["copies"].layer == 0
+
+
+@pytest.mark.sampled(12, "recipe")
+@pytest.mark.parametrize("recipe", sorted(BOUNDS))
+def test_eight_rows_that_hold_equally_many_cost_a_layer_half_more_than_one(recipe):
+    alone, together = (counted(recipe, batch) for batch in (BATCHES[0], BATCHES[2]))
+    for phase, (_, waits) in zip(("prompt", "token"), BOUNDS[recipe], strict=True):
+        assert together[phase]["launches"].layer <= 1.5 * alone[phase]["launches"].layer
+        assert together[phase]["waits"].layer <= waits
+        assert together[phase]["copies"].layer == 0
+
+
+@pytest.mark.parametrize("recipe", ["replay", "lava", "layerdefensivekv"])
+def test_what_a_forward_costs_beside_its_layers_does_not_grow_with_its_rows(recipe):
+    alone, together = (counted(recipe, batch) for batch in (BATCHES[0], BATCHES[2]))
+    # The mask of a padded batch is looked at once.
+    of_padding = counted("knorm", BATCHES[2])["prompt"]["launches"].forward
+    beside = together["prompt"]["launches"].forward
+    assert beside <= alone["prompt"]["launches"].forward + of_padding

@@ -19,6 +19,12 @@ class MoodyAllocator(UniformAllocator):
         return super().allocate(scores, observation, budget if budget % 2 else budget // 2)
 
 
+class ComparingAllocator(UniformAllocator):
+    def allocate(self, scores, observation, budget):
+        counts = super().allocate(scores, observation, budget)
+        return counts // len(scores)
+
+
 class SortingAllocator(UniformAllocator):
     def allocate(self, scores, observation, budget):
         scores.copy_(scores.sort(-1, descending=True).values + 1)
@@ -31,6 +37,7 @@ test_a_promise_catches_a_part_that_breaks_it = promises_catch(
         "allocates_what_there_is": HalfAllocator(),
         "keeps_to_the_budget": GenerousAllocator(),
         "takes_nothing_away_when_the_budget_grows": MoodyAllocator(),
+        "allocates_for_a_sequence_as_if_alone": ComparingAllocator(),
         "leaves_its_inputs_alone": SortingAllocator(),
     },
 )
