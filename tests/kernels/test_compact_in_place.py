@@ -58,6 +58,27 @@ def test_any_layout_stays_where_it_is(layout):
     check(keys, values, ascending(2, 3, 50, 40))
 
 
+@pytest.mark.parametrize("evicted", [[], [0], [99], [0, 1, 2], [7, 50, 51], range(1, 99)])
+@pytest.mark.parametrize("contiguous", [True, False])
+@dtypes
+def test_few_gaps_close_head_by_head(evicted, contiguous, dtype):
+    """Each head has gaps of its own; rows behind a gap move by one copy of memory that overlaps."""
+    kept = torch.tensor([row for row in range(100) if row not in evicted])
+    rows = torch.stack([kept, 99 - kept.flip(0)])
+    _, keys, values = buffers(1, 2, 100, 8, 8, dtype)
+    tables = (keys.clone(), values.clone()) if contiguous else (keys, values)
+    check(*tables, rows[None])
+
+
+def test_a_backward_pass_finds_out_that_rows_have_moved():
+    keys, values = torch.zeros(2, 1, 1, 50, 3)
+    weight = torch.ones(3, requires_grad=True)
+    product = (keys * weight).sum()
+    compact_in_place(keys, values, torch.arange(1, 50)[None, None])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
 def test_nothing_but_the_first_places_changes():
     room, keys, values = buffers(2, 3, 20, 8, 4)
     before = room.clone()

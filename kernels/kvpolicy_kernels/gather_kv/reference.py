@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvpolicy_kernels.checks import require
 from kvpolicy_kernels.common.pytorch.blocks import rows_per_block, spans
+from kvpolicy_kernels.gather_kv.runs import move_runs, runs_to_move
 
 
 def gather_kv(
@@ -28,7 +29,7 @@ def gather_kv(
 def compact_in_place(
     keys: Float[Tensor, "B N S D"], values: Float[Tensor, "B N S Dv"], rows: Int[Tensor, "B N K"]
 ) -> None:
-    """Move rows forward, block by block.
+    """Move rows forward, block by block; on a CPU run by run, where few rows are missing.
 
     Ascending rows never lie before their new places. So no block reads a place that an earlier
     block has written.
@@ -36,6 +37,10 @@ def compact_in_place(
     if rows.numel() == 0:
         return
     rows = rows.to(torch.int64)
+    if keys.device.type == "cpu" and (runs := runs_to_move(rows, keys.shape[2])) is not None:
+        for table in (keys, values):
+            move_runs(table, runs)
+        return
     filler = rows >= keys.shape[2]
     ascends = (rows.diff(dim=-1) > 0) | filler[..., 1:]
     require(

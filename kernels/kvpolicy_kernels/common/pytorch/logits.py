@@ -50,7 +50,7 @@ def query_blocks(
     """
     batch, heads, window, _ = queries.shape
     kv_heads, positions = keys.shape[1:3]
-    if together and window == 1 and _is_small(queries, keys):
+    if together and are_single(queries, keys):
         yield from _single_queries(queries, keys, scaling, softcap)
         return
     group = heads // kv_heads
@@ -68,6 +68,17 @@ def query_blocks(
                 visible = positions - window + w.stop if causal else positions
                 logits = _logits(block, keys[b, n, :visible], softcap, memory)
                 yield QueryBlock(b, n, h, w, _without_later(logits) if causal else logits)
+
+
+def are_single(queries: Float[Tensor, "B H W D"], keys: Float[Tensor, "B N S D"]) -> bool:
+    """Whether there is one query, and the logits of a sequence are small.
+
+    They and the keys in float32 must each fit into LOGITS_BYTES.
+    """
+    _, kv_heads, positions, dim = keys.shape
+    copied = 0 if keys.dtype == torch.float32 else kv_heads * dim
+    is_small = 4 * positions * max(queries.shape[1], copied) <= LOGITS_BYTES
+    return queries.shape[2] == 1 and len(queries) > 0 and is_small
 
 
 def exponentials(
@@ -109,13 +120,6 @@ def _without_later(logits: Float32[Tensor, "h w V"]) -> Float32[Tensor, "h w V"]
         later = torch.ones(window, window, dtype=torch.bool, device=logits.device).triu_(1)
         logits[..., visible - window :].masked_fill_(later, -torch.inf)
     return logits
-
-
-def _is_small(queries: Float[Tensor, "B H 1 D"], keys: Float[Tensor, "B N S D"]) -> bool:
-    """Whether the logits of a sequence, and its keys in float32, each fit into LOGITS_BYTES."""
-    _, kv_heads, positions, dim = keys.shape
-    copied = 0 if keys.dtype == torch.float32 else kv_heads * dim
-    return 4 * positions * max(queries.shape[1], copied) <= LOGITS_BYTES
 
 
 def _single_queries(
