@@ -20,7 +20,7 @@ from kvpolicy.errors import (
 from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.doubts import is_patient, refuse_unless_finite
-from kvpolicy.pipeline.numbers import check_numbers, refuse_numbers, total
+from kvpolicy.pipeline.numbers import check_numbers, is_finite, refuse_numbers, total
 from kvpolicy.pipeline.refusals import COUNTS, check_place, refuse
 from kvpolicy.pipeline.title import Title
 from kvpolicy.pipeline.writes import versions, written
@@ -33,8 +33,10 @@ Held: TypeAlias = Sequence[int]
 def at_work(title: Title, *inputs: object) -> Iterator[None]:
     """Run a part: name it in its errors, and refuse it if it writes into a tensor of `inputs`.
 
-    A KvpolicyError gets a note. Any other exception becomes a ComponentFailedError.
+    A KvpolicyError gets a note. Any other exception becomes a ComponentFailedError. Whether a part
+    writes is not looked at where its promises are proved.
     """
+    inputs = () if title.is_proved else inputs
     before = versions(inputs)
     try:
         yield
@@ -135,7 +137,8 @@ def _on_the_host(budgets: Sequence[Tensor]) -> Sequence[Tensor]:
 def _within(title: Title, budgets: Tensor, scores: Tensor, held: Held) -> Tensor:
     """Refuse counts out of 0 ... S, and cut those of heads that hold less."""
     length = scores.shape[-1]
-    low, high = (int(bound) for bound in budgets.aminmax())
+    counts: list[list[int]] = budgets.tolist()
+    low, high = min(map(min, counts)), max(map(max, counts))
     if low < 0 or high > length:
         refuse(title, f"counts from {low} to {high}", f"counts in 0 ... {length}")
     budgets = budgets.long()
@@ -160,7 +163,7 @@ def _check_finite(title: Title, numbers: Tensor, observation: Observation, what:
     got = f"{what} that {'is' if one else 'are'} NaN or infinite"
     blamed = partial(refuse, title, got, f"{'a finite state' if one else 'finite scores'}")
     if not is_patient(numbers.device):
-        if not bool(numbers.isfinite().all()):
+        if not is_finite(numbers):
             check_numbers(observation)
             blamed()
     elif not title.is_proved:

@@ -12,8 +12,6 @@ from kvpolicy.pipeline.checks import at_work, checked_state
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.refusals import refuse
 from kvpolicy.pipeline.title import Title
-from kvpolicy.stages.scoring import NotingScorer
-from kvpolicy.stages.smoothing import MeanSmoother
 
 
 def accumulated(policy: Pipeline, observation: Observation) -> tuple[Tensor | None, Notes]:
@@ -21,10 +19,8 @@ def accumulated(policy: Pipeline, observation: Observation) -> tuple[Tensor | No
 
     Raises what `Pipeline.accumulate` raises, and InvalidComponentError for what is no note.
     """
-    scorer, title = policy.scorer, policy.titles["scorer"]
-    if policy.per_turn or type(policy.smoother) is not MeanSmoother:
-        return policy.accumulate(observation), None
-    if not isinstance(scorer, NotingScorer):
+    scorer, title = policy.noting_scorer, policy.titles["scorer"]
+    if scorer is None:
         return policy.accumulate(observation), None
     with at_work(title, observation):
         recent = policy.recent_of(observation.budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import NoReturn
 
@@ -56,6 +57,6 @@ def total(tensor: Tensor) -> Float[Tensor, ""]:
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all numbers are finite. Waits for the device."""
     # A sum is fast, and finite only if all numbers are. A sum that overflows proves nothing.
-    if bool(tensor.sum(dtype=torch.float32).isfinite()):
+    if math.isfinite(tensor.sum(dtype=torch.float32).item()):
         return True
     return bool(tensor.isfinite().all())

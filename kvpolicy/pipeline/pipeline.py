@@ -36,9 +36,9 @@ from kvpolicy.stages import grouping
 from kvpolicy.stages.allocation import Allocator, ModelAllocator
 from kvpolicy.stages.compaction import Compactor
 from kvpolicy.stages.grouping import Group, GroupOrder, LayerGroup, order_of
-from kvpolicy.stages.scoring import RunningScorer, Scorer, with_state
+from kvpolicy.stages.scoring import NotingScorer, RunningScorer, Scorer, with_state
 from kvpolicy.stages.selection import Selection, Selector, protect
-from kvpolicy.stages.smoothing import Smoother, fold_of
+from kvpolicy.stages.smoothing import MeanSmoother, Smoother, fold_of
 
 
 @attrs.frozen(kw_only=True)
@@ -88,9 +88,8 @@ class Pipeline(Counting):
     @property
     def settings(self) -> dict[str, object]:
         """All arguments of `compose` that are not parts, by name."""
-        others = (*self.parts, "titles")
-        names = [field.name for field in attrs.fields(Pipeline) if field.name not in others]
-        return {name: getattr(self, name) for name in names}
+        names = (field.name for field in attrs.fields(Pipeline))
+        return {name: getattr(self, name) for name in names if name not in (*self.parts, "titles")}
 
     @property
     def needs(self) -> dict[str, str]:
@@ -102,6 +101,12 @@ class Pipeline(Counting):
     def running_scorer(self) -> RunningScorer | None:
         """The scorer if it keeps running state, else None."""
         return self.scorer if isinstance(self.scorer, RunningScorer) else None
+
+    @cached_property
+    def noting_scorer(self) -> NotingScorer | None:
+        """The scorer if it takes notes, which neither a smoother nor turns change; else None."""
+        is_plain = type(self.smoother) is MeanSmoother and not self.per_turn
+        return self.scorer if is_plain and isinstance(self.scorer, NotingScorer) else None
 
     @cached_property
     def model_allocator(self) -> ModelAllocator | None:
@@ -189,8 +194,7 @@ class Pipeline(Counting):
         """
         with at_work(self.titles["allocator"], scores, observation):
             budgets = self.allocator.allocate(scores, observation, observation.budget)
-        held = held or [scores.shape[-1]]
-        return checked_budgets(self.titles["allocator"], budgets, scores, held)
+        return checked_budgets(self.titles["allocator"], budgets, scores, held or scores.shape[2:])
 
     def allocate_layers(
         self,
@@ -202,9 +206,8 @@ class Pipeline(Counting):
         if self.model_allocator is None:
             return [self.allocate(*each) for each in zip(scores, observations, held, strict=True)]
         with at_work(self.titles["allocator"], *scores, *observations):
-            budgets = self.model_allocator.allocate_layers(
-                scores, observations, observations[0].budget
-            )
+            allocate, budget = self.model_allocator.allocate_layers, observations[0].budget
+            budgets = allocate(scores, observations, budget)
         return checked_layer_budgets(self.titles["allocator"], budgets, scores, held)
 
     def choose(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:

@@ -28,7 +28,9 @@ def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
     if not shown.budget:  # all of it is reserved
         return torch.full(scores.shape[:2], ranked.reserved, dtype=torch.long, device="cpu")
     budgets = pipeline.allocate(scores, shown, ranked.shared_out)
-    return _agreed(pipeline, budgets + ranked.reserved, ranked.shard)
+    if ranked.reserved:
+        budgets = budgets + ranked.reserved
+    return _agreed(pipeline, budgets, ranked.shard)
 
 
 def budgets_of_layers(pipeline: Pipeline, layers: Sequence[Ranked]) -> list[Budgets]:

@@ -140,7 +140,8 @@ def _moved(pipeline: Pipeline, contents: Contents, group: Ranked, budgets: Budge
         return False
     if len(group.views) > 1 or group.views[0].keys.shape[2] < contents.slots.held:
         return False
-    low, high = (int(bound) for bound in budgets.aminmax())
+    of_layer: list[list[int]] = budgets.tolist()
+    low, high = min(map(min, of_layer)), max(map(max, of_layer))
     tables, view, uneven = (contents.keys, contents.values), group.views[0], low < high
     high += max(0, contents.slots.held - view.newest)
     if uneven or high >= contents.slots.held or not all(each.fits(high) for each in tables):

@@ -75,6 +75,8 @@ def views_of(
         held = _held_by_row(rows, shard)
         return [_joined_if_even(*each) for each in zip(rows, held, strict=True)]
     slots = contents.slots
+    if slots.batch == 1 and slots.lengths[0] == slots.held:
+        return [[_view_of_all(contents, keys)]]
     return [
         [_view_of_rows(contents, keys, rows, slots.held - slots.lengths[rows.start])]
         for rows in _alike(slots)
@@ -88,6 +90,25 @@ def _alike(slots: Slots) -> Iterator[slice]:
         if row == slots.batch or both[row] != both[first]:
             yield slice(first, row)
             first = row
+
+
+def _view_of_all(contents: Contents, keys: AttendedKeys) -> View:
+    """Return the view of one row without padding: all tables as they are."""
+    slots = contents.slots
+    return View(
+        rows=slice(0, 1),
+        heads=slice(0, slots.heads),
+        keys=contents.keys.view,
+        attended=keys.dense,
+        values=contents.values.view,
+        positions=slots.positions,
+        seen=slots.seen[0],
+        newest=slots.seen[0] - slots.settled[0],
+        state=contents.state,
+        noted=slots.noted,
+        renumbered=keys.renumbered,
+        shown_values=keys.values,
+    )
 
 
 def _view_of_rows(contents: Contents, keys: AttendedKeys, rows: slice, first: int) -> View:
