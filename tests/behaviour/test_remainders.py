@@ -306,6 +306,18 @@ def test_latents_and_biases_by_distance_are_refused():
         small_policy("snapkv", compactor="momentkv").cache(tiny_architecture(kind))
 
 
+def test_spans_that_leave_no_room_for_the_row_are_refused():
+    policy = small_policy("momentkv", budget=24, recent=8)
+    model = tiny_model()
+    spans = {"system": (0, 16)}
+    cache = policy.cache(model, spans=spans, protect=True)
+    with pytest.raises(InvalidValueError, match="budget of 24, of which 1 is the remainder's"):
+        read(model, cache, 60)
+    fitting = policy.cache(model, spans={"system": (0, 15)}, protect=True)
+    read(model, fitting, 60)
+    assert fitting.positions[0][0, 0].tolist()[:15] == list(range(15))
+
+
 def test_vllm_refuses_a_remainder_by_name():
     with pytest.raises(InvalidValueError, match=r"'momentkv'.* with a bias of its logit"):
         check_policy(small_policy("momentkv"))

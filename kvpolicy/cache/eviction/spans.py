@@ -177,10 +177,13 @@ class BatchSpans:
         protected = spans.between(max(first, pipeline.sinks), end, self.protect)
         if protected and sinks + protected + recent > budget:
             names = [name for name in spans.ranges if name in self.protect]
+            room = f"the budget of {budget}"
+            if rows := pipeline.remainder_rows:
+                room = f"the budget of {budget + rows}, of which {rows} is the remainder's"
             raise InvalidValueError(
                 f"protect keeps {protected} positions of {', '.join(map(repr, names))}. "
                 f"With sinks {sinks} + recent {recent} these are "
-                f"{sinks + protected + recent}, more than the budget of {budget}. Raise the "
+                f"{sinks + protected + recent}, more than {room}. Raise the "
                 "budget, or protect fewer or shorter spans."
             )
 

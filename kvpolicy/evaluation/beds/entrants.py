@@ -39,6 +39,11 @@ def _forward(**options: object) -> Entrant:
     return lambda future, budget: recipe("replay", scorer=scorer, budget=budget)
 
 
+def _remainder(name: str) -> Entrant:
+    """Return a recipe that keeps a row of its budget for the mean of what it evicts."""
+    return lambda future, budget: recipe(name, compactor="momentkv", budget=budget)
+
+
 def _whole_model(future: Recording, budget: int) -> Policy:
     return recipe("replay", allocator="layerdefensivekv", budget=budget)
 
@@ -66,6 +71,9 @@ ENTRANTS: Mapping[str, Entrant] = {
     "dapq, recent 32": _protecting("dapq", 32),
     "snapkv, recent 0": _protecting("snapkv", 0),
     "replay, whole model": _whole_model,
+    "snapkv, momentkv": _remainder("snapkv"),
+    "adakv, momentkv": _remainder("adakv"),
+    "replay, momentkv": _remainder("replay"),
     "forward, width 1": _forward(width=1),
     "forward, width 5": _forward(width=5),
     "forward, no hop": _forward(hops=0),
