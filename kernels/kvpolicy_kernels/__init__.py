@@ -36,7 +36,7 @@ from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
 from kvpolicy_kernels.ragged_attention import ragged_attention
 from kvpolicy_kernels.reconstruction_error import reconstruction_error
-from kvpolicy_kernels.rerotate_keys import rerotate_keys, rotate_half
+from kvpolicy_kernels.rerotate_keys import angle_between, rerotate_keys, rotate_half
 from kvpolicy_kernels.row_statistics import row_statistics
 from kvpolicy_kernels.select import select, unselected
 from kvpolicy_kernels.similar_keys import SimilarKeys, similar_keys
@@ -59,6 +59,7 @@ __all__ = [
     "UnrotatedSums",
     "WindowAttention",
     "adaptive_pooling",
+    "angle_between",
     "column_attention",
     "compact_in_place",
     "deviation",

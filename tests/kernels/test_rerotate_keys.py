@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kvpolicy_kernels import rerotate_keys
+from kvpolicy_kernels import angle_between, rerotate_keys
 from kvpolicy_kernels.rerotate_keys import reference
 
 
@@ -40,6 +40,30 @@ def test_keys_come_out_as_if_rotated_by_the_new_position(dim, head, interleaved)
     torch.testing.assert_close(
         actual.double(), rotated(raw, new, dim, interleaved), rtol=0, atol=3e-6
     )
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_angle_between_rotates_as_both_tables_do(interleaved):
+    keys, old, new = example(2, 3, 20, 12, 8, interleaved, torch.float32)
+
+    actual = rerotate_keys(keys, None, angle_between(old, new), interleaved=interleaved)
+
+    torch.testing.assert_close(
+        actual, rerotate_keys(keys, old, new, interleaved=interleaved), rtol=0, atol=1e-6
+    )
+
+
+def test_keys_in_float64_stay_so():
+    keys, old, _ = example(1, 1, 20, 8, 8, False, torch.float64)
+    exact = rotated(rotated(keys, torch.zeros(20), 8, False), torch.zeros(20), 8, False)
+    assert rerotate_keys(keys, old, old).dtype == torch.float64
+    torch.testing.assert_close(rerotate_keys(keys, old, old), exact, rtol=0, atol=1e-6)
+
+
+def test_gradients_are_rotated_back():
+    keys, old, new = example(1, 2, 5, 6, 4, False, torch.float64)
+    keys.requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: rerotate_keys(each, old, new), (keys,))
 
 
 def test_half_precision_is_rounded_once():
@@ -132,3 +156,12 @@ def test_chosen_rows_are_rotated_alone_and_in_their_order(interleaved, layout, d
     )
 
     torch.testing.assert_close(actual.cpu(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("triton_kernels", "program_order")
+def test_the_kernel_takes_the_angle_between(device):
+    keys, old, new = example(2, 3, 37, 80, 32, False)
+    turn = angle_between(old, new)
+    expected = reference.rerotate_keys(keys, None, turn)
+    actual = rerotate_keys(keys.to(device), None, on(device, turn))
+    torch.testing.assert_close(actual.cpu(), expected, rtol=0, atol=1e-5)

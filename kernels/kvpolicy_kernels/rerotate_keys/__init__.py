@@ -7,14 +7,14 @@ from torch import Tensor
 
 from kvpolicy_kernels.backend import implementation
 from kvpolicy_kernels.checks import require
-from kvpolicy_kernels.rerotate_keys.reference import Tables, rotate_half
+from kvpolicy_kernels.rerotate_keys.reference import Tables, angle_between, rotate_half
 
-__all__ = ["rerotate_keys", "rotate_half"]
+__all__ = ["angle_between", "rerotate_keys", "rotate_half"]
 
 
 def rerotate_keys(
     keys: Float[Tensor, "B N S D"],
-    old: Tables,
+    old: Tables | None,
     new: Tables,
     *,
     interleaved: bool = False,
@@ -23,7 +23,8 @@ def rerotate_keys(
     """Return keys that were rotated by `old` as if they had been rotated by `new`.
 
     `old` and `new` are the model's own cosines and sines at the two positions. Angles are never
-    subtracted: cos(new - old) = cos new cos old + sin new sin old. Channels beyond R stay as they
+    subtracted: cos(new - old) = cos new cos old + sin new sin old. If `old` is None, keys are
+    rotated by `new`, which `angle_between` makes for many calls. Channels beyond R stay as they
     are. A pair of channels is 2j and 2j + 1 if `interleaved`, else j and j + R/2. The result is
     computed in float32 and rounded once. `rows` says which keys of each sequence are rotated, in
     this order; None: all, and K is S. Tables have K positions.
@@ -38,12 +39,12 @@ def rerotate_keys(
     >>> rotated.round().abs()
     tensor([[[[1., 0.]]]])
     """
-    size = old[0].shape[-1]
-    for table in (*old, *new):
+    size, tables = new[0].shape[-1], new if old is None else (*old, *new)
+    for table in tables:
         require(
             table.shape[-1] == size and size % 2 == 0 and size <= keys.shape[-1],
             f"tables of {table.shape[-1]} and {size} channels do not fit keys {tuple(keys.shape)}: "
             "they must have the same even number of channels, at most that of the keys",
         )
-    given = (keys, *old, *new) if rows is None else (keys, *old, *new, rows)
+    given = (keys, *tables) if rows is None else (keys, *tables, rows)
     return implementation(rerotate_keys, *given)(keys, old, new, interleaved=interleaved, rows=rows)

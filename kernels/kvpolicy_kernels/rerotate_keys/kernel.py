@@ -66,7 +66,7 @@ def _rerotate_keys_kernel(
 
 def rerotate_keys(
     keys: Float[Tensor, "B N S D"],
-    old: Tables,
+    old: Tables | None,
     new: Tables,
     *,
     interleaved: bool = False,
@@ -80,7 +80,9 @@ def rerotate_keys(
     rotated = torch.empty(batch, heads, count, dim, dtype=dtype, device=keys.device)
     if rotated.numel() == 0:
         return rotated.to(keys.dtype)
-    size = old[0].shape[-1]
+    size = new[0].shape[-1]
+    if old is None:
+        old = torch.ones_like(new[0][:1, :1, :1]), torch.zeros_like(new[1][:1, :1, :1])
     (old_cos, old_sin), (new_cos, new_sin) = (
         _alike(*(table.expand(batch, heads, count, size) for table in tables))
         for tables in (old, new)

@@ -32,9 +32,28 @@ def rotate_half(
     return torch.cat([-second, first], dim=-1)
 
 
+def angle_between(old: Tables, new: Tables) -> Tables:
+    """Return the cosines and sines of the angles from `old` to `new`.
+
+    >>> half = torch.tensor([0.5])
+    >>> angle_between((half.cos(), half.sin()), (half.cos(), half.sin()))
+    (tensor([1.]), tensor([0.]))
+    """
+    (old_cos, old_sin), (new_cos, new_sin) = old, new
+    cosines = (new_cos * old_cos).addcmul_(new_sin, old_sin)
+    return cosines, (new_sin * old_cos).addcmul_(new_cos, old_sin, value=-1)
+
+
+def pair_of(interleaved: bool, size: int) -> tuple[slice, slice]:
+    """Return the first and the second channel of each pair among `size`."""
+    if interleaved:
+        return slice(0, size, 2), slice(1, size, 2)
+    return slice(0, size // 2), slice(size // 2, size)
+
+
 def rerotate_keys(
     keys: Float[Tensor, "B N S D"],
-    old: Tables,
+    old: Tables | None,
     new: Tables,
     *,
     interleaved: bool = False,
@@ -44,11 +63,13 @@ def rerotate_keys(
     if rows is not None:
         places = rows[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[-1])
         keys = keys.gather(2, places)
-    (old_cos, old_sin), (new_cos, new_sin) = old, new
-    cosines = new_cos * old_cos + new_sin * old_sin
-    sines = new_sin * old_cos - new_cos * old_sin
+    cosines, sines = new if old is None else angle_between(old, new)
     size = cosines.shape[-1]
     # float32, or float64 if the keys are.
-    rotated = keys[..., :size].to(torch.promote_types(keys.dtype, torch.float32))
-    rotated = rotated * cosines + rotate_half(rotated, interleaved=interleaved) * sines
-    return torch.cat([rotated.to(keys.dtype), keys[..., size:]], dim=-1)
+    before = keys[..., :size].to(torch.promote_types(keys.dtype, torch.float32))
+    rotated = before * cosines
+    x, y = pair_of(interleaved, size)
+    rotated[..., x].addcmul_(before[..., y], sines[..., x], value=-1)
+    rotated[..., y].addcmul_(before[..., x], sines[..., y])
+    rotated = rotated.to(keys.dtype)
+    return rotated if size == keys.shape[-1] else torch.cat([rotated, keys[..., size:]], dim=-1)

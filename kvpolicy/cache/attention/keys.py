@@ -8,34 +8,18 @@ as the authors of StreamingLLM do. So angles stay small, however far a stream ha
 
 from __future__ import annotations
 
-import weakref
-from typing import TypeAlias
-
 import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kvpolicy.cache.attention.turns import Tables, turns
 from kvpolicy.cache.memory.contents import Contents
 from kvpolicy.cache.memory.ragged import RaggedRows
 from kvpolicy.cache.memory.sent import sent
 from kvpolicy.cache.memory.slots import Slots
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy_kernels import rerotate_keys
-
-Tables: TypeAlias = tuple[Tensor, Tensor]
-"""The cosines and sines of positions."""
-
-REMEMBERED = 8192
-"""The most slots whose cosines and sines are kept for the next layer and token."""
-_known: weakref.WeakKeyDictionary[Rotary, tuple[tuple[object, ...], Tables]] = (
-    weakref.WeakKeyDictionary()
-)
-
-_last: weakref.WeakKeyDictionary[Rotary, tuple[Tensor, object, Tables]] = (
-    weakref.WeakKeyDictionary()
-)
-"""The rotary positions that were looked up last on a CPU, and their cosines and sines."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -59,10 +43,10 @@ class Rotation:
     """Rotates vectors of the dense tokens from their rotary positions to their slots.
 
     `old` are the cosines and sines of rotary positions, which all heads share for queries; `new`
-    are those of slots.
+    are those of slots. On a CPU `new` are those of the angles between, and `old` is None.
     """
 
-    old: Tables
+    old: Tables | None
     new: Tables
     interleaved: bool
 
@@ -71,16 +55,19 @@ class Rotation:
         cls, old: Int[Tensor, "#B #N S"], new: Int[Tensor, " S"], rotary: Rotary
     ) -> Rotation:
         """Look the cosines and sines up."""
-        after = rotary.tables(new[None, None])
-        return cls(old=_old_tables(old, rotary), new=after, interleaved=rotary.interleaved)
+        # Padding has no position; any will do, since no token sees it.
+        before, after = rotary.tables(old.clamp(min=0)), rotary.tables(new[None, None])
+        return cls(old=before, new=after, interleaved=rotary.interleaved)
 
     @classmethod
     def to_slots(
         cls, old: Int[Tensor, "#B #N S"], first: int, device: torch.device, rotary: Rotary
     ) -> Rotation:
         """Look the cosines and sines up for slots that count up from `first`."""
-        after = _slot_tables(first, old.shape[-1], device, rotary)
-        return cls(old=_old_tables(old, rotary), new=after, interleaved=rotary.interleaved)
+        if device.type == "cpu":
+            return cls(old=None, new=turns(old, first, rotary), interleaved=rotary.interleaved)
+        places = torch.arange(first, first + old.shape[-1], device=device)
+        return cls.between(old, places, rotary)
 
     def of_all(self, vectors: Float[Tensor, "B N S D"]) -> Float[Tensor, "B N S D"]:
         """Rotate the vectors of all tokens."""
@@ -89,44 +76,9 @@ class Rotation:
     def of_last(self, vectors: Float[Tensor, "B H Q D"]) -> Float[Tensor, "B H Q D"]:
         """Rotate the vectors of the last Q tokens, which all heads hold."""
         last = slice(self.new[0].shape[2] - vectors.shape[2], None)
-        cosines, sines = (table[:, :1, last] for table in self.old)
-        after = self.new[0][:, :, last], self.new[1][:, :, last]
-        return rerotate_keys(vectors, (cosines, sines), after, interleaved=self.interleaved)
-
-
-def _old_tables(old: Int[Tensor, "#B #N S"], rotary: Rotary) -> Tables:
-    """Return the cosines and sines of rotary positions.
-
-    On a CPU they are looked up once if all heads have equal positions, or if the layer before had
-    equal ones. To compare them on a GPU would be to wait for it.
-    """
-    if old.device.type != "cpu" or old.shape[-1] > REMEMBERED:
-        return rotary.tables(old.clamp(min=0))
-    if torch.equal(old, old[:, :1].expand_as(old)):
-        old = old[:, :1]
-    known, version = _last.get(rotary), _version_of(rotary)
-    if known is None or known[1] != version or not torch.equal(known[0], old):
-        # Padding has no position; any will do, since no token sees it.
-        known = old.clone(), version, rotary.tables(old.clamp(min=0))
-        _last[rotary] = known
-    return known[2]
-
-
-def _version_of(rotary: Rotary) -> object:
-    """Return what changes when a rotary embedding is written to, if it can be."""
-    return getattr(rotary, "version", None)
-
-
-def _slot_tables(first: int, count: int, device: torch.device, rotary: Rotary) -> Tables:
-    """Return the cosines and sines of slots; every layer and every decoded token needs the same."""
-    key = (first, count, device, _version_of(rotary))
-    known = _known.get(rotary)
-    if known is None or known[0] != key:
-        places = torch.arange(first, first + count, device=device)[None, None]
-        known = key, rotary.tables(places)
-        if count <= REMEMBERED:
-            _known[rotary] = known
-    return known[1]
+        new = self.new[0][:, :1, last], self.new[1][:, :1, last]
+        old = None if self.old is None else (self.old[0][:, :1, last], self.old[1][:, :1, last])
+        return rerotate_keys(vectors, old, new, interleaved=self.interleaved)
 
 
 def attended(
@@ -144,8 +96,7 @@ def attended(
     device, first = keys.device, 0 if ragged is None else ragged.longest
     old = _rotary_positions(slots, device)
     if new is not None:
-        new = new.to(device)[:, None].expand(-1, old.shape[1], -1)
-        old = torch.cat([old[..., : slots.held - new.shape[-1]], new], -1)
+        old = _with_last(old, new.to(device)[:, None])
     rotation = Rotation.to_slots(old, first, device, slot_rotary)
     return AttendedKeys(
         dense=rotation.of_all(keys),
@@ -161,6 +112,15 @@ def _rotary_positions(slots: Slots, device: torch.device) -> Int[Tensor, "B N S"
         return slots.positions + sent(slots.offsets, device)[:, None, None]
     offset = slots.offsets[0]
     return slots.positions + offset if offset else slots.positions
+
+
+def _with_last(old: Int[Tensor, "B N S"], new: Int[Tensor, "B 1 Q"]) -> Int[Tensor, "B N S"]:
+    """Return the positions with those of the last Q tokens in place of what they were."""
+    count = new.shape[-1]
+    # All heads hold the new tokens. To compare on a GPU would be to wait for it.
+    if old.device.type == "cpu" and torch.equal(old[:, :1, -count:], new):
+        return old
+    return torch.cat([old[..., : old.shape[-1] - count], new.expand(-1, old.shape[1], -1)], -1)
 
 
 def _ragged_by_slot(ragged: RaggedRows, slots: Slots, rotary: Rotary) -> Float[Tensor, "R D"]:
