@@ -54,7 +54,10 @@ def _by_length(found: Sequence[Row]) -> Iterator[str]:
         f"counted on {found[0].settings['date']} by the same command: launches / waits of a short "
         "and of a long prompt, and the memory at the peak of the eviction, as a share of the "
         "layer's keys and values. A block of a short prompt may be as large as its layer. What a "
-        "cache does beside the eviction is not in it."
+        "cache does beside the eviction is not in it. `lava` and `layerdefensivekv` share out the "
+        "budget of all layers of a model by one call; here it is the call for one layer. What "
+        "they hold at once is bounded, so `rkv` and `triattention` compute a long prompt in more "
+        "blocks than a short one. `restkv` has other kernels for long rows."
     )
     yield table(LENGTH_HEADER, length_cells(found))
 

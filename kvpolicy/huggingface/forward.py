@@ -117,8 +117,8 @@ class Forward:
         if real is not None and contents.mark_padding(real, self.seen - count, masks.padding(real)):
             self.new_real = [count - pad for pad in masks.padding(real)]
         self._check_spans(contents, count)
-        if self.session.rotary_positions is not None:
-            self.session.rotary_positions.follow(slots, count, self.new_real)
+        if (positions := self.session.rotary_positions) is not None:
+            positions.follow(slots, count, self.new_real, self.session.guard.doubts)
         if self.new_real is not None:
             # Attention sees the rows where they are now: padding before all older tokens.
             self.keys = attended(contents, self.session.slot_rotary(self.layer))

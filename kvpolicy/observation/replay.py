@@ -75,7 +75,8 @@ def _turned(
         _, heads, _, channels = observation.queries.shape
         rows = places[:, None, :, None].expand(-1, heads, -1, channels)
         return observation.queries.gather(2, rows)
-    positions = turns + (observation.seen - observation.window)
+    earlier = observation.seen - observation.window
+    positions = turns + earlier if earlier else turns
     cosines, sines = (table[:, None] for table in rotary.tables(positions))
     before, after = (
         (cosines[:, :, part], sines[:, :, part]) for part in (slice(-new), slice(-new, None))

@@ -55,14 +55,13 @@ class PlainRotary:
     ) -> tuple[Float[Tensor, "*shape R"], Float[Tensor, "*shape R"]]:
         """Return cosines and sines. Both channels of a pair have the same angle."""
         angles = positions[..., None] * self._frequencies(positions.device)
-        halves = torch.empty((2, *angles.shape), dtype=torch.float32, device=angles.device)
-        torch.cos(angles, out=halves[0])
-        torch.sin(angles, out=halves[1])
-        del angles
-        if self.interleaved:
-            cosines, sines = halves.repeat_interleave(2, dim=-1)
-        else:
-            cosines, sines = torch.cat([halves, halves], dim=-1)
+        halves = angles[..., None] if self.interleaved else angles[..., None, :]
+        sizes = (-1, 2) if self.interleaved else (2, -1)
+        shape = (*angles.shape[:-1], self.dim)
+        cosines, sines = torch.empty((2, *shape), dtype=torch.float32, device=angles.device)
+        for compute, table in ((torch.cos, cosines), (torch.sin, sines)):
+            both = table.unflatten(-1, sizes)
+            compute(halves.expand(both.shape), out=both)
         return cosines, sines
 
     def _frequencies(self, device: torch.device) -> Float64[Tensor, " half"]:

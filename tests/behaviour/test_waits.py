@@ -8,7 +8,7 @@ import kvpolicy
 from benchmarks.waits.forwards import counting, model_on_gpu
 from benchmarks.waits.pretended import Pretended
 from kvpolicy import Selection
-from kvpolicy.errors import InvalidComponentError, UnsupportedModelError
+from kvpolicy.errors import InvalidComponentError, InvalidValueError, UnsupportedModelError
 from kvpolicy.stages.compaction import GatherCompactor
 from kvpolicy.stages.selection import TopKSelector
 
@@ -140,3 +140,52 @@ def test_a_weight_changed_in_place_is_factorised_anew_by_the_next_cache(counts):
     assert after != before
     model(prompt(), past_key_values=policy.cache(model))
     assert kept() == after
+
+
+@pytest.mark.parametrize("recipe", ["expectedattention", "streamingllm"])
+def test_a_decoded_token_with_a_gap_before_it_is_named_within_16_tokens(recipe, counts):
+    model = model_on_gpu(2)
+    cache = kvpolicy.recipe(recipe, budget=40).cache(model)
+    model(prompt(), past_key_values=cache)
+    model(token(), past_key_values=cache)  # The first token reads what the prompt left in doubt.
+    counts.clear()
+    for step in range(61, 66):
+        model(token(), position_ids=Pretended(torch.tensor([[step]])), past_key_values=cache)
+    assert counts.total("waits") == 0
+
+    def go_on():
+        for step in range(16):
+            places = Pretended(torch.tensor([[step + 70]]))
+            model(token(), position_ids=places, past_key_values=cache)
+
+    with pytest.raises(InvalidValueError, match="do not count up by one"):
+        go_on()
+    with pytest.raises(kvpolicy.errors.CacheStateError, match="do not count up by one"):
+        model(token(), past_key_values=cache)
+
+
+def test_rows_of_unequal_length_decode_at_their_own_positions(counts):
+    model = model_on_gpu(2)
+    cache = kvpolicy.recipe("expectedattention", budget=40).cache(model)
+    ids = Pretended(torch.arange(3, 123).view(2, 60) % 100)
+    mask = torch.ones(2, 60, dtype=torch.long)
+    mask[0, :9] = 0
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    model(
+        ids, attention_mask=Pretended(mask), position_ids=Pretended(places), past_key_values=cache
+    )
+
+    def decode(first, second, steps):
+        nonlocal mask
+        for step in range(steps):
+            mask = torch.cat([mask, mask.new_ones(2, 1)], 1)
+            model(
+                Pretended(torch.tensor([[5], [6]])),
+                attention_mask=Pretended(mask),
+                position_ids=Pretended(torch.tensor([[first + step], [second + step]])),
+                past_key_values=cache,
+            )
+
+    decode(51, 60, 20)
+    with pytest.raises(InvalidValueError, match="do not count up by one"):
+        decode(71, 79, 20)

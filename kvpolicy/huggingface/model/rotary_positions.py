@@ -11,7 +11,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Int
@@ -23,6 +24,7 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.huggingface.attention.graphs import between_graphs
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.pipeline.capabilities import needs_of
+from kvpolicy.pipeline.doubts import Doubts, collected, is_patient, refuse_unless_finite
 from kvpolicy.pipeline.pipeline import Pipeline
 
 
@@ -115,19 +117,38 @@ class RotaryPositions:
         positions = self._new.reshape(-1, *self._new.shape[-2:])[0]
         return positions.expand(batch, -1) if positions.shape[0] in (1, batch) else None
 
-    def follow(self, slots: Slots, count: int, new_real: list[int] | None = None) -> None:
+    def follow(self, slots: Slots, count: int, new_real: list[int] | None, doubts: Doubts) -> None:
         """Let slots know by how much the rotary positions of a row exceed its token indices.
 
         `new_real` counts the real new tokens of each row where padding stood before them.
         Raises InvalidValueError unless they count up by one. Waits for the device, in the first
-        layer of a forward.
+        layer of a prompt. That of a decoded token on a GPU is left in doubt.
         """
         new = self.of_new(slots.batch, count)
         if new is None or self._new is None:
             return
         if self._found is None or self._found[0] != slots.seen:
-            self._found = list(slots.seen), self._offsets(new, slots, count, new_real)
+            is_next = count == 1 and new_real is None and min(slots.seen) > 1
+            with collected(doubts):
+                if is_next and is_patient(new.device):
+                    self._doubt_next(self._new, slots)
+                    self._found = list(slots.seen), slots.offsets
+                else:
+                    self._found = list(slots.seen), self._offsets(new, slots, count, new_real)
         slots.offsets = list(self._found[1])
+
+    def _doubt_next(self, found: Int[Tensor, "*axes 1"], slots: Slots) -> None:
+        """Leave in doubt whether the only new token of each row has the position that is next."""
+        following = [off + seen - 1 for off, seen in zip(slots.offsets, slots.seen, strict=True)]
+        same = len(set(following)) == 1
+        expected = following[0] if same else sent(following, found.device)[:, None]
+        # 0 where it is next, else -inf.
+        number = (found == expected).double().log_()
+        refuse_unless_finite(
+            number.sum() if number.numel() > 1 else number.view(()),
+            partial(_refuse_gap, "of one of the last forwards", self._reason),
+            urgent=False,
+        )
 
     def _offsets(
         self, new: Int[Tensor, "B Q"], slots: Slots, count: int, new_real: list[int] | None
@@ -149,11 +170,14 @@ class RotaryPositions:
                 continue
             offset, has_old = last[row] - (seen - 1), seen > reals[row]
             if gaps[row] or (has_old and offset != slots.offsets[row]):
-                raise InvalidValueError(
-                    f"the model gave the tokens of row {row} rotary positions that do not count "
-                    "up by one, as models do for images (M-RoPE) or for position_ids with gaps; "
-                    f"{self._reason} computes with them. Use another recipe, such as 'snapkv', or "
-                    "slot_positions=False."
-                )
+                _refuse_gap(f"of row {row}", self._reason)
             offsets[row] = offset
         return offsets
+
+
+def _refuse_gap(whose: str, reason: str) -> NoReturn:
+    raise InvalidValueError(
+        f"the model gave the tokens {whose} rotary positions that do not count up by one, as "
+        f"models do for images (M-RoPE) or for position_ids with gaps; {reason} computes with "
+        "them. Use another recipe, such as 'snapkv', or slot_positions=False."
+    )

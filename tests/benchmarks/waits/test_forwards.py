@@ -50,7 +50,7 @@ BOUNDS = {
     "lookm": ((24, 0), (25, 0)),
     "pyramidkv": ((18, 0), (2, 0)),
     "random": ((13, 0), (2, 0)),
-    "replay": ((59, 0), (2, 0)),
+    "replay": ((56, 0), (2, 0)),
     "restkv": ((26, 0), (2, 0)),
     "rkv": ((46, 0), (3, 0)),
     "snapkv": ((18, 0), (2, 0)),
@@ -80,6 +80,9 @@ def test_no_recipe_makes_the_host_do_more(recipe):
         assert found[phase]["launches"].layer <= launches
         assert found[phase]["waits"].layer <= waits
         assert found[phase]["copies"].layer == 0
+    # Beside its layers a token has its positions looked at, by the host every 16 forwards.
+    assert found["token"]["waits"].forward == 0
+    assert found["token"]["launches"].forward <= 3
 
 
 @pytest.mark.sampled(12, "recipe")
