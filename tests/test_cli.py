@@ -34,7 +34,8 @@ def test_list_can_be_of_one_kind(run):
     lines = run("list", "compactor").output.splitlines()
     named = [line.split()[:2] for line in lines if not line.startswith(" ")]
     assert named == [["kind", "name"]] + [
-        ["compactor", name] for name in ("cam", "gather", "grkv", "lookm", "momentkv", "think")
+        ["compactor", name]
+        for name in ("attentionmatching", "cam", "gather", "grkv", "lookm", "momentkv", "think")
     ]
 
 

@@ -151,7 +151,7 @@ class Forward:
         """
         contents, pattern = self._own(), self.session.prefill
         if not contents.is_plain:
-            call.refuse_what_is_not_computed(has_remainder=contents.remainder is not None)
+            call.refuse_what_is_not_computed(contents.biased)
             return attend_uneven(query, contents, self._attended(), logits)
         if pattern is None or self.seen > query.shape[2]:
             return None

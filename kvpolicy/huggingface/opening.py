@@ -19,7 +19,7 @@ from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.model.shared_layers import readers_of, refuse_shards
 from kvpolicy.huggingface.model.support import EVICTING, plain_layers, supported_config
 from kvpolicy.huggingface.session import Session
-from kvpolicy.pipeline.capabilities import keeps_remainder
+from kvpolicy.pipeline.capabilities import biases_rows
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
 
@@ -33,7 +33,7 @@ def opened(
     UnsupportedModelError, with the reason, if the model cannot be served exactly.
     """
     config = supported_config(model)
-    _check_remainder(policy, options.get("storage"), options.get("storage_title"))
+    _check_biases(policy, options.get("storage"), options.get("storage_title"))
     layers, ranks = plain_layers(model, config), ranks_of(model, config)
     evicting = [at for at, layer in enumerate(layers) if type(layer) in EVICTING]
     readers = readers_of(type(model).__name__, config)
@@ -73,12 +73,12 @@ def opened(
     )
 
 
-def _check_remainder(policy: Pipeline, storage: Any, title: Title | None) -> None:
-    """Raise InvalidValueError for a remainder where a storage keeps the rows."""
-    if storage is not None and keeps_remainder(policy.compactor):
+def _check_biases(policy: Pipeline, storage: Any, title: Title | None) -> None:
+    """Raise InvalidValueError for rows with a bias where a storage keeps the rows."""
+    if storage is not None and biases_rows(policy.compactor):
         raise InvalidValueError(
-            f"{policy.titles['compactor']} keeps a row for what is evicted, which {title} does not "
-            "store. Use storage=None, or compactor='gather'."
+            f"{policy.titles['compactor']} keeps rows with a bias of their logits, which {title} "
+            "does not store. Use storage=None, or compactor='gather'."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import attrs
 
-from kvpolicy.stages.compaction import KeepsRemainder
+from kvpolicy.stages.compaction import AddsBias, KeepsRemainder
 
 
 @runtime_checkable
@@ -209,6 +209,11 @@ def is_fitting_values(part: object) -> bool:
 def keeps_remainder(part: object) -> bool:
     """Return whether a compactor keeps a row that stands for what it evicts."""
     return isinstance(part, KeepsRemainder)
+
+
+def biases_rows(part: object) -> bool:
+    """Return whether attention must add a bias to logits of what a compactor keeps."""
+    return isinstance(part, KeepsRemainder | AddsBias)
 
 
 def is_averaging(part: object) -> bool:

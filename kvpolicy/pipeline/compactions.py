@@ -49,6 +49,18 @@ def checked_remainder(
     return found
 
 
+def checked_bias(title: Title, bias: Any, keys: Tensor, selection: Selection) -> Tensor:
+    """Return a bias of each kept row, if shape and dtype are right and it is finite."""
+    shape, dtype = tuple(selection.indices.shape), torch.promote_types(keys.dtype, torch.float32)
+    if not isinstance(bias, Tensor) or tuple(bias.shape) != shape or bias.dtype != dtype:
+        described = f"{bias.dtype} {tuple(bias.shape)}" if isinstance(bias, Tensor) else shown(bias)
+        refuse(title, f"a bias of {described}", f"{dtype} {shape} (B, N, K)")
+    check_place(title, bias, keys.device)
+    _check_compacted(title, bias, keys)
+    found: Tensor = bias
+    return found
+
+
 def _check_compacted(title: Title, got: Tensor, whole: Tensor) -> None:
     """Refuse numbers that are not finite, unless the model itself computed some."""
     fault = partial(refuse, title, "numbers that are NaN or infinite", "finite numbers")

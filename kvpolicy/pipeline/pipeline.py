@@ -26,7 +26,7 @@ from kvpolicy.pipeline.checks import (
     checked_state,
     doubt_numbers,
 )
-from kvpolicy.pipeline.compactions import checked_compaction, checked_remainder
+from kvpolicy.pipeline.compacting import Compacting
 from kvpolicy.pipeline.counting import Counting
 from kvpolicy.pipeline.describe import described
 from kvpolicy.pipeline.selections import checked_selection
@@ -42,7 +42,7 @@ from kvpolicy.stages.smoothing import MeanSmoother, Smoother, fold_of
 
 
 @attrs.frozen(kw_only=True)
-class Pipeline(Counting):
+class Pipeline(Counting, Compacting):
     """Five parts and their settings. It knows neither plugins nor models.
 
     Every method runs one stage and checks what the part returned. Its errors name the part and its
@@ -215,31 +215,6 @@ class Pipeline(Counting):
         with at_work(self.titles["selector"], scores, budgets):
             selection = self.selector.select(scores, budgets)
         return checked_selection(self.titles["selector"], selection, budgets, scores)
-
-    def compact(
-        self,
-        keys: Float[Tensor, "B N S D"],
-        values: Float[Tensor, "B N S Dv"],
-        selection: Selection,
-        observation: Observation,
-    ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"]]:
-        """Write the selected rows into a smaller cache."""
-        with at_work(self.titles["compactor"], keys, values, selection, observation):
-            compacted = self.compactor.compact(keys, values, selection, observation)
-        return checked_compaction(self.titles["compactor"], compacted, keys, values, selection)
-
-    def remainder(
-        self,
-        keys: Float[Tensor, "B N S D"],
-        values: Float[Tensor, "B N S Dv"],
-        selection: Selection,
-        observation: Observation,
-    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N Dv"]]:
-        """Return the key and the value that stand for what each head evicts."""
-        compactor: Any = self.compactor
-        with at_work(self.titles["compactor"], keys, values, selection, observation):
-            found = compactor.remainder(keys, values, selection, observation)
-        return checked_remainder(self.titles["compactor"], found, keys, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return compose's arguments as JSON data; InvalidComponentError for parts of no plugin."""

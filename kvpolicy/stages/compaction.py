@@ -58,6 +58,27 @@ class KeepsRemainder(Compactor, Protocol):
         ...
 
 
+@runtime_checkable
+class AddsBias(Compactor, Protocol):
+    """A compactor that gives each kept row a bias, which attention adds to the row's logit."""
+
+    def compact_with_bias(
+        self,
+        keys: Float[Tensor, "B N S D"],
+        values: Float[Tensor, "B N S Dv"],
+        selection: Selection,
+        observation: Observation,
+        bias: Float[Tensor, "B N S"] | None,
+    ) -> tuple[Float[Tensor, "B N K D"], Float[Tensor, "B N K Dv"], Float[Tensor, "B N K"]]:
+        """Return the keys and values that `compact` returns, and the bias of each row.
+
+        `bias` is what earlier evictions gave to the rows; None where it is 0. The bias returned is
+        in float32, or in float64 if the rows are. It replaces the one before. Rows beyond a head's
+        length may hold any finite numbers.
+        """
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class GatherCompactor:
     """Copies the kept keys and values, unchanged, into a new dense cache."""

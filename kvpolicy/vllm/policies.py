@@ -7,7 +7,7 @@ import torch
 from kvpolicy.budget import written
 from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.observation import Observation
-from kvpolicy.pipeline.capabilities import is_uneven, keeps_remainder
+from kvpolicy.pipeline.capabilities import biases_rows, is_uneven
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.stages.compaction import GatherCompactor
 
@@ -43,10 +43,10 @@ def check_policy(policy: Pipeline) -> None:
             f"{allocator} gives layers different numbers of positions, but all layers share the "
             "block table of vLLM. Use the allocator 'uniform'."
         )
-    if keeps_remainder(policy.compactor):
+    if biases_rows(policy.compactor):
         raise InvalidValueError(
-            f"{policy.titles['compactor']} keeps a row for what is evicted, with a bias of its "
-            "logit, which the attention of vLLM does not take. Use the compactor 'gather'."
+            f"{policy.titles['compactor']} keeps rows with a bias of their logits, which the "
+            "attention of vLLM does not take. Use the compactor 'gather'."
         )
     if type(policy.compactor) is not GatherCompactor:
         raise InvalidValueError(

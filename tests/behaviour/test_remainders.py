@@ -290,7 +290,7 @@ def test_settings_that_do_not_go_with_a_remainder_are_refused(settings, reason):
     [
         ({"storage": "quantized"}, "which storage 'quantized' .* does not store"),
         ({"storage": "offloaded"}, "which storage 'offloaded' .* does not store"),
-        ({"static": True, "capacity": 8}, "the attention of a captured step sees no such row"),
+        ({"static": True, "capacity": 8}, "the attention of a captured step does not take"),
     ],
 )
 def test_caches_that_have_no_place_for_a_remainder_are_refused(options, reason):
@@ -319,7 +319,7 @@ def test_spans_that_leave_no_room_for_the_row_are_refused():
 
 
 def test_vllm_refuses_a_remainder_by_name():
-    with pytest.raises(InvalidValueError, match=r"'momentkv'.* with a bias of its logit"):
+    with pytest.raises(InvalidValueError, match=r"'momentkv'.* with a bias of their logits"):
         check_policy(small_policy("momentkv"))
 
 

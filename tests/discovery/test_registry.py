@@ -98,8 +98,8 @@ def test_the_title_of_a_part_that_nobody_offers_is_its_class():
         (
             "compactor",
             "topk",
-            "no compactor named 'topk'. Installed: cam, gather, grkv, lookm, momentkv, think. "
-            "There is a selector of that name.",
+            "no compactor named 'topk'. Installed: attentionmatching, cam, gather, grkv, lookm, "
+            "momentkv, think. There is a selector of that name.",
         ),
         (
             "scorers",

@@ -92,6 +92,27 @@ def test_a_sink_takes_its_share_and_gives_nothing(
 
 
 @shapes
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_ragged_rows_may_have_a_bias(
+    batch, heads, kv_heads, queries, tail, dim, value_dim, softcap
+):
+    query, keys, values, *rest = example(batch, heads, kv_heads, queries, tail, dim, value_dim)
+    # A bias of log 3 weighs as much as three equal rows.
+    lengths = rest[0]
+    times = torch.randint(1, 4, (len(keys),))
+    repeated = [each.repeat_interleave(times, 0) for each in (keys, values)]
+    counts = [int(part.sum()) for part in times.split(lengths.flatten().tolist())]
+
+    actual = ragged_attention(
+        query, keys, values, *rest, scaling=0.3, softcap=softcap, ragged_bias=times.float().log()
+    )
+
+    given = query, *repeated, torch.tensor(counts).view_as(lengths), *rest[1:]
+    wanted = expected(*given, 0.3, softcap, None)
+    torch.testing.assert_close(actual.double(), wanted, rtol=2e-5, atol=2e-6)
+
+
+@shapes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("special", [False, True], ids=["plain", "softcap, sinks, padding"])
 def test_an_extra_row_of_each_head_is_seen_with_its_bias(
@@ -129,6 +150,8 @@ def test_an_extra_row_needs_all_of_its_parts(refused):
     row = named(extra(2, 2, 8, 8))
     with refused("give all three or none"):
         ragged_attention(*given, scaling=0.3, extra_keys=row["extra_keys"])
+    with refused("another number of biases"):
+        ragged_attention(*given, scaling=0.3, ragged_bias=torch.zeros(len(given[1]) + 1))
     with refused(r"do not fit the \(2, 2\) heads"):
         ragged_attention(*given, scaling=0.3, **named(extra(2, 1, 8, 8)))
 

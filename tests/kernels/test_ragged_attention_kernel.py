@@ -80,6 +80,19 @@ def test_the_kernel_merges_an_extra_row(
     torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.usefixtures("longer")
+def test_the_kernel_adds_a_bias_to_ragged_rows(softcap, device):
+    given = example(2, 6, 2, 5, 9, 8, 8)
+    options = {"scaling": 0.3, "softcap": softcap}
+    bias = torch.randn(len(given[1])) * 2
+    wanted = reference.ragged_attention(*given, **options, ragged_bias=bias)
+
+    actual = ragged_attention(*on(device, given), **options, ragged_bias=bias.to(device))
+
+    torch.testing.assert_close(actual.cpu(), wanted, rtol=2e-5, atol=2e-6)
+
+
 def test_the_kernel_takes_dense_rows_with_an_extra_row_alone(device):
     query, keys, values, lengths, *tail = example(2, 6, 2, 5, 9, 8, 8)
     given = [query, keys[:0], values[:0], torch.zeros_like(lengths), *tail]

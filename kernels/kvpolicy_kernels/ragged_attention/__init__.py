@@ -26,6 +26,7 @@ def ragged_attention(
     extra_keys: Float[Tensor, "B N D"] | None = None,
     extra_values: Float[Tensor, "B N Dv"] | None = None,
     extra_bias: Float[Tensor, "B N"] | None = None,
+    ragged_bias: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend to each head's ragged rows, and causally to a dense tail of T positions behind them.
 
@@ -40,7 +41,8 @@ def ragged_attention(
 
     `extra_keys`, `extra_values` and `extra_bias` go together. They are one more row of each head,
     which every query sees. Its logit is that of its key, capped, plus its bias; with a bias of -inf
-    the head has no such row. They may have another dtype than queries and keys.
+    the head has no such row. They may have another dtype than queries and keys. `ragged_bias` is
+    added to the capped logits of the ragged rows.
 
     Raises ValueError if the shapes do not fit, or if `lengths` is not on the CPU.
 
@@ -72,6 +74,10 @@ def ragged_attention(
         f"{keys.shape[2]}",
     )
     require_sinks(sinks, queries)
+    require(
+        ragged_bias is None or len(ragged_bias) == len(ragged_keys),
+        f"there are {len(ragged_keys)} ragged keys, and another number of biases",
+    )
     extra = (extra_keys, extra_values, extra_bias)
     there = [each for each in extra if each is not None]
     require(
@@ -88,4 +94,5 @@ def ragged_attention(
         queries, ragged_keys, ragged_values, lengths, keys, values,
         scaling=scaling, softcap=softcap, sinks=sinks, padding=padding,
         extra_keys=extra_keys, extra_values=extra_values, extra_bias=extra_bias,
+        ragged_bias=ragged_bias,
     )  # fmt: skip

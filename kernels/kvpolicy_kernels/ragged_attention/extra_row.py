@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LOG2_E = math.log2(math.e)
+"""By it a logit to base e becomes one to base 2."""
+
 
 def extra_totals_of(
     queries: Float[Tensor, "B H Q D"],
@@ -21,5 +24,5 @@ def extra_totals_of(
     logits: Tensor = (rows @ keys.float()[:, :, None, :, None])[..., 0] * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    logits = (logits + bias.float()[..., None, None]) * math.log2(math.e)
+    logits = (logits + bias.float()[..., None, None]) * LOG2_E
     return logits.contiguous()

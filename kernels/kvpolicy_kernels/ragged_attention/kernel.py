@@ -26,7 +26,7 @@ from kvpolicy_kernels.common.triton.logits import (
     products_by_parts,
     sink_of,
 )
-from kvpolicy_kernels.ragged_attention.extra_row import extra_totals_of
+from kvpolicy_kernels.ragged_attention.extra_row import LOG2_E, extra_totals_of
 from kvpolicy_kernels.ragged_attention.tiles import span_of, tiles_of
 
 BLOCK_TILES = 16
@@ -60,7 +60,8 @@ def blocks_of(rows: int, block_dim: int, *, exact: bool) -> tuple[int, int]:
 
 @triton.jit(do_not_specialize=GROWING)
 def _attend_kernel(
-    queries, ragged_keys, ragged_values, keys, values, padding, tiles, outputs, totals,
+    queries, ragged_keys, ragged_values, ragged_bias, keys, values, padding, tiles, outputs,
+    totals,
     N, G, Q, T, TILES, TAIL_TILES, TAIL_SPAN, scale, softcap,
     queries_b, queries_h, queries_q,
     ragged_keys_r, ragged_values_r,
@@ -111,6 +112,10 @@ def _attend_kernel(
                 rows, valid, 1, those, inside, 1, D, CHANNELS, PRECISION, UP
             )
         logits = capped(product, scale, softcap)
+        if ragged_bias is not None:
+            # Positions of the tail have none.
+            biased = tl.where(tile < TILES, size, 0)
+            logits += tl.load(ragged_bias + start + s, mask=s < biased, other=0)[None, :]
         sees = inside[None, :] & (s[None, :] <= last[:, None])
         logits = tl.where(sees, logits, float("-inf"))
         before, peak = peak, tl.maximum(peak, tl.max(logits, 1))
@@ -189,6 +194,7 @@ def ragged_attention(
     extra_keys: Float[Tensor, "B N D"] | None = None,
     extra_values: Float[Tensor, "B N Dv"] | None = None,
     extra_bias: Float[Tensor, "B N"] | None = None,
+    ragged_bias: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend to all tiles in one launch, and merge them in a second one."""
     batch, heads, count, dim = queries.shape
@@ -209,6 +215,8 @@ def ragged_attention(
     merged = torch.empty(batch, heads, count, value_dim, dtype=dtype, device=keys.device)
     if sinks is not None:
         sinks = sinks.contiguous()
+    if ragged_bias is not None:
+        ragged_bias = (ragged_bias.float() * LOG2_E).contiguous()
     extra_totals = None
     if extra_keys is not None and extra_values is not None and extra_bias is not None:
         extra_totals = extra_totals_of(queries, extra_keys, extra_bias, scaling, softcap)
@@ -218,8 +226,8 @@ def ragged_attention(
     block_r, block_s = blocks_of(rows, max(block_d, block_dv), exact=precision == "ieee")
     with torch.cuda.device_of(keys):
         _attend_kernel[(programs, triton.cdiv(rows, block_r))](
-            queries, ragged_keys, ragged_values, keys, values, padding, tiles.table, outputs,
-            totals, kv_heads, group, count, tail, tiles.total, tail_tiles, tail_span,
+            queries, ragged_keys, ragged_values, ragged_bias, keys, values, padding, tiles.table,
+            outputs, totals, kv_heads, group, count, tail, tiles.total, tail_tiles, tail_span,
             *base_2(scaling, softcap), *queries.stride()[:3], ragged_keys.stride(0),
             ragged_values.stride(0), *keys.stride()[:3], *values.stride()[:3],
             D=dim, DV=value_dim, BLOCK_D=block_d, BLOCK_DV=block_dv, BLOCK_R=block_r,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,11 +27,13 @@ def ragged_attention(
     extra_keys: Float[Tensor, "B N D"] | None = None,
     extra_values: Float[Tensor, "B N Dv"] | None = None,
     extra_bias: Float[Tensor, "B N"] | None = None,
+    ragged_bias: Float[Tensor, " R"] | None = None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Compute block by block of queries: one softmax over each head's ragged rows and the tail."""
     batch, heads, count, _ = queries.shape
     sizes: list[int] = lengths.flatten().tolist()
     ragged = list(zip(ragged_keys.split(sizes), ragged_values.split(sizes), strict=True))
+    biases = None if ragged_bias is None else ragged_bias.split(sizes)
     columns = keys.shape[2] + max(sizes)
     # float32, or float64 if the queries are.
     precision = torch.promote_types(queries.dtype, torch.float32)
@@ -41,7 +45,9 @@ def ragged_attention(
         seen = keys.shape[2] - count + q.stop
         block = queries[:, :, q].to(precision) * scaling
         tail = keys[:, :, :seen], values[:, :, :seen]
-        result[:, :, q] = _attend(block, ragged, *tail, max(sizes), softcap, sinks, padding, extra)
+        result[:, :, q] = _attend(
+            block, ragged, *tail, max(sizes), softcap, sinks, padding, extra, biases
+        )
     return result
 
 
@@ -55,10 +61,12 @@ def _attend(
     sinks: Float[Tensor, " H"] | None,
     padding: Int[Tensor, " B"] | None,
     extra: tuple[Tensor, Tensor, Tensor] | None,
+    biases: Sequence[Float[Tensor, " _"]] | None,
 ) -> Float[Tensor, "B H Q Dv"]:
     """Attend to ragged rows and tail; the queries are those of the last positions of the tail.
 
-    `extra` has the key, the value and the bias of each head's extra row.
+    `extra` has the key, the value and the bias of each head's extra row, and `biases` those of each
+    head's ragged rows.
     """
     batch, heads, count, dim = queries.shape
     kv_heads, tail = keys.shape[1:3]
@@ -71,6 +79,8 @@ def _attend(
     heads_of = zip(rows.flatten(0, 1), logits[..., tail:].flatten(0, 1), ragged, strict=True)
     for head, out, (own, _) in heads_of:
         _multiply(head, own, out, softcap)
+    for out, bias in zip(logits[..., tail:].flatten(0, 1), biases or (), strict=bool(biases)):
+        out[:, : len(bias)] += bias.to(out.dtype)
     if extra is not None:
         _multiply(rows, extra[0][:, :, None], logits[..., last - 1 : last], softcap)
         logits[..., last - 1] += extra[2][..., None]

@@ -50,6 +50,7 @@ def attend_uneven(
         extra_keys=None if remainder is None else remainder.keys,
         extra_values=None if remainder is None else remainder.values,
         extra_bias=None if remainder is None else remainder.bias,
+        ragged_bias=None if contents.ragged is None else contents.ragged.bias,
     )
     return output.to(queries.dtype).transpose(1, 2).contiguous()
 
@@ -86,6 +87,9 @@ def _by_products(
         if ragged is not None:
             held = torch.cat([ragged.padded(ragged.positions, -1).long(), held], 2)
         found = found + logits.bias.of(held)
+    if ragged is not None and ragged.bias is not None:
+        bias = torch.nn.functional.pad(ragged.padded(ragged.bias), (0, rows.shape[2] - longest))
+        found = found + bias.repeat_interleave(groups, 1)[:, :, None]
     device, column = queries.device, torch.arange(rows.shape[2], device=queries.device)
     padding = torch.tensor([slots.held - length for length in slots.lengths], device=device)
     visible = column >= longest + padding[:, None, None]

@@ -84,7 +84,13 @@ def _is_even(group: Ranked, budgets: Budgets) -> bool:
 
 def _everything(views: Sequence[View]) -> list[Piece]:
     return [
-        Piece(keys=view.keys, values=view.values, positions=view.positions, state=view.state)
+        Piece(
+            keys=view.keys,
+            values=view.values,
+            positions=view.positions,
+            state=view.state,
+            bias=view.bias,
+        )
         for view in views
     ]
 
@@ -182,7 +188,9 @@ def _compacted(
     lengths: Int[Tensor, "b n"],
 ) -> Piece:
     selection, lengths = _behind_settled(selection, lengths, view)
-    keys, values = pipeline.compact(view.keys, view.values, selection, observation)
+    keys, values, bias = pipeline.compact_with_bias(
+        view.keys, view.values, selection, observation, view.bias
+    )
     # Rows beyond a head's length are fillers, which assembly cuts off.
     rows = selection.rows(view.keys.shape[2]).to(view.positions.device)
     return Piece(
@@ -191,6 +199,7 @@ def _compacted(
         positions=view.positions.gather(2, rows),
         state=_gathered(view.state, rows),
         lengths=None if bool((lengths == keys.shape[2]).all()) else lengths,
+        bias=bias,
         evicted=_remainder(pipeline, view, observation, selection, lengths),
     )
 

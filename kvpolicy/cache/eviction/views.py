@@ -44,6 +44,8 @@ class View:
     renumbered: int | None = None
     shown_values: Float[Tensor, "b _ S _"] | None = None
     """The values that attention sees, where they are not those that are stored."""
+    bias: Float[Tensor, "b n S"] | None = None
+    """What attention adds to the logits of rows, where an eviction gave them a bias."""
 
     def row(self, index: int) -> View:
         """Return the view of one of the rows."""
@@ -59,6 +61,7 @@ class View:
             state=None if self.state is None else self.state[one],
             noted=None if self.noted is None else self.noted[one],
             shown_values=None if shown is None else shown[one],
+            bias=None if self.bias is None else self.bias[one],
         )
 
 
@@ -148,6 +151,7 @@ def _joined_if_even(heads: Sequence[View], held: Sequence[int]) -> list[View]:
         for name in ("keys", "attended", "values", "positions")
     )
     states = [view.state for view in heads if view.state is not None]
+    biases = [view.bias for view in heads if view.bias is not None]
     return [
         View(
             rows=heads[0].rows,
@@ -159,6 +163,7 @@ def _joined_if_even(heads: Sequence[View], held: Sequence[int]) -> list[View]:
             seen=heads[0].seen,
             newest=heads[0].newest,
             state=torch.cat(states, 1) if states else None,
+            bias=torch.cat(biases, 1) if biases else None,
             renumbered=heads[0].renumbered,
         )
     ]
@@ -175,6 +180,9 @@ def _views_of_heads(contents: Contents, keys: AttendedKeys) -> list[list[View]]:
         "values": (ragged.values, contents.values.view),
         "positions": (ragged.positions.long(), slots.positions),
     }
+    if ragged.bias is not None:
+        none = ragged.bias.new_zeros(()).expand(slots.batch, slots.heads, slots.held)
+        tails["bias"] = (ragged.bias, none)
     groups = 0 if contents.state is None else contents.state.shape[1] // slots.heads
     found: list[list[View]] = [[] for _ in range(slots.batch)]
     for row, head, rows in ragged.heads():

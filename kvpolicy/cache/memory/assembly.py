@@ -26,6 +26,8 @@ class Piece:
     state: Float[Tensor, "b h K *rest"] | None = None
     lengths: Int[Tensor, "b n"] | None = None
     """On the CPU; None where all keep K."""
+    bias: Float[Tensor, "b n K"] | None = None
+    """What attention adds to the logits of these rows; None adds nothing."""
     evicted: Remainder | None = None
     """What stands for the positions that are not kept, if the compactor keeps a remainder."""
 
@@ -51,6 +53,8 @@ class Piece:
         if self.state is not None:
             by_group = self.state.unflatten(1, (self.keys.shape[1], -1))
             tables["state"] = by_group.transpose(2, 3)
+        if self.bias is not None:
+            tables["bias"] = self.bias
         rows = None
         if self.lengths is not None:
             kept = (
@@ -64,10 +68,12 @@ class Piece:
 def assembled(groups: Sequence[Sequence[Piece]], slots: Slots, *, even: bool) -> Contents:
     """Put the pieces of every group of rows into one batch; its remainder stays to be set.
 
+    Rows with a bias are ragged, as only attention over uneven heads takes one.
+
     A group is one piece with all heads, or one piece for each head of one row. `even` says that all
     heads keep equally many positions, heads of other processes included.
     """
-    if even:
+    if even and all(piece.bias is None for pieces in groups for piece in pieces):
         return _dense([_across_heads(pieces) for pieces in groups], slots)
     return _ragged([piece for pieces in groups for piece in pieces], slots)
 
@@ -128,6 +134,7 @@ def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
     )
     states = [tables["state"] for tables in flat if "state" in tables]
     state = _behind(states) if states else None
+    biases = [_bias_of(tables) for tables in flat] if any("bias" in each for each in flat) else []
     shape = (slots.batch, slots.heads, 0)
     heads = 0 if state is None else slots.heads * state.shape[1]
     return Contents(
@@ -141,8 +148,16 @@ def _ragged(pieces: Sequence[Piece], slots: Slots) -> Contents:
             positions=positions.int(),
             lengths=torch.cat([piece.kept.flatten() for piece in pieces]).view(shape[:2]),
             state=state,
+            bias=_behind(biases) if biases else None,
         ),
     )
+
+
+def _bias_of(tables: dict[str, Tensor]) -> Float[Tensor, " R"]:
+    """Return the biases of rows; those of rows without are 0."""
+    dtype = torch.promote_types(tables["keys"].dtype, torch.float32)
+    found = tables.get("bias")
+    return tables["keys"].new_zeros(len(tables["keys"]), dtype=dtype) if found is None else found
 
 
 def remainder_of(before: Remainder | None, groups: Sequence[Sequence[Piece]]) -> Remainder | None:

@@ -109,6 +109,14 @@ class Contents:
         return self.ragged is None and self.remainder is None
 
     @property
+    def biased(self) -> str | None:
+        """What attention adds a bias for, in words; None if it adds none."""
+        if self.remainder is not None:
+            return "a remainder"
+        has_bias = self.ragged is not None and self.ragged.bias is not None
+        return "rows with a bias" if has_bias else None
+
+    @property
     def held(self) -> int:
         """Slots of the head that holds the most, padding included."""
         return self.slots.held + (0 if self.ragged is None else self.ragged.longest)

@@ -32,11 +32,13 @@ class RaggedRows:
     """How many rows each head holds; on the CPU."""
     state: Float[Tensor, "R G *rest"] | None = attrs.field(metadata=SAVED, default=None)
     """Running state of the G query heads that read each row."""
+    bias: Float[Tensor, " R"] | None = attrs.field(metadata=SAVED, default=None)
+    """What attention adds to the logit of each row, in float32 at least; None adds nothing."""
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        owned = (self.keys, self.values, self.positions, self.state)
+        owned = (self.keys, self.values, self.positions, self.state, self.bias)
         return sum(each.nbytes for each in owned if each is not None)
 
     @property
@@ -47,8 +49,9 @@ class RaggedRows:
     def is_consistent(self, shape: tuple[int, int]) -> bool:
         """Whether lengths are of (B, N), and there are as many rows as the lengths say."""
         count = int(self.lengths.sum())
-        flat = (self.keys, self.values, self.positions)
-        return tuple(self.lengths.shape) == shape and {len(each) for each in flat} == {count}
+        flat = (self.keys, self.values, self.positions, self.bias)
+        fits = all(each is None or len(each) == count for each in flat)
+        return fits and tuple(self.lengths.shape) == shape
 
     def heads(self) -> Iterator[tuple[int, int, slice]]:
         """Yield every sequence and head with the slice of its rows."""
@@ -98,4 +101,5 @@ class RaggedRows:
             positions=self.positions[rows],
             lengths=lengths,
             state=None if self.state is None else self.state[rows],
+            bias=None if self.bias is None else self.bias[rows],
         )

@@ -39,9 +39,10 @@ def _forward(**options: object) -> Entrant:
     return lambda future, budget: recipe("replay", scorer=scorer, budget=budget)
 
 
-def _remainder(name: str) -> Entrant:
-    """Return a recipe that keeps a row of its budget for the mean of what it evicts."""
-    return lambda future, budget: recipe(name, compactor="momentkv", budget=budget)
+def _compacted(name: str, compactor: str, **options: object) -> Entrant:
+    """Return a recipe with another compactor."""
+    part = {"name": compactor, **options}
+    return lambda future, budget: recipe(name, compactor=part, budget=budget)
 
 
 def _whole_model(future: Recording, budget: int) -> Policy:
@@ -71,9 +72,12 @@ ENTRANTS: Mapping[str, Entrant] = {
     "dapq, recent 32": _protecting("dapq", 32),
     "snapkv, recent 0": _protecting("snapkv", 0),
     "replay, whole model": _whole_model,
-    "snapkv, momentkv": _remainder("snapkv"),
-    "adakv, momentkv": _remainder("adakv"),
-    "replay, momentkv": _remainder("replay"),
+    "snapkv, momentkv": _compacted("snapkv", "momentkv"),
+    "adakv, momentkv": _compacted("adakv", "momentkv"),
+    "replay, momentkv": _compacted("replay", "momentkv"),
+    "restkv, attentionmatching": _compacted("restkv", "attentionmatching"),
+    "restkv, biases alone": _compacted("restkv", "attentionmatching", values=False),
+    "replay, attentionmatching": _compacted("replay", "attentionmatching"),
     "forward, width 1": _forward(width=1),
     "forward, width 5": _forward(width=5),
     "forward, no hop": _forward(hops=0),

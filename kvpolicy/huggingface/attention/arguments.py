@@ -12,8 +12,7 @@ from kvpolicy.observation.logits import Logits
 
 _OWN_ATTENTION = "Attention over uneven heads and sparse prefill do"
 _ALTERNATIVE = "Use an allocator that treats heads alike and prefill=None."
-_OVER_A_REMAINDER = "Attention over a remainder does"
-_WITHOUT_A_REMAINDER = "Use compactor='gather' and prefill=None."
+_GATHERED = "Use compactor='gather' and prefill=None."
 
 
 POSITION_BIAS = "position_bias"
@@ -60,10 +59,14 @@ class Call(NamedTuple):
             return found
         return None
 
-    def refuse_what_is_not_computed(self, *, has_remainder: bool = False) -> None:
-        """Refuse what a layer's own attention does not compute: dropout and attention weights."""
-        attention = _OVER_A_REMAINDER if has_remainder else _OWN_ATTENTION
-        alternative = _WITHOUT_A_REMAINDER if has_remainder else _ALTERNATIVE
+    def refuse_what_is_not_computed(self, biased: str | None = None) -> None:
+        """Refuse what a layer's own attention does not compute: dropout and attention weights.
+
+        `biased` says what attention adds a bias for; None if it adds none.
+        """
+        attention, alternative = _OWN_ATTENTION, _ALTERNATIVE
+        if biased is not None:
+            attention, alternative = f"Attention over {biased} does", _GATHERED
         if self.kwargs.get("dropout"):
             raise UnsupportedModelError(
                 f"{self._name} uses attention dropout. {attention} not support it. Call "

@@ -132,6 +132,7 @@ def _check_ragged(ragged: RaggedRows, contents: Contents, query_heads: int) -> N
         own = ragged.positions[rows]
         _require(bool(((own >= 0) & (own < first_dense[row])).all()), "a position is not in text")
         _require(bool((own.diff() > 0).all()), "unordered positions")
+    _require(ragged.bias is None or bool(ragged.bias.isfinite().all()), "a bias is not finite")
     if ragged.state is not None:
         expected = (len(ragged.positions), query_heads // slots.heads)
         _require(tuple(ragged.state.shape[:2]) == expected, "running state of another shape")

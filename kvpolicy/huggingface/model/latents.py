@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from kvpolicy.budget import written
 from kvpolicy.errors import UnsupportedModelError
 from kvpolicy.huggingface.model.architectures import EXPANSION, LATENT_SIZE
-from kvpolicy.pipeline.capabilities import is_uneven, keeps_remainder
+from kvpolicy.pipeline.capabilities import biases_rows, is_uneven
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.stages.compaction import GatherCompactor
 
@@ -54,9 +54,9 @@ def check_latents(pipeline: Pipeline, model: PreTrainedModel) -> None:
             "caches latents that all heads share: all heads keep a position, or none does. Use an "
             "allocator that treats heads alike, such as 'uniform'."
         )
-    if keeps_remainder(pipeline.compactor):
+    if biases_rows(pipeline.compactor):
         raise UnsupportedModelError(
-            f"{pipeline.titles['compactor']} keeps a key and a value for what each head evicts, "
+            f"{pipeline.titles['compactor']} keeps rows with a bias of their logits in each head, "
             f"but {name} caches latents, of which each head makes its own. Use compactor='gather'."
         )
     if not isinstance(pipeline.compactor, GatherCompactor):

@@ -28,7 +28,7 @@ from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.rotary import rotaries
 from kvpolicy.huggingface.model.shared_layers import readers_of
 from kvpolicy.huggingface.model.support import plain_layers, supported_config
-from kvpolicy.pipeline.capabilities import is_by_recency, is_capturable, keeps_remainder
+from kvpolicy.pipeline.capabilities import biases_rows, is_by_recency, is_capturable
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.stages.allocation import UniformAllocator
 from kvpolicy.stages.compaction import GatherCompactor
@@ -52,10 +52,10 @@ def static_storage(policy: Pipeline, model: nn.Module, capacity: int | None) -> 
     """
     inner = plain_model(model)
     _check_model(inner)
-    if keeps_remainder(policy.compactor):
+    if biases_rows(policy.compactor):
         raise InvalidValueError(
-            f"{policy.titles['compactor']} keeps a row for what is evicted, and the attention of a "
-            f"captured step sees no such row. Use compactor='gather'. Or: {_DYNAMIC}"
+            f"{policy.titles['compactor']} keeps rows with a bias of their logits, which the "
+            f"attention of a captured step does not take. Use compactor='gather'. Or: {_DYNAMIC}"
         )
     if policy.every is None:
         return StaticStorage(form_of=_never_evicting(policy, capacity))

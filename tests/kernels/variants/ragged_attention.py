@@ -8,16 +8,17 @@ SIZES = ("N", "G", "Q", "T", "TILES", "TAIL_TILES")
 
 
 def variants():
-    for dtype, dim, queries, softcap, padded in (
-        ("fp32", 128, 1, False, False),
-        ("fp32", 64, 1, False, True),
-        ("fp32", 256, 16, True, True),
-        ("bf16", 128, 1, False, False),
-        ("bf16", 128, 1, True, True),
-        ("bf16", 128, 16, False, True),
-        ("bf16", 64, 1, False, False),
-        ("bf16", 256, 1, False, False),
-        ("bf16", 256, 16, False, False),
+    for dtype, dim, queries, softcap, padded, biased in (
+        ("fp32", 128, 1, False, False, False),
+        ("fp32", 64, 1, False, True, False),
+        ("fp32", 256, 16, True, True, True),
+        ("bf16", 128, 1, False, False, False),
+        ("bf16", 128, 1, False, False, True),
+        ("bf16", 128, 1, True, True, False),
+        ("bf16", 128, 16, False, True, False),
+        ("bf16", 64, 1, False, False, False),
+        ("bf16", 256, 1, False, False, False),
+        ("bf16", 256, 16, False, False, True),
     ):
         exact = dtype == "fp32"
         block_r, block_s = kernel.blocks_of(GROUP * queries, dim, exact=exact)
@@ -37,8 +38,10 @@ def variants():
         constants |= {"Q": 1} if queries == 1 else {}
         absent = {"softcap": None} if not softcap else {}
         absent |= {"padding": None} if not padded else {}
+        absent |= {"ragged_bias": None} if not biased else {}
         partials = {"outputs": "fp32", "totals": "fp32"}
         options = f"{' softcap' if softcap else ''}{' padded' if padded else ''}"
+        options += " biased" if biased else ""
         yield Variant(
             name=f"attend {dtype} D={dim} Q={queries}{options}",
             function=kernel._attend_kernel,
@@ -48,6 +51,7 @@ def variants():
                 **partials,
                 "tiles": "i64",
                 **({"padding": "i64"} if padded else {}),
+                **({"ragged_bias": "fp32"} if biased else {}),
             },
             constants={**constants, **absent},
             unaligned=[size for size in SIZES if size not in constants],
