@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from kvpolicy.cache.attention.keys import AttendedKeys, attended
 from kvpolicy.cache.attention.uneven import attend_uneven
-from kvpolicy.cache.eviction.budgets import Budgets
-from kvpolicy.cache.eviction.evict import evict, kept
-from kvpolicy.cache.eviction.ranked import Ranked, ranked
 from kvpolicy.cache.eviction.running_state import accumulate
 from kvpolicy.cache.eviction.schedule import Schedule
 from kvpolicy.cache.eviction.shown import Shown
-from kvpolicy.cache.eviction.together import Waiting
 from kvpolicy.cache.memory.contents import Contents
-from kvpolicy.cache.storage.layer_memory import LayerMemory
-from kvpolicy.errors import CacheStateError, InvalidValueError, UnsupportedModelError
+from kvpolicy.errors import InvalidValueError, UnsupportedModelError
 from kvpolicy.huggingface.attention.arguments import Call
 from kvpolicy.huggingface.attention.draft_masks import causal_behind
 from kvpolicy.huggingface.attention.first_prompt import first_prompt
 from kvpolicy.huggingface.attention.masks import fitted, plainly_causal
 from kvpolicy.huggingface.drafts import Rest
+from kvpolicy.huggingface.evicting import Evicting
 from kvpolicy.huggingface.model.architectures import EXPANSION
 from kvpolicy.huggingface.readings import Reading, joined_queries, shown_of
-from kvpolicy.huggingface.session import ANOTHER_MODEL, Session
+from kvpolicy.huggingface.repetition.second_pass import Ready, SecondPass
+from kvpolicy.huggingface.session import ANOTHER_MODEL
 from kvpolicy.huggingface.showing import shown_by
 from kvpolicy.observation.logits import Logits
 from kvpolicy.pipeline.doubts import collected
@@ -39,21 +37,16 @@ REFUSALS = (InvalidValueError, UnsupportedModelError)
 
 
 @attrs.define(kw_only=True, eq=False)
-class Forward:
+class Forward(Evicting):
     """Listens to the attention call of one layer; nothing of it is saved.
 
-    `layer` counts the layers that evict. `seen` are the tokens that the layer has read and `held`
+    `seen` are the tokens that the layer has read and `held`
     the slots of the head that holds the most, new tokens included.
     """
 
-    session: Session
-    memory: LayerMemory
     schedule: Schedule
-    layer: int
     seen: int
     held: int
-    contents: Contents | None
-    """None once it was decided what is kept: rows that are evicted must not stay alive here."""
     keys: AttendedKeys | None
     """None once the queries have been observed."""
     undo: Callable[[], None] | None = None
@@ -62,6 +55,8 @@ class Forward:
     """Keys and values in place of those that were handed out, where padding moved to the left."""
     new_real: list[int] | None = None
     """How many new tokens of each row are real, where padding moved to the left."""
+    real: Bool[Tensor, "B Q"] | None = None
+    """Which new tokens are real; None if all are."""
     readers: int = 1
     """How many attention calls come with these keys, from as many layers of the model."""
     readings: list[Reading] = attrs.field(factory=list)
@@ -111,7 +106,9 @@ class Forward:
     def _read_mask(self, contents: Contents, module: nn.Module, mask: Any, count: int) -> None:
         """Find out which new tokens are padding. Layers that share keys are asked once."""
         masks, slots = self.session.masks, contents.slots
-        real = masks.new_real_tokens(
+        if self.session.second_pass is not None:
+            self.session.second_pass.check_known()
+        self.real = real = masks.new_real_tokens(
             mask, slots, count, held=self.held, seen=self.seen, policy=self.session.policy
         )
         if real is not None and contents.mark_padding(real, self.seen - count, masks.padding(real)):
@@ -192,54 +189,43 @@ class Forward:
             query = joined_queries(readings, contents.slots.heads)
         decoded = self.decodes or (self.readings[0].count == 1 and self.seen > 1)
         queries = self.schedule.queries_if_due(query, decoded=decoded)
-        evicted = False
+        due: Shown | None = None
         if runs or queries is not None:
             seen = self.seen_by(query) if runs else query
             shown = shown_by(session, self.layer, contents, readings, seen, self.new_real)
-            # Gradients flow through the rows that are kept, if they are needed at all.
             with collected(session.guard.doubts), torch.set_grad_enabled(needs_gradients):
                 if runs:
                     accumulate(session.policy, contents, keys, shown)
                 if queries is not None:
-                    shown = attrs.evolve(shown, queries=self.seen_by(queries))
-                    evicted = self._evict(keys, shown, in_place=in_place)
-                if session.policy.per_turn:
-                    (self.memory.contents or contents).slots.settle()
+                    due = attrs.evolve(shown, queries=self.seen_by(queries))
         self.keys = None
         self.readings.clear()
-        if session.policy.model_allocator and session.together.waits_for(self.layer):
+        finish = partial(
+            self.finish, keys, in_place=in_place, gradients=needs_gradients,
+            changed=self.moved is not None,
+        )  # fmt: skip
+        if session.second_pass is None:
+            finish(due)
+        else:
+            self._after_a_second_pass(session.second_pass, module, due, finish)
+
+    def _after_a_second_pass(
+        self,
+        second_pass: SecondPass,
+        module: nn.Module,
+        due: Shown | None,
+        finish: Callable[[Shown | None], None],
+    ) -> None:
+        """Finish at once, or when the model has repeated the prompt, if something must go."""
+        contents = self._own()
+        if not self.layer:
+            self.schedule.note(second_pass.new_ids(self.real))
+        if due is None or self.fits:
+            finish(due)
             return
-        self.contents = None
-        if session.storage is not None:
-            self.memory.put_away(evicted=evicted or self.moved is not None)
-
-    def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:
-        """Evict at once, or when all layers have been ranked; return whether rows have gone."""
-        policy, contents = self.session.policy, self._own()
-        slots = contents.slots
-        if all(map(policy.keeps_all, slots.newest if policy.per_turn else slots.seen)):
-            return False
-        if policy.model_allocator is not None:
-            groups = ranked(policy, contents, keys, shown)
-            self.session.together.add(self.layer, Waiting(groups, self._keep))
-            return False
-        return self._hold(evict(policy, contents, keys, shown, in_place=in_place))
-
-    def _keep(self, groups: Sequence[Ranked], budgets: Sequence[Budgets]) -> None:
-        """Keep this layer's share of the model's budget."""
-        found = kept(self.session.policy, self._own(), groups, budgets)
-        self.contents = None
-        self.memory.put_away(evicted=self._hold(found))
-
-    def _hold(self, found: Contents | None) -> bool:
-        if found is not None:
-            self.memory.contents = found
-        return found is not None
-
-    def _own(self) -> Contents:
-        if self.contents is None:
-            raise CacheStateError(f"attention layer {self.layer} has been evicted already.")
-        return self.contents
+        # A view would keep the queries of the whole prompt.
+        few = attrs.evolve(due, queries=due.queries.clone())
+        second_pass.wait(self.layer, Ready(module, contents, partial(finish, few)))
 
     def _attended(self) -> AttendedKeys:
         if self.keys is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +18,7 @@ from kvpolicy.huggingface.attention.marks import mark
 from kvpolicy.huggingface.drafts import parted
 from kvpolicy.huggingface.forward import Forward
 from kvpolicy.huggingface.session import Session
+from kvpolicy.huggingface.taking_back import taking_back
 
 
 class PolicyLayer(DynamicLayer):
@@ -87,7 +86,7 @@ class PolicyLayer(DynamicLayer):
                 f"{title} has no gradients, but the new keys need them. Read under "
                 "torch.no_grad(), or use storage=None."
             )
-        undo = self._undo() if self.index == 0 else None
+        undo = taking_back(self) if self.index == 0 else None
         rest, are_drafts = None, False
         if self.session.drafts.end is not None:
             parts = self.session.drafts, self.seen, key_states, value_states
@@ -116,28 +115,6 @@ class PolicyLayer(DynamicLayer):
             readers=len(self.session.readers[self.index]),
         )
         return mark(keys.dense, self.forward), contents.values.view
-
-    def _undo(self) -> Callable[[], None]:
-        """Return a function that takes the next tokens back.
-
-        It keeps the present rows alive, so it is let go before anything is evicted.
-        """
-        memory, seen, contents = self.memory, self.seen, self.memory.contents
-        if contents is None:
-            slots, state, before = None, None, []
-        else:
-            # No list or tensor of slots is written to: each change makes new ones.
-            slots, state = copy.copy(contents.slots), contents.state
-            before = [(each, each.buffer, each.held) for each in (contents.keys, contents.values)]
-
-        def undo() -> None:
-            self.seen, self.forward, memory.contents = seen, None, contents
-            if contents is not None and slots is not None:
-                contents.slots, contents.state = slots, state
-            for table, buffer, held in before:
-                table.buffer, table.held = buffer, held
-
-        return undo
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -`tokens_to_remove` tokens; what was evicted stays evicted.

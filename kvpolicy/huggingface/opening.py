@@ -18,6 +18,7 @@ from kvpolicy.huggingface.model.ranks import ranks_of
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.model.shared_layers import readers_of, refuse_shards
 from kvpolicy.huggingface.model.support import EVICTING, plain_layers, supported_config
+from kvpolicy.huggingface.repetition.fit import repeating_modules
 from kvpolicy.huggingface.session import Session
 from kvpolicy.pipeline.capabilities import biases_rows
 from kvpolicy.pipeline.pipeline import Pipeline
@@ -42,11 +43,15 @@ def opened(
     if expanding:
         check_latents(policy, model)
     extent = bias_extent(policy, model, config, ranks=ranks, prefill=options.get("prefill"))
+    repeating = repeating_modules(
+        policy, model, config, layers, readers=readers, ranks=ranks, expanding=expanding,
+        is_static=layer_class.is_compileable,
+    )  # fmt: skip
     rotaries = fitting_rotaries(policy, model, config, evicting, readers)
     watched = RotaryPositions.of(policy, rotaries)
     # The steps of a static cache are compiled, and count up by one.
     modules, compiled = watched.modules if watched else (), not layer_class.is_compileable
-    attached = attachment(model, modules, expanding, compiled=compiled)
+    attached = attachment(model, modules, expanding, repeating=repeating, compiled=compiled)
     session = Session(
         policy=policy,
         config=config,

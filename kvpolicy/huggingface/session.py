@@ -20,6 +20,7 @@ from kvpolicy.huggingface.model.ranks import Ranks
 from kvpolicy.huggingface.model.rotary_positions import RotaryPositions
 from kvpolicy.huggingface.other_layers import OtherLayers
 from kvpolicy.huggingface.readings import JoinedWeights, queries_to_keep
+from kvpolicy.huggingface.repetition.second_pass import SecondPass
 from kvpolicy.observation.rotary import Rotary
 from kvpolicy.pipeline.pipeline import Pipeline
 from kvpolicy.pipeline.title import Title
@@ -64,6 +65,8 @@ class Session:
     rotary_positions: RotaryPositions | None = attrs.field()
     """None where no part of the policy computes with rotary positions."""
     together: Together = attrs.field()
+    second_pass: SecondPass | None = attrs.field()
+    """None where no prompt is repeated."""
     weights: JoinedWeights = attrs.field(factory=JoinedWeights)
     needs_output_weight: bool = attrs.field(init=False)
     """Whether the policy cannot do without the weight of the output projection."""
@@ -80,6 +83,10 @@ class Session:
     def _nobody_waits(self) -> Together:
         return Together(self.policy, self.num_layers)
 
+    @second_pass.default
+    def _if_the_scorer_asks(self) -> SecondPass | None:
+        return SecondPass.of(self.policy)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """Return a session of the same policy and model, for a copy of the cache."""
         self.guard.settle()
@@ -92,6 +99,7 @@ class Session:
             spans=None if self.spans is None else self.spans.copied(),
             rotary_positions=RotaryPositions.of(self.policy, self.rotaries),
             together=Together(self.policy, self.num_layers),
+            second_pass=SecondPass.of(self.policy),
         )
         twin.guard.failure = self.guard.failure
         return twin
@@ -113,6 +121,8 @@ class Session:
     def clear(self) -> None:
         """Forget the conversation; what never changes stays."""
         self.together.clear()
+        if self.second_pass is not None:
+            self.second_pass.clear()
         self.drafts.end = None
         self.others.forget()
         if self.spans is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from kvpolicy.observation.fold import Reduce
 from kvpolicy.observation.note import Notes
 from kvpolicy.observation.observation import Observation
+from kvpolicy.observation.repetition import Repeated, Repetition
 
 
 @runtime_checkable
@@ -66,6 +67,23 @@ class NotingScorer(RunningScorer, Protocol):
         None stands for notes that are not known. The first `sinks` and the last `recent` rows are
         kept whatever their scores.
         """
+        ...
+
+
+@runtime_checkable
+class RepeatingScorer(RunningScorer, Protocol):
+    """A scorer that has the model read each prompt a second time, before anything is evicted.
+
+    What it learns of a chunk becomes the running state of the chunk's positions.
+    """
+
+    @property
+    def repetition(self) -> Repetition:
+        """How prompts are repeated."""
+        ...
+
+    def repeated(self, repeated: Repeated) -> Float[Tensor, "B H C *rest"]:
+        """Return the state of the C positions of a chunk, from the tokens that repeat it."""
         ...
 
 

@@ -9,6 +9,7 @@ from kvpolicy.errors import InvalidValueError
 from kvpolicy.observation.observation import Observation
 from kvpolicy.pipeline.capabilities import biases_rows, is_uneven
 from kvpolicy.pipeline.pipeline import Pipeline
+from kvpolicy.pipeline.repetition import repetition_of
 from kvpolicy.stages.compaction import GatherCompactor
 
 _LAYERS = 4
@@ -17,6 +18,11 @@ _LAYERS = 4
 
 def check_policy(policy: Pipeline) -> None:
     """Raise InvalidValueError, with the reason, for a policy that vLLM cannot run exactly."""
+    if repetition_of(policy) is not None:
+        raise InvalidValueError(
+            f"{policy.titles['scorer']} has the model repeat its prompts, and vLLM reads each "
+            "once. Use the scorer 'snapkv'."
+        )
     if policy.every is not None:
         raise InvalidValueError(
             f"every={policy.every} evicts while decoding. In vLLM a policy evicts when a prompt "

@@ -14,6 +14,7 @@ from kvpolicy.vllm.policies import check_policy
         ("pyramidkv", {}, "layers different numbers of positions.*uniform"),
         ("snapkv", {"budget": kvpolicy.within(0.1)}, "an error target .* share the blocks"),
         ("layerdefensivekv", {}, "allocator 'layerdefensivekv'.*different numbers of positions"),
+        ("kvzip", {"allocator": "uniform"}, "scorer 'kvzip'.*vLLM reads each once.*Use the scorer"),
         ("lookm", {"every": None}, "compactor 'lookm'.*changes keys or values"),
     ],
 )

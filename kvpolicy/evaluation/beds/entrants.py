@@ -71,6 +71,8 @@ ENTRANTS: Mapping[str, Entrant] = {
     "dapq, spread": _recipe("dapq", content="spread"),
     "dapq, recent 32": _protecting("dapq", 32),
     "snapkv, recent 0": _protecting("snapkv", 0),
+    "kvzip, recent 0": _protecting("kvzip", 0),
+    "kvzip, recent 32": _protecting("kvzip", 32),
     "replay, whole model": _whole_model,
     "snapkv, momentkv": _compacted("snapkv", "momentkv"),
     "adakv, momentkv": _compacted("adakv", "momentkv"),

@@ -30,6 +30,9 @@ from kvpolicy.huggingface.model.architectures import DROPS_QUERIES, EXPANSION
 from kvpolicy.huggingface.model.config import decoder_config
 from kvpolicy.huggingface.model.rotary_positions import note_when_compiled, noted_positions
 from kvpolicy.huggingface.model.shared_layers import keeping_outputs, keeping_queries
+from kvpolicy.huggingface.repetition.fit import Repeating
+from kvpolicy.huggingface.repetition.reading import reading_twice
+from kvpolicy.huggingface.repetition.residual import noting_residual
 
 _lock = threading.RLock()
 _open: weakref.WeakKeyDictionary[Any, Attachment] = weakref.WeakKeyDictionary()
@@ -103,6 +106,7 @@ def is_open(cache: object) -> bool:
 
 
 _INPUTS, _GENERATE = partial(checked_inputs, is_open), partial(checked_generate, is_open)
+_TWICE = partial(reading_twice, is_open)
 _QUERIES, _OUTPUTS = partial(keeping_queries, is_open), partial(keeping_outputs, is_open)
 
 
@@ -111,12 +115,14 @@ def attachment(
     rotaries: Sequence[nn.Module] = (),
     expanding: Sequence[nn.Module] = (),
     *,
+    repeating: Repeating | None = None,
     compiled: bool = True,
 ) -> Attachment:
     """Return where a model's attention can be observed; nothing is changed yet.
 
     The positions that `rotaries` are called with are noted too, with `compiled` in compiled
-    forwards as well. `expanding` are modules that make keys and values of latents.
+    forwards as well. `expanding` are modules that make keys and values of latents. `repeating` are
+    those that a second pass over a prompt needs.
     """
     config = decoder_config(model)
     attention = [(point, observed) for point in attention_points(model.modules(), config)]
@@ -141,8 +147,16 @@ def attachment(
     points: tuple[tuple[Point, Wrap], ...] = (
         *(*attention, *masks, *generation),
         *(*positions, *queries, *expansions),
+        *(() if repeating is None else _second_pass(repeating)),
     )
     return Attachment(config, name, points, tuple(rotaries) if compiled else ())
+
+
+def _second_pass(repeating: Repeating) -> list[tuple[Point, Wrap]]:
+    """Return where prompts are read twice, and where the residual stream is observed meanwhile."""
+    layers = dict.fromkeys(map(type, repeating.layers))
+    noted_layers = [(method_point(each, "forward"), noting_residual) for each in layers]
+    return [(method_point(type(repeating.decoder), "forward"), _TWICE), *noted_layers]
 
 
 def restore(model: Any) -> None:

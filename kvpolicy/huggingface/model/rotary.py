@@ -90,7 +90,7 @@ def _rotary_of(model: PreTrainedModel, config: PreTrainedConfig, layer: int) -> 
     modules = list(model.modules())
     tables = [each for each in modules if type(each).__name__.endswith(ROTARY_EMBEDDING)]
     attentions = [each for each in decoder_attentions(model) if each.layer_idx == layer]
-    if _varies(getattr(config, "rope_parameters", None)) or len(attentions) != 1:
+    if has_varying_rotary(config) or len(attentions) != 1:
         return None
     for module in tables:
         for layout in ({}, {"interleaved": True}, {"interleaved": True, "spread": True}):
@@ -98,6 +98,11 @@ def _rotary_of(model: PreTrainedModel, config: PreTrainedConfig, layer: int) -> 
             if _explains(rotary, attentions[0], config):
                 return rotary
     return None
+
+
+def has_varying_rotary(config: PreTrainedConfig) -> bool:
+    """Whether the tables of some layer depend on the length of what was read."""
+    return _varies(getattr(config, "rope_parameters", None))
 
 
 def _varies(parameters: Any) -> bool:

@@ -1,0 +1,1 @@
+"""A second pass: the model repeats a prompt before its layers evict."""
