@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import attrs
 
-if TYPE_CHECKING:
-    from kvpolicy.huggingface.layer import PolicyLayer
 
-
-def taking_back(layer: PolicyLayer) -> Callable[[], None]:
-    """Return a function that makes a layer what it is now, as long as nothing was evicted.
+def taking_back(layer: Any) -> Callable[[], None]:
+    """Return a function that makes a PolicyLayer what it is now, as long as nothing was evicted.
 
     It keeps the present rows alive, so it is let go before anything is evicted.
     """
     memory, seen, contents = layer.memory, layer.seen, layer.memory.contents
     schedule = attrs.evolve(layer.schedule)
     if contents is None:
-        slots, state, ragged, before = None, None, None, []
+        slots, state, ragged = None, None, None
+        before: list[Any] = []
     else:
         # No list or tensor of slots is written to: each change makes new ones.
         slots, state, ragged = copy.copy(contents.slots), contents.state, contents.ragged
