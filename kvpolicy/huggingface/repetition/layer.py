@@ -123,7 +123,7 @@ class RepeatingCall:
     def attend(
         self, call: Call, query: Float[Tensor, "B H Q D"], mask: Any, logits: Logits
     ) -> Float[Tensor, "B Q H Dv"] | None:
-        """Attend to uneven heads and a remainder; None leaves it to the model's own attention function."""
+        """Attend to uneven heads and a remainder; None leaves it to the model's own function."""
         contents, keys = self._own()
         if contents.is_plain:
             return None
