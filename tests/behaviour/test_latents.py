@@ -11,7 +11,7 @@ from kvpolicy.exactness.usages import BITWISE, USAGES, small_policy, tokens
 from kvpolicy.stages.compaction import GatherCompactor
 
 TYPES = ("deepseek_v2", "deepseek_v3", "minicpm3")
-APART = ("adakv", "defensivekv", "layerdefensivekv")
+APART = ("adakv", "defensivekv", "kvzip", "kvzipplus", "layerdefensivekv")
 CHANGING = ("cam", "lookm", "momentkv", "think")
 ROTATING = (
     "streamingllm",

@@ -36,6 +36,8 @@ REFUSED = (
     "expectedattention",
     "capkv",
     "dapq",
+    "kvzip",
+    "kvzipplus",
     "replay",
     "rkv",
     "triattention",

@@ -31,6 +31,8 @@ MODELS = {
 }
 UNEVEN_SHARE = "N=1"
 TURNS = (60, 1, 1, 11, 1)
+REFUSED = ("kvzip", "kvzipplus")
+"""Recipes that have the model repeat its prompts, which several processes are not asked for."""
 
 
 @attrs.frozen
@@ -50,6 +52,7 @@ def policies():
     found = {
         recipe.name: ("N=4", small_policy(recipe.name), even)
         for recipe in kvpolicy.installed("recipe")
+        if recipe.name not in REFUSED
     }
     chosen = {
         "restkv": {},
