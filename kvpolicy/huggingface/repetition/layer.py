@@ -127,7 +127,7 @@ class RepeatingCall:
         contents, keys = self._own()
         if contents.is_plain:
             return None
-        call.refuse_what_is_not_computed(has_remainder=contents.remainder is not None)
+        call.refuse_what_is_not_computed(contents.biased)
         return attend_uneven(query, contents, keys, logits)
 
     def observe(self, module: nn.Module, query: Float[Tensor, "B H Q D"], logits: Logits) -> None:
