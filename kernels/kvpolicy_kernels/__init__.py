@@ -31,6 +31,7 @@ from kvpolicy_kernels.largest_error import LargestError, largest_error
 from kvpolicy_kernels.leave_one_out_error import leave_one_out_error
 from kvpolicy_kernels.merged_rows import merged_rows
 from kvpolicy_kernels.nearest_keys import NearestKeys, nearest_keys
+from kvpolicy_kernels.output_change import output_change
 from kvpolicy_kernels.partition_deviations import deviation, partition_deviations
 from kvpolicy_kernels.pool_scores import pool_scores
 from kvpolicy_kernels.projected_norms import projected_norms
@@ -79,6 +80,7 @@ __all__ = [
     "merged_rows",
     "nearest_keys",
     "odds",
+    "output_change",
     "partition_deviations",
     "pool_scores",
     "projected_norms",

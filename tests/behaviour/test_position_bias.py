@@ -38,6 +38,7 @@ REFUSED = (
     "dapq",
     "kvzip",
     "kvzipplus",
+    "obcache",
     "replay",
     "rkv",
     "triattention",
