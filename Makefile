@@ -6,6 +6,7 @@ STRETCHES ?= 2
 PROMPTS ?= 4
 SAMPLES ?= 16
 BATCH ?= 20
+COMMA := ,
 TEXTS ?= 4
 BUDGETS ?= 64,128
 KINDS ?= prose
@@ -21,7 +22,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist gpu-rehearsal smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks tuned bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
+.PHONY: help demo test check lint dist gpu-rehearsal smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks needle-claims tuned bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +108,16 @@ needle-tasks: $(READY) ## All recipes on the needle model's other tasks: docs/re
 	    --task needles $$(test $$place = inside || echo --task needle_shared) --option num_samples=200 --limit $(SAMPLES) \
 	    --batch $(BATCH) --question $$place --baseline snapkv --output $(RESULTS)/needle-tasks.jsonl > /dev/null || exit 1; done
 	@$(BIN)/kvpolicy report $(RESULTS)/needle-tasks.jsonl --baseline snapkv --markdown $(RESULTS)/needle-tasks.md
+
+# ReST-KV without one of its parts, and SnapKV with its smoother.
+VARIANTS := $(subst $(eval) ,$(COMMA),$(sort $(wildcard examples/policies/*.json)))
+
+needle-claims: $(READY) ## What each part of ReST-KV is worth on the needle model: docs/results/needle-claims.md (minutes; SAMPLES=200: half an hour).
+	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --budgets 64,128,256 \
+	    --recipes restkv,snapkv,$(VARIANTS) --task needles $$(test $$place = inside || echo --task needle_shared) \
+	    --option num_samples=200 --limit $(SAMPLES) --batch $(BATCH) --question $$place --baseline restkv \
+	    --output $(RESULTS)/needle-claims.jsonl > /dev/null || exit 1; done
+	@$(BIN)/kvpolicy report $(RESULTS)/needle-claims.jsonl --baseline restkv --markdown $(RESULTS)/needle-claims.md
 
 tuned: $(READY) ## What `kvpolicy tune` finds for the needle model's prompts: docs/results/tuned.md (minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.tuning > $(RESULTS)/tuned.md
