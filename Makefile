@@ -22,7 +22,7 @@ READY := .venv/.ready
 OLDEST := .venv-oldest/bin
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test check lint dist gpu-rehearsal smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks needle-claims tuned bench deep ray quantizers exactness faults fidelity within replays real-replays endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
+.PHONY: help demo test check lint dist gpu-rehearsal smoke smoke-plugins pyright docs site oldest newest needle-model needle-beds bed-single bed-redundant bed-chained needle-results needle-tasks needle-claims tuned bench deep ray quantizers exactness faults fidelity within replays real-replays real-beds endurance prompt-memory kvpress eviction-memory real-model real-perplexity real-needles real-domains vllm vllm-tables clean
 
 help: ## Show what there is to make.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,18 +84,17 @@ needle-model: $(READY) ## Train the small model of the demo anew, and measure it
 needle-beds: $(READY) ## Train the two other needle models anew: facts told three times, facts to combine (twenty minutes).
 	@for variant in redundant chained; do OMP_WAIT_POLICY=PASSIVE $(BIN)/python examples/needle-model/train.py --variant $$variant || exit 1; done
 
-bed-single: $(READY) ## Some methods at equal budgets on the needle model that ships: docs/results/bed-single.md (minutes).
-	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --prompts 8 --answers \
-	    --entrants "oracle;oracle_single;random;restkv;snapkv;rkv;layerdefensivekv;replay;replay, snapkv asked;forward;forward, width 1;forward, width 5;forward, no hop" \
+bed-single: $(READY) ## All methods at equal budgets on the needle model that ships: docs/results/bed-single.md (minutes).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --prompts 8 --budgets 32,64,128,256 --entrants all --answers \
 	    > $(RESULTS)/bed-single.md
 
 bed-redundant: $(READY) ## All methods at equal budgets on a model whose facts are told three times: docs/results/bed-redundant.md (minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model examples/needle-model/redundant --prompts 8 \
-	    --entrants all --answers > $(RESULTS)/bed-redundant.md
+	    --budgets 32,64,128,256 --entrants all --answers > $(RESULTS)/bed-redundant.md
 
 bed-chained: $(READY) ## The same on a model whose facts must be combined: docs/results/bed-chained.md (minutes).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model examples/needle-model/chained --prompts 8 \
-	    --entrants all --answers > $(RESULTS)/bed-chained.md
+	    --budgets 32,64,128,256 --entrants all --answers > $(RESULTS)/bed-chained.md
 
 needle-results: $(READY) ## All recipes on the needle model: docs/results/needle.md (minutes; SAMPLES=200: a quarter of an hour).
 	@for place in inside outside; do OMP_WAIT_POLICY=PASSIVE $(BIN)/kvpolicy eval --model needle --recipes all --budgets 64,128,256 \
@@ -199,6 +198,10 @@ replays: $(READY) ## What replayed queries are worth, question visible and hidde
 real-replays: real-model ## The same for SmolLM2 and prose: docs/results/smollm2-replay.md (half an hour).
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model smollm2 --bed prose --prompts 4 --budgets 64,128 \
 	    --entrants "oracle;restkv;snapkv;replay;replay, snapkv asked" > $(RESULTS)/smollm2-replay.md
+
+real-beds: real-model ## Seven recipes at equal budgets on SmolLM2, prose and code of 2,048 tokens: docs/results/smollm2-beds.md (half an hour).
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m kvpolicy.evaluation.beds --model smollm2 --prompts 4 --length 2048 --budgets 64,128,256,512 \
+	    --entrants "restkv;snapkv;replay;expectedattention;layerdefensivekv;random;streamingllm" > $(RESULTS)/smollm2-beds.md
 
 endurance: $(READY) ## Decode 10,000 tokens with recipes that evict at each, and watch the memory.
 	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.endurance

@@ -6,6 +6,7 @@ import pytest
 import typer
 
 from kvpolicy.evaluation.beds.__main__ import main
+from kvpolicy.evaluation.beds.prompts import needle_beds
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "needle-model"
 
@@ -27,6 +28,19 @@ def test_answers_are_counted_and_what_is_held_is_said_if_asked(capsys):
     assert "--entrants=restkv;tova' --answers\n" in printed
     assert "right answers are needle, visible: 100%" in printed
     assert "holds 100.0% to 100.0% of its budget" in printed
+
+
+def test_the_length_of_stretches_is_part_of_the_command(capsys, monkeypatch):
+    asked = []
+
+    def stretches(model, prompts, length):
+        asked.append(length)
+        return needle_beds(prompts)
+
+    monkeypatch.setattr("kvpolicy.evaluation.beds.__main__.beds", stretches)
+    main(model="smollm2", entrants="restkv", budgets="64", prompts=2, length=2048)
+    assert asked == [2048]
+    assert "--model=smollm2 --prompts=2 --budgets=64 --length=2048 " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("variant", ["redundant", "chained"])

@@ -29,6 +29,9 @@ from kvpolicy.evaluation.beds.measurement import Measured, measured
 from kvpolicy.evaluation.beds.prompts import beds
 from kvpolicy.evaluation.beds.table import note, table
 
+LENGTH = 512
+"""The tokens of a stretch, unless another number is given."""
+
 
 def main(
     model: Annotated[
@@ -41,7 +44,7 @@ def main(
     prompts: Annotated[int, typer.Option(min=2, help="Prompts of each bed.")] = 16,
     length: Annotated[
         int, typer.Option(min=64, help="Tokens of a stretch, for another model.")
-    ] = 512,
+    ] = LENGTH,
     only: Annotated[str | None, typer.Option("--bed", help="Only this bed, as prose.")] = None,
     answers: Annotated[
         bool, typer.Option("--answers", help="Count right answers, for a needle model.")
@@ -63,7 +66,14 @@ def main(
                 if as_json:
                     typer.echo(json.dumps(attrs.asdict(rows[-1])))
     if not as_json:
-        given = {"model": model, "bed": only, "prompts": prompts, "budgets": budgets}
+        given: dict[str, object] = {
+            "model": model,
+            "bed": only,
+            "prompts": prompts,
+            "budgets": budgets,
+        }
+        if length != LENGTH:
+            given["length"] = length
         if entrants != ";".join(FEW):
             given["entrants"] = entrants
         options = shlex.join(
