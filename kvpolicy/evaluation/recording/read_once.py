@@ -37,6 +37,7 @@ class ReadOnce:
 
     It holds the queries, keys and values of that prompt. Layers that are not plain attention over
     all tokens are read by the model for each cache: windows, linear states, shared or latent keys.
+    So are the prompts of policies that have the model read them a second time.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -137,6 +138,7 @@ def _takes(cache: Cache) -> bool:
         and all(len(readers) == 1 for readers in session.readers)
         and not session.is_latent
         and session.bias_extent is None
+        and session.second_pass is None
     )
 
 

@@ -29,7 +29,7 @@ def forwards(monkeypatch):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("recipe", ["restkv", "streamingllm", "h2o", "lava", "replay"])
+@pytest.mark.parametrize("recipe", ["restkv", "streamingllm", "h2o", "lava", "replay", "kvzip"])
 def test_a_cache_goes_on_as_if_the_model_had_read(ids, recipe, attention):
     model = tiny_model()
     model.set_attn_implementation(attention)

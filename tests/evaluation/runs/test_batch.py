@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import attrs
 import pytest
 
@@ -29,7 +31,11 @@ def rows(grid):
 
 def test_rows_are_those_of_each_prompt_alone(make, question):
     recipes = {"recipes": RECIPES, "budgets": (40,), "question": question}
-    assert rows(make(**recipes, batch=3)) == rows(make(**recipes))
+    together = make(**recipes, batch=3).run(Results())
+    assert [attrs.evolve(row, **DIFFER) for row in together] == rows(make(**recipes))
+    # None was read alone because reading together failed.
+    sizes = [row.together for row in together if not row.failed]
+    assert Counter(sizes) == {3: 3 * len(sizes) // 4, 1: len(sizes) // 4}
 
 
 def test_a_row_says_how_many_were_read_together_and_takes_its_share(make):
