@@ -52,7 +52,9 @@ class Repetition:
         return found
 
     def _rows(self, ids: tuple[int, ...], text: Int[Tensor, "B P"]) -> Int[Tensor, "B T"]:
-        return text.new_tensor(ids, dtype=text.dtype).expand(len(text), -1)
+        if not ids:
+            return text[:, :0]
+        return torch.tensor(ids, dtype=text.dtype, device=text.device).expand(len(text), -1)
 
 
 @attrs.frozen(kw_only=True, eq=False)

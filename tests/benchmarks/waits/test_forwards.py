@@ -67,8 +67,12 @@ A token of adakv takes 4, and 5 now and then; it is not known why.
 """
 
 
+REPEATING = {"kvzip", "kvzipplus"}
+"""Their prompts are read twice: what is counted would be the model's own operations, too."""
+
+
 def test_every_recipe_has_a_bound_within_the_targets():
-    assert set(BOUNDS) == set(recipes())
+    assert set(BOUNDS) == set(recipes()) - REPEATING
     for (of_prompt, _), (of_token, _) in BOUNDS.values():
         assert of_prompt <= 60
         assert of_token <= 30
