@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import torch
 
+from kvpolicy.errors import KvpolicyError
 from kvpolicy.evaluation.beds.answers import Answered, answered
 from kvpolicy.evaluation.beds.bed import Bed
 from kvpolicy.evaluation.beds.entrants import ENTRANTS
@@ -15,7 +16,8 @@ from kvpolicy.evaluation.measures.reconstruction import token_errors
 class Measured:
     """The errors of one policy on the prompts of a bed.
 
-    `answers` are those of each portion of the prompts, if they were asked for.
+    `answers` are those of each portion of the prompts, if they were asked for. Without errors,
+    `refusal` says why there is no policy of this budget.
     """
 
     bed: str
@@ -23,6 +25,7 @@ class Measured:
     budget: int
     errors: tuple[float, ...]
     answers: tuple[Answered, ...] = ()
+    refusal: str | None = None
 
 
 @torch.no_grad()
@@ -32,7 +35,10 @@ def measured(bed: Bed, name: str, budget: int, *, answers: bool = False) -> Meas
     With `answers`, raises KvpolicyError if the policy holds more positions than its budget.
     """
     row = Measured(bed=bed.name, name=name, budget=budget, errors=())
-    policies = [ENTRANTS[name](each, budget) for each in bed.recordings]
+    try:
+        policies = [ENTRANTS[name](each, budget) for each in bed.recordings]
+    except KvpolicyError as error:
+        return attrs.evolve(row, refusal=str(error))
     asked = list(zip(policies, bed.recordings, bed.readers, strict=True))
     if answers:
         found = tuple(answered(policy, each, reader, bed.answer) for policy, each, reader in asked)

@@ -33,7 +33,7 @@ def table(
         mine = [row for row in rows if row.bed == bed]
         budgets = sorted({row.budget for row in mine})
         lines += [
-            f"## {bed} ({len(mine[0].errors)} prompts)",
+            f"## {bed} ({max(len(row.errors) for row in mine)} prompts)",
             "",
             f"| policy | {' | '.join(f'{budget} positions' for budget in budgets)} |",
             f"|---|{'---|' * len(budgets)}",
@@ -41,16 +41,20 @@ def table(
         for name in dict.fromkeys(row.name for row in mine):
             cells = [_cell(mine, name, budget) for budget in budgets]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
+        refused = [row for row in mine if row.refusal is not None]
+        lines += ["", *(f"{row.name} at {row.budget}: {row.refusal}" for row in refused)]
+        lines += [""] * bool(refused)
     return "\n".join(lines).rstrip()
 
 
 def _cell(rows: Sequence[Measured], name: str, budget: int) -> str:
     found = {row.name: row for row in rows if row.budget == budget}
     mine = found[name]
+    if mine.refusal is not None:
+        return "refused"
     error = Estimate.mean(mine.errors)
     told = [f"{error.value:.3f} ± {error.error:.3f}"]
-    if name != BASE and BASE in found:
+    if name != BASE and BASE in found and found[BASE].refusal is None:
         pairs = zip(mine.errors, found[BASE].errors, strict=True)
         difference = Estimate.mean([one - base for one, base in pairs])
         told.append(f"{difference.value:+.3f} ± {difference.error:.3f}")

@@ -39,3 +39,11 @@ def test_right_answers_stand_behind_the_errors():
     assert text.startswith("# Policies of equal budget on the needle model\n")
     assert "\nA note.\n" in text
     assert "| restkv | 0.375 ± 0.125; 50% |" in text
+
+
+def test_a_refused_budget_is_a_cell_and_says_why():
+    why = attrs.evolve(row("momentkv"), refusal="budget 64 is smaller than 65.")
+    text = table([row("restkv", 0.5, 0.25), why, row("snapkv", 0.5, 0.5)])
+    assert "| momentkv | refused |" in text
+    assert "| snapkv | 0.500 ± 0.000; +0.125 ± 0.125 |" in text
+    assert text.endswith("\n\nmomentkv at 64: budget 64 is smaller than 65.")
