@@ -67,14 +67,14 @@ class Evicting:
 
     def _evict(self, keys: AttendedKeys, shown: Shown, *, in_place: bool) -> bool:
         """Evict at once, or when all layers have been ranked; return whether rows have gone."""
-        policy, contents = self.session.policy, self._own()
+        policy, contents, spare = self.session.policy, self._own(), self.session.spare
         if self.fits:
             return False
         if policy.model_allocator is not None:
             groups = ranked(policy, contents, keys, shown)
             self.session.together.add(self.layer, Waiting(groups, self._keep))
             return False
-        return self._hold(evict(policy, contents, keys, shown, in_place=in_place))
+        return self._hold(evict(policy, contents, keys, shown, spare, in_place=in_place))
 
     def _keep(self, groups: Sequence[Ranked], budgets: Sequence[Budgets]) -> None:
         """Keep this layer's share of the model's budget."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from kvpolicy.cache.eviction.spans import BatchSpans
+from kvpolicy.cache.eviction.spare import Spare
 from kvpolicy.cache.eviction.together import Together
 from kvpolicy.cache.storage.protocol import AnyStorage
 from kvpolicy.huggingface.attention.mask_memo import MaskMemo
@@ -67,6 +68,7 @@ class Session:
     together: Together = attrs.field()
     second_pass: SecondPass | None = attrs.field()
     """None where no prompt is repeated."""
+    spare: Spare = attrs.field(factory=Spare)
     weights: JoinedWeights = attrs.field(factory=JoinedWeights)
     needs_output_weight: bool = attrs.field(init=False)
     """Whether the policy cannot do without the weight of the output projection."""
@@ -100,6 +102,7 @@ class Session:
             rotary_positions=RotaryPositions.of(self.policy, self.rotaries),
             together=Together(self.policy, self.num_layers),
             second_pass=SecondPass.of(self.policy),
+            spare=Spare(),
         )
         twin.guard.failure = self.guard.failure
         return twin
@@ -108,6 +111,7 @@ class Session:
         """Begin a forward through these layers. Raises what `Guard.check` raises."""
         self.guard.check(patient=patient)
         self.masks.begin()
+        self.spare.begin()
         self.others.note(layers)
 
     def failed(self, error: BaseException, *, unchanged: bool) -> None:
@@ -123,6 +127,7 @@ class Session:
         self.together.clear()
         if self.second_pass is not None:
             self.second_pass.clear()
+        self.spare.begin()
         self.drafts.end = None
         self.others.forget()
         if self.spans is not None:

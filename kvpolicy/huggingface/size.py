@@ -152,6 +152,8 @@ def cache_size(
     waits = policy is not None and policy.model_allocator is not None
     # Other allocators may give earlier layers more than later ones, up to all that is kept.
     evenly = policy is None or isinstance(policy.allocator, UniformAllocator)
+    if policy is not None and policy.sequential_allocator is not None:
+        evenly = len({each.row_nbytes for each in shape.layers}) == 1
     peaks = [
         (sum(kept[:at]) if evenly else sum(kept)) + full + _state_nbytes(each, policy, tokens)
         for at, (each, full) in enumerate(zip(shape.layers, whole, strict=True))

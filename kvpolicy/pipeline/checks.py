@@ -116,6 +116,19 @@ def checked_budgets(title: Title, budgets: Any, scores: Tensor, held: Held) -> T
     return _within(title, budgets.cpu(), scores, held)
 
 
+def check_total(title: Title, counts: Tensor, budget: int, spare: Tensor) -> None:
+    """Refuse counts of a layer above its budget and what the layers before have left, by row."""
+    most = spare + budget * counts.shape[1]
+    for row, (kept, bound) in enumerate(zip(counts.sum(1).tolist(), most.tolist(), strict=True)):
+        if kept > bound:
+            refuse(
+                title,
+                f"counts that sum up to {kept} for row {row}",
+                f"at most {bound}: {budget} for each of {counts.shape[1]} heads, and "
+                f"{int(spare[row])} that earlier layers have left",
+            )
+
+
 def _check_counts(title: Title, budgets: Any, scores: Tensor) -> None:
     expected = tuple(scores.shape[:2])
     if not isinstance(budgets, Tensor) or budgets.dtype not in COUNTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +15,11 @@ from kvpolicy.observation.fold import Fold
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, natural, natural_or_share, one_of
 from kvpolicy.pipeline import combination
+from kvpolicy.pipeline.allocating import Allocating
 from kvpolicy.pipeline.capabilities import keeps_remainder
 from kvpolicy.pipeline.checks import (
     at_work,
-    checked_budgets,
     checked_fold,
-    checked_layer_budgets,
     checked_scores,
     checked_state,
     doubt_numbers,
@@ -33,7 +31,7 @@ from kvpolicy.pipeline.selections import checked_selection
 from kvpolicy.pipeline.targets import needs_of_all
 from kvpolicy.pipeline.title import Titles, title_of
 from kvpolicy.stages import grouping
-from kvpolicy.stages.allocation import Allocator, ModelAllocator
+from kvpolicy.stages.allocation import Allocator
 from kvpolicy.stages.compaction import Compactor
 from kvpolicy.stages.grouping import Group, GroupOrder, LayerGroup, order_of
 from kvpolicy.stages.scoring import NotingScorer, RunningScorer, Scorer, with_state
@@ -42,7 +40,7 @@ from kvpolicy.stages.smoothing import MeanSmoother, Smoother, fold_of
 
 
 @attrs.frozen(kw_only=True)
-class Pipeline(Counting, Compacting):
+class Pipeline(Counting, Allocating, Compacting):
     """Five parts and their settings. It knows neither plugins nor models.
 
     Every method runs one stage and checks what the part returned. Its errors name the part and its
@@ -107,11 +105,6 @@ class Pipeline(Counting, Compacting):
         """The scorer if it takes notes, which neither a smoother nor turns change; else None."""
         is_plain = type(self.smoother) is MeanSmoother and not self.per_turn
         return self.scorer if is_plain and isinstance(self.scorer, NotingScorer) else None
-
-    @cached_property
-    def model_allocator(self) -> ModelAllocator | None:
-        """The allocator if it compares layers, else None."""
-        return self.allocator if isinstance(self.allocator, ModelAllocator) else None
 
     @cached_property
     def remainder_rows(self) -> int:
@@ -181,34 +174,6 @@ class Pipeline(Counting, Compacting):
         with at_work(self.titles["scorer"], observation):
             state = self.running_scorer.accumulate(observation)
         return checked_state(self.titles["scorer"], state, observation)
-
-    def allocate(
-        self,
-        scores: Float[Tensor, "B N S"],
-        observation: Observation,
-        held: Sequence[int] | None = None,
-    ) -> Int[Tensor, "B N"]:
-        """Return how many positions each head of one layer keeps, on the CPU.
-
-        `held` are the positions that each head holds; None if all hold S.
-        """
-        with at_work(self.titles["allocator"], scores, observation):
-            budgets = self.allocator.allocate(scores, observation, observation.budget)
-        return checked_budgets(self.titles["allocator"], budgets, scores, held or scores.shape[2:])
-
-    def allocate_layers(
-        self,
-        scores: Sequence[Float[Tensor, "B N _"]],
-        observations: Sequence[Observation],
-        held: Sequence[Sequence[int]],
-    ) -> list[Int[Tensor, "B N"]]:
-        """Return how many positions each head of every layer keeps, on the CPU."""
-        if self.model_allocator is None:
-            return [self.allocate(*each) for each in zip(scores, observations, held, strict=True)]
-        with at_work(self.titles["allocator"], *scores, *observations):
-            allocate, budget = self.model_allocator.allocate_layers, observations[0].budget
-            budgets = allocate(scores, observations, budget)
-        return checked_layer_budgets(self.titles["allocator"], budgets, scores, held)
 
     def choose(self, scores: Float[Tensor, "B N S"], budgets: Int[Tensor, "B N"]) -> Selection:
         """Select as many positions for each head as its budget says."""

@@ -58,6 +58,30 @@ class ModelAllocator(Allocator, Protocol):
         ...
 
 
+@runtime_checkable
+class SequentialAllocator(Allocator, Protocol):
+    """An allocator that goes layer by layer: a layer may keep what those before it have left.
+
+    Every layer is evicted as soon as it is scored, so no full cache is held. `allocate` serves a
+    layer before which nothing was left.
+    """
+
+    def allocate_next(
+        self,
+        scores: Float[Tensor, "B N S"],
+        observation: Observation,
+        budget: int,
+        spare: Int[Tensor, " B"],
+    ) -> Int[Tensor, "B N"]:
+        """Return the counts of the next layer of a forward.
+
+        `spare` is on the CPU. It says for each sequence how many positions, summed over heads, the
+        layers before this one could have kept and did not. The counts of a sequence sum up to at
+        most N * `budget` + `spare`, so over the layers so far they average at most `budget`.
+        """
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class UniformAllocator:
     """Gives every layer and head the same budget."""

@@ -44,7 +44,8 @@ def check_policy(policy: Pipeline) -> None:
             f"{allocator} gives the heads of a layer different numbers of positions, but heads "
             "share the blocks of vLLM. Use the allocator 'uniform'."
         )
-    if policy.model_allocator is not None or not _is_uniform(policy):
+    across = policy.model_allocator or policy.sequential_allocator
+    if across is not None or not _is_uniform(policy):
         raise InvalidValueError(
             f"{allocator} gives layers different numbers of positions, but all layers share the "
             "block table of vLLM. Use the allocator 'uniform'."

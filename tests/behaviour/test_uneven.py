@@ -41,6 +41,18 @@ class AcrossLayers(Uneven):
         ]
 
 
+@attrs.frozen
+class InTurn(Uneven):
+    """Gives a layer half, and the next one what that has left."""
+
+    def allocate_next(self, scores, observation, budget, spare):
+        heads, length = scores.shape[1:]
+        own = budget if observation.layer % 2 else budget // 2
+        counts = (own + spare // heads).clamp(8, length)[:, None].repeat(1, heads)
+        taken = (counts[:, :1] - 8).minimum(length - counts[:, -1:])
+        return torch.cat([counts[:, :1] - taken, counts[:, 1:-1], counts[:, -1:] + taken], 1)
+
+
 OF_ANY_POLICY = sorted(set(USAGES) - OF_PLAIN_DATA)
 
 
@@ -69,8 +81,17 @@ def test_every_usage_is_exact_with_uneven_heads(family, usage):
         {"budget": 0.4},
         {"allocator": AcrossLayers()},
         {"allocator": AcrossLayers(), "every": 2, "budget": 0.4},
+        {"allocator": InTurn()},
+        {"allocator": InTurn(), "every": 2, "budget": 0.4},
     ],
-    ids=["every=3", "share", "whole model", "whole model, every=2, share"],
+    ids=[
+        "every=3",
+        "share",
+        "whole model",
+        "whole model, every=2, share",
+        "layer by layer",
+        "layer by layer, every=2, share",
+    ],
 )
 def test_every_usage_is_exact_under_uneven_policies(settings, usage):
     model = tiny_model("llama", attn_implementation="eager")

@@ -78,6 +78,11 @@ def test_a_policy_that_is_applied_serves_drafts():
     assert applied.reports[0].layers[0].held < 60
 
 
+def test_an_allocator_that_goes_layer_by_layer_serves_drafts():
+    policy = small_policy("snapkv", allocator={"name": "carried", "level": 0.1})
+    assert_as_greedy(MODEL, policy, prompt_lookup_num_tokens=3)
+
+
 def test_a_layer_evicts_between_the_prompt_and_the_drafts():
     cache, held = small_policy("snapkv").cache(MODEL), []
     hook = MODEL.model.layers[1].register_forward_pre_hook(

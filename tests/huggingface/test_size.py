@@ -111,6 +111,8 @@ def test_one_layer_at_a_time_is_whole_while_the_prompt_is_read(shape):
     assert size.reading == size.nbytes // 2 + size.full // 2
     together = cache_size(shape, kvpolicy.recipe("layerdefensivekv", budget=64), TOKENS)
     assert together.reading == together.full
+    in_turn = cache_size(shape, kvpolicy.recipe("snapkv", allocator="carried", budget=64), TOKENS)
+    assert in_turn.reading == size.reading
 
 
 def test_a_prompt_without_tokens_is_refused(shape):
@@ -135,10 +137,12 @@ def test_a_model_that_cannot_be_served_is_refused():
         ("h2o", 0.9),  # the newest layer has no running state yet
         ("pyramidkv", 0.9),  # a bound for all allocators
         ("adakv", 0.8),
+        (("snapkv", {"allocator": "carried"}), 0.8),
     ],
 )
 def test_no_more_is_held_while_a_prompt_is_read(recipe, least, model, shape, prompt, monkeypatch):
-    policy, measured = kvpolicy.recipe(recipe, budget=64), []
+    name, options = recipe if isinstance(recipe, tuple) else (recipe, {})
+    policy, measured = kvpolicy.recipe(name, budget=64, **options), []
     with policy.cache(model) as cache:
         own = cache.update
 

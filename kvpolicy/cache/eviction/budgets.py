@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from kvpolicy.cache.eviction.ranked import Ranked
+from kvpolicy.cache.eviction.spare import Spare
 from kvpolicy.errors import InvalidComponentError
 from kvpolicy.observation.shard import Shard
 from kvpolicy.pipeline.pipeline import Pipeline
@@ -17,8 +18,11 @@ Budgets = Int[Tensor, "_ _"] | None
 """Positions that each head keeps, on the CPU; None keeps all."""
 
 
-def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
-    """Let the policy share out one layer's budget among its heads, or keep to an error target."""
+def budgets_of(pipeline: Pipeline, ranked: Ranked, spare: Spare) -> Budgets:
+    """Let the policy share out one layer's budget among its heads, or keep to an error target.
+
+    `spare` is told what the layer leaves, if the policy's allocator goes layer by layer.
+    """
     scores = ranked.scores_of_layer
     if scores is None:
         return None
@@ -27,7 +31,12 @@ def budgets_of(pipeline: Pipeline, ranked: Ranked) -> Budgets:
     shown = ranked.observation
     if not shown.budget:  # all of it is reserved
         return torch.full(scores.shape[:2], ranked.reserved, dtype=torch.long, device="cpu")
-    budgets = pipeline.allocate(scores, shown, ranked.shared_out)
+    if pipeline.sequential_allocator is None:
+        budgets = pipeline.allocate(scores, shown, ranked.shared_out)
+    else:
+        left = spare.of(ranked.rows)
+        budgets = pipeline.allocate(scores, shown, ranked.shared_out, left)
+        spare.leave(ranked.rows, budgets, shown.budget)
     if ranked.reserved:
         budgets = budgets + ranked.reserved
     return _agreed(pipeline, budgets, ranked.shard)

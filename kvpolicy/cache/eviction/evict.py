@@ -13,6 +13,7 @@ from kvpolicy.cache.eviction.budgets import Budgets, budgets_of
 from kvpolicy.cache.eviction.protection import before_others
 from kvpolicy.cache.eviction.ranked import Ranked, ranked
 from kvpolicy.cache.eviction.shown import Shown
+from kvpolicy.cache.eviction.spare import Spare
 from kvpolicy.cache.eviction.views import View
 from kvpolicy.cache.memory.assembly import Piece, assembled, remainder_of
 from kvpolicy.cache.memory.contents import Contents
@@ -32,17 +33,20 @@ def evict(
     contents: Contents,
     keys: AttendedKeys,
     shown: Shown,
+    spare: Spare | None = None,
     *,
     in_place: bool = False,
 ) -> Contents | None:
     """Return what a layer keeps; None if it keeps all.
 
+    `spare` is what earlier layers of the forward have left; None: this is the first layer.
     `in_place` allows rows to move within their memory: nothing else may need them as they are.
     Raises InvalidComponentError and ComponentFailedError as the stages of a pipeline do; then the
     layer still holds all it held.
     """
     groups = ranked(pipeline, contents, keys, shown)
-    budgets = [budgets_of(pipeline, each) for each in groups]
+    spare = Spare() if spare is None else spare
+    budgets = [budgets_of(pipeline, each, spare) for each in groups]
     return kept(pipeline, contents, groups, budgets, in_place=in_place)
 
 

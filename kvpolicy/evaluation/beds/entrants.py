@@ -49,6 +49,10 @@ def _whole_model(future: Recording, budget: int) -> Policy:
     return recipe("replay", allocator="layerdefensivekv", budget=budget)
 
 
+def _carried(future: Recording, budget: int) -> Policy:
+    return recipe("replay", allocator="carried", budget=budget)
+
+
 FEW: Mapping[str, Entrant] = {
     "oracle": _oracle("oracle"),
     BASE: _recipe(BASE),
@@ -74,6 +78,7 @@ ENTRANTS: Mapping[str, Entrant] = {
     "kvzip, recent 0": _protecting("kvzip", 0),
     "kvzip, recent 32": _protecting("kvzip", 32),
     "replay, whole model": _whole_model,
+    "replay, carried": _carried,
     "snapkv, momentkv": _compacted("snapkv", "momentkv"),
     "adakv, momentkv": _compacted("adakv", "momentkv"),
     "replay, momentkv": _compacted("replay", "momentkv"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvpolicy.observation.observation import Observation
-from kvpolicy.stages.allocation import Allocator, ModelAllocator
+from kvpolicy.stages.allocation import Allocator, ModelAllocator, SequentialAllocator
 from kvpolicy.testing.promises.inputs import unchanged
 from kvpolicy.testing.promises.promise import Draw, promise
 from kvpolicy.testing.strategies import observations, scores
@@ -69,8 +69,55 @@ def allocates_for_a_sequence_as_if_alone(allocator: Allocator, draw: Draw) -> No
 def leaves_its_inputs_alone(allocator: Allocator, draw: Draw) -> None:
     """Allocating writes to none of the tensors that it is shown."""
     observation, scored, budget = _layer(draw)
-    with unchanged(scored, observation):
+    spare = _spare(draw, scored)
+    with unchanged(scored, observation, spare):
         allocator.allocate(scored, observation, budget)
+        if isinstance(allocator, SequentialAllocator):
+            allocator.allocate_next(scored, observation, budget, spare)
+
+
+@promise("allocator")
+def keeps_at_every_layer_to_what_is_there_so_far(allocator: Allocator, draw: Draw) -> None:
+    """One that goes layer by layer never keeps more than the budget of the layers so far."""
+    if not isinstance(allocator, SequentialAllocator):
+        return
+    observation, scored, budget = _layer(draw)
+    shown = [attrs.evolve(observation, layer=each, num_layers=4) for each in range(4)]
+    factors = [draw(st.sampled_from([0.01, 0.1, 1.0, 9.0])) for _ in shown]
+    layers = [scored.roll(at, -1) * factor for at, factor in enumerate(factors)]
+    kept = torch.zeros(len(scored), dtype=torch.long)
+    for number, counts in enumerate(_in_turn(allocator, layers, shown, budget), 1):
+        assert int(counts.min()) >= 0, f"{int(counts.min())} positions"
+        assert int(counts.max()) <= observation.length, f"{counts.tolist()} positions"
+        kept = kept + counts.sum(1)
+        most = number * counts.shape[1] * budget
+        assert (kept <= most).all(), f"{kept.tolist()} in {number} layers that may keep {most}"
+
+
+@promise("allocator")
+def takes_nothing_away_when_more_is_left(allocator: Allocator, draw: Draw) -> None:
+    """The more earlier layers have left, the more positions a head gets, or as many."""
+    if not isinstance(allocator, SequentialAllocator):
+        return
+    observation, scored, budget = _layer(draw)
+    spare = _spare(draw, scored)
+    counts = allocator.allocate_next(scored, observation, budget, spare)
+    larger = spare + draw(st.integers(1, 64))
+    more = allocator.allocate_next(scored, observation, budget, larger)
+    said = f"{more.tolist()} if {larger.tolist()} are left, {counts.tolist()} if {spare.tolist()}"
+    assert (more >= counts).all(), said
+
+
+@promise("allocator")
+def allocates_a_layer_as_if_nothing_was_left(allocator: Allocator, draw: Draw) -> None:
+    """For one that goes layer by layer, `allocate` is the first layer of a forward."""
+    if not isinstance(allocator, SequentialAllocator):
+        return
+    observation, scored, budget = _layer(draw)
+    none = torch.zeros(len(scored), dtype=torch.long)
+    first = allocator.allocate_next(scored, observation, budget, none).tolist()
+    alone = allocator.allocate(scored, observation, budget).tolist()
+    assert alone == first, f"{alone} alone, {first} as the first layer"
 
 
 def _of_layers(
@@ -78,7 +125,31 @@ def _of_layers(
 ) -> Sequence[Tensor]:
     if isinstance(allocator, ModelAllocator):
         return allocator.allocate_layers(scored, shown, budget)
+    if isinstance(allocator, SequentialAllocator):
+        return _in_turn(allocator, scored, shown, budget)
     return [allocator.allocate(*each, budget) for each in zip(scored, shown, strict=True)]
+
+
+def _in_turn(
+    allocator: SequentialAllocator,
+    scored: Sequence[Tensor],
+    shown: Sequence[Observation],
+    budget: int,
+) -> Sequence[Tensor]:
+    """Allocate layer by layer, as a cache does."""
+    found, spare = [], torch.zeros(len(scored[0]), dtype=torch.long)
+    for each, observation in zip(scored, shown, strict=True):
+        # The part has a copy, so that what it writes is not carried on.
+        counts = allocator.allocate_next(each, observation, budget, spare.clone()).cpu()
+        found.append(counts)
+        spare = spare + budget * counts.shape[1] - counts.sum(1)
+    return found
+
+
+def _spare(draw: Draw, scored: Tensor) -> Tensor:
+    """Draw what earlier layers have left, for each row."""
+    rows = [draw(st.integers(0, 2 * scored[0].numel())) for _ in scored]
+    return torch.tensor(rows, dtype=torch.long)
 
 
 def _layer(draw: Draw) -> tuple[Observation, Tensor, int]:
