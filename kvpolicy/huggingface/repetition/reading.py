@@ -81,7 +81,7 @@ def _behind(
 ) -> Int[Tensor, "B 1"]:
     """Return the rotary position behind the last token of each row."""
     if places is None:
-        return torch.full((batch, 1), seen, device=device)
+        return torch.full((batch, 1), seen, dtype=torch.long, device=device)
     return (places[:, -1:] + 1).expand(batch, 1)
 
 
