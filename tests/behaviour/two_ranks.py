@@ -94,6 +94,11 @@ def policies():
             telling(small_policy("layerdefensivekv"), spans=SPANS, divider="fair"),
             unequal,
         ),
+        "layer by layer": (
+            "N=4",
+            small_policy("restkv", allocator={"name": "carried", "level": 0.2}, every=3),
+            unequal,
+        ),
         "heads in every process": ("phi3", small_policy("restkv", allocator="adakv"), unequal),
     }
     return found
