@@ -35,7 +35,7 @@ class PseudoQueryScorer(AskingScorer):
     >>> from kvpolicy.testing import observation
     >>> layer = observation(positions=9, window=4)
     >>> scorer = PseudoQueryScorer(tokens=4)
-    >>> scorer.score(layer, lambda rows: rows.mean(-2)).sum(-1)
+    >>> scorer.score(layer, lambda rows: rows.mean(-2)).sum(-1).round(decimals=4)
     tensor([[1., 1., 1., 1.]])
     """
 

@@ -35,9 +35,10 @@ def rotate_half(
 def angle_between(old: Tables, new: Tables) -> Tables:
     """Return the cosines and sines of the angles from `old` to `new`.
 
-    >>> half = torch.tensor([0.5])
-    >>> angle_between((half.cos(), half.sin()), (half.cos(), half.sin()))
-    (tensor([1.]), tensor([0.]))
+    >>> old, new = torch.tensor([0.5]), torch.tensor([2.0])
+    >>> cos, sin = angle_between((old.cos(), old.sin()), (new.cos(), new.sin()))
+    >>> torch.atan2(sin, cos)
+    tensor([1.5000])
     """
     (old_cos, old_sin), (new_cos, new_sin) = old, new
     cosines = (new_cos * old_cos).addcmul_(new_sin, old_sin)

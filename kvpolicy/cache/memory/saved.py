@@ -16,6 +16,6 @@ def saved_fields(kind: type[attrs.AttrsInstance]) -> tuple[attrs.Attribute[Any],
 
     >>> from kvpolicy.cache.memory.contents import Contents
     >>> [field.name for field in saved_fields(Contents)]
-    ['keys', 'values', 'slots', 'state', 'ragged']
+    ['keys', 'values', 'slots', 'state', 'ragged', 'remainder']
     """
     return tuple(field for field in attrs.fields(kind) if "kvpolicy_saved" in field.metadata)

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.waits.__main__ import recipes
 from benchmarks.waits.lengths import GROWTH, LENGTHS, eviction
 
-WAITS = {"adakv": 1, "defensivekv": 1, "layerdefensivekv": 1, "lava": 1}
+WAITS = {"adakv": 1, "defensivekv": 1, "kvzip": 1, "kvzipplus": 1, "layerdefensivekv": 1, "lava": 1}
 
 MOST = 60
 MORE = {"lava": 78, "rkv": 66}

@@ -55,7 +55,7 @@ def test_padding_of_uneven_heads_is_not_held():
     policy = kvpolicy.recipe("layerdefensivekv", budget=40)
     with policy.cache(bed.model) as cache:
         bed.model(bed.recordings[0].prompt, **handed(cache, to=bed.model))
-        slots = fmean(float(layer.mean_held) for layer in cache.policy_layers)
+        slots = fmean(float(layer.held) for layer in cache.policy_layers)
     assert slots > 41
     assert answered(policy, bed.recordings[0], bed.readers[0], 3).held == pytest.approx(40)
 
