@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.alone import query_alone
 from kvpolicy.observation.fold import Reduce, Weights, weights_of
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import count, one_of
@@ -69,14 +70,8 @@ class OutputChangeScorer:
         one = torch.ones(1, dtype=torch.float32, device=observation.queries.device)
         rows = []
         for query in range(observation.window):
-            unseen = 0 if observation.ahead else observation.window - query - 1
-            seen = observation.length - unseen
-            alone = attrs.evolve(
-                observation,
-                queries=observation.queries[:, :, query : query + 1],
-                keys=observation.keys[:, :, :seen],
-                values=observation.values[:, :, :seen],
-                positions=observation.positions[:, :, :seen],
+            alone = query_alone(observation, query)
+            rows.append(
+                F.pad(self._sum_of_changes(alone, one), (0, observation.length - alone.length))
             )
-            rows.append(F.pad(self._sum_of_changes(alone, one), (0, unseen)))
         return torch.stack(rows, dim=2)

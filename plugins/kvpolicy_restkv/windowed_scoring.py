@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kvpolicy.observation.alone import query_alone
 from kvpolicy.observation.fold import Reduce, Weights, weights_of
 from kvpolicy.observation.observation import Observation
 from kvpolicy.options import boolean, count, one_of
@@ -87,16 +88,8 @@ class WindowedReconstructionScorer:
         """Return the error of each query, for a `reduce` that is no weighted sum."""
         rows = []
         for query in range(observation.window):
-            unseen = 0 if observation.ahead else observation.window - query - 1
-            seen = observation.length - unseen
-            alone = attrs.evolve(
-                observation,
-                queries=observation.queries[:, :, query : query + 1],
-                keys=observation.keys[:, :, :seen],
-                values=observation.values[:, :, :seen],
-                positions=observation.positions[:, :, :seen],
-            )
+            alone = query_alone(observation, query)
             one = torch.ones(1, dtype=torch.float32, device="cpu")
             errors = self._sum_of_errors(alone, one, factors)
-            rows.append(F.pad(errors, (0, observation.length - seen)))
+            rows.append(F.pad(errors, (0, observation.length - alone.length)))
         return torch.stack(rows, dim=2)
