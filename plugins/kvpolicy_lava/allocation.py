@@ -55,24 +55,25 @@ class EntropyAllocator:
         """Return each layer's counts. Over all layers and heads they average at most `budget`."""
         # All layers at once: a GPU is given as few operations as for one.
         together = _stacked(scores)
-        protected = together.isposinf().sum(-1).clamp_max(budget)
+        is_protected = together.isposinf()
+        protected = is_protected.sum(-1).clamp_max(budget)
         weights = _entropies(together)
         # Where all scores of each layer are on one position, layers share evenly.
-        weights = torch.where(weights.sum(1, keepdim=True) > LEAST, weights, 1.0)
+        weights = weights.masked_fill(weights.sum(1, keepdim=True) <= LEAST, 1.0)
         shares = weights / weights.sum(1, keepdim=True)
         free = (budget - protected).sum((1, 2))
         of_layers = (shares * free[:, None] + 1e-9).floor().long()
-        counts = self._of_heads(together, of_layers) + protected
-        return [at_most_held(*each) for each in zip(counts.unbind(1), scores, strict=True)]
+        free_scores = together.masked_fill(is_protected, -torch.inf)
+        counts = self._of_heads(free_scores, of_layers) + protected
+        held = at_most_held(counts.flatten(0, 1), together.flatten(0, 1)).view_as(counts)
+        return [each.to(own.device) for each, own in zip(held.unbind(1), scores, strict=True)]
 
     def _of_heads(
         self, scores: Float[Tensor, "B L N S"], free: Int[Tensor, "B L"]
     ) -> Int[Tensor, "B L N"]:
         """Share each layer's `free` positions among its heads, beside those that are protected."""
         heads = scores.shape[2]
-        ranked = (
-            scores.masked_fill(scores.isposinf(), -torch.inf).sort(dim=-1, descending=True).values
-        )
+        ranked = scores.sort(dim=-1, descending=True).values
         # Of equal scores, those that rank higher in their own head come first.
         best = ranked.transpose(2, 3).flatten(2).sort(dim=-1, descending=True, stable=True).indices
         is_chosen = torch.arange(best.shape[-1], device=best.device) < free[..., None]
@@ -84,15 +85,19 @@ class EntropyAllocator:
 
 def _stacked(scores: Sequence[Float[Tensor, "B N _"]]) -> Float[Tensor, "B L N S"]:
     """Stack the scores of all layers; -inf beyond what a layer holds."""
-    longest = max(each.shape[-1] for each in scores)
-    padded = [F.pad(each, (0, longest - each.shape[-1]), value=-torch.inf) for each in scores]
-    return torch.stack([each.to(scores[0].device) for each in padded], 1)
+    longest, device = max(each.shape[-1] for each in scores), scores[0].device
+    missing = [longest - each.shape[-1] for each in scores]
+    padded = [
+        F.pad(each, (0, more), value=-torch.inf) if more else each
+        for each, more in zip(scores, missing, strict=True)
+    ]
+    return torch.stack([each.to(device) for each in padded], 1)
 
 
 def _entropies(scores: Float[Tensor, "B L N S"]) -> Float64[Tensor, "B L"]:
     """Return the entropy of each layer's scores, divided by the logarithm of their number."""
-    is_free = scores.isfinite()
-    weights = scores.where(is_free, 0).clamp_min_(0).flatten(2)
+    is_free = scores.abs() < torch.inf
+    weights = scores.nan_to_num(posinf=0, neginf=0).clamp_min_(0).flatten(2)
     shares = weights / weights.sum(-1, keepdim=True, dtype=torch.float64).clamp_min_(LEAST)
     most = is_free.sum((2, 3)).double().log_().clamp_min_(LEAST)
     entropies: Tensor = torch.special.entr(shares).sum(-1) / most

@@ -41,8 +41,8 @@ class LargestValueScorer:
         attention = observation.folded_attention(reduce)
         past = observation.length - observation.window
         largest = _largest(observation.values[:, :, : past or None])
-        groups = attention.shape[1] // largest.shape[1]
-        return attention * largest.repeat_interleave(groups, 1)[..., None]
+        by_group = attention.unflatten(1, (largest.shape[1], -1))
+        return (by_group * largest[:, :, None, None]).flatten(1, 2)
 
 
 def _largest(values: Float[Tensor, "B N S Dv"]) -> Float32[Tensor, "B N"]:
@@ -52,7 +52,7 @@ def _largest(values: Float[Tensor, "B N S Dv"]) -> Float32[Tensor, "B N"]:
     rows = values.shape[2] if on_gpu else rows_per_block(values[:, :, 0].numel(), values.device)
     blocks = spans(0, values.shape[2], rows)
     sizes = [_sizes(values[:, :, block]).amax(-1) for block in blocks]
-    return torch.stack(sizes).amax(0)
+    return sizes[0] if len(sizes) == 1 else torch.stack(sizes).amax(0)
 
 
 def _sizes(values: Float[Tensor, "B N s Dv"]) -> Float32[Tensor, "B N s"]:
